@@ -1,0 +1,61 @@
+"""The errors a user can cause or must act on; each knows its exit code.
+
+A message has at most three lines: what went wrong, where, and what to do next. Any other exception is
+our bug (exit code 1) and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class ExitCode(enum.IntEnum):
+    """Exit codes of the ``compactor`` command; documented in ``docs/cli.md``."""
+
+    OK = 0
+    INTERNAL = 1
+    USAGE = 2
+    MODEL = 3
+    VERIFICATION = 4
+    IO = 5
+    INTERRUPTED = 130
+
+
+class CompactorError(Exception):
+    """A failure with a cause the user can see and mend.
+
+    Args:
+        what: What went wrong, one line.
+        where: The file, tensor or layer it concerns, one line.
+        todo: What to do next, one line.
+    """
+
+    exit_code = ExitCode.INTERNAL
+
+    def __init__(self, what: str, *, where: str | None = None, todo: str | None = None) -> None:
+        self.what, self.where, self.todo = what, where, todo
+        super().__init__("\n".join(line for line in (what, where, todo) if line))
+
+
+class UsageError(CompactorError):
+    """The arguments contradict each other or the model (exit code 2)."""
+
+    exit_code = ExitCode.USAGE
+
+
+class ModelDirectoryError(CompactorError):
+    """The model directory is damaged, unsafe or not supported (exit code 3)."""
+
+    exit_code = ExitCode.MODEL
+
+
+class VerificationError(CompactorError):
+    """The compact model's numbers differ from the masked checkpoint's (exit code 4)."""
+
+    exit_code = ExitCode.VERIFICATION
+
+
+class OutputError(CompactorError):
+    """The output could not be written: it exists, or the disk is full (exit code 5)."""
+
+    exit_code = ExitCode.IO
