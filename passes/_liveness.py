@@ -1,0 +1,95 @@
+"""Which channels, heads and neurons can change the output: the dead-structure algebra on arrays.
+
+One attention head, with row vectors x (query side) and z (key and value side), its scale s, and softmax over keys:
+
+    y(x) = sum over keys j of  softmax_j( s (x Wq + bq) . (z_j Wk + bk) ) (z_j Wv + bv) Wo  +  bo
+
+* ``bk`` shifts a whole row of logits, which softmax ignores. So a K channel whose column of ``Wk`` is zero never
+  matters; neither does a Q channel that is identically zero (its column of ``Wq`` *and* its ``bq``).
+* softmax sums to one, so ``bv Wo`` is a constant of the output: a V channel whose column of ``Wv`` is zero is a
+  constant, and one whose row of ``Wo`` is zero is never read.
+* a head without a live V channel is dead. A head without a live Q.K channel is *not*: it is the (masked) mean of V.
+
+Symbols: D model width, H heads, d head width, N feed-forward width; weights are (in, out).
+The graph passes and ``compactor inspect`` share these functions, so a dry run and an export cannot disagree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.generic]
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadLiveness:
+    """What is alive in one attention block.
+
+    Attributes:
+        qk: ``(H, d)`` bool, the query/key channels that can change the logits.
+        v: ``(H, dv)`` bool, the value channels that can change the output other than by a constant.
+    """
+
+    qk: NDArray[np.bool_]
+    v: NDArray[np.bool_]
+
+    @property
+    def heads(self) -> NDArray[np.bool_]:
+        """``(H,)`` bool: heads that stay."""
+        return self.v.any(axis=1)
+
+    @property
+    def uniform(self) -> NDArray[np.bool_]:
+        """``(H,)`` bool: live heads without a live Q.K channel, which average V over the visible keys."""
+        return self.heads & ~self.qk.any(axis=1)
+
+    @property
+    def qk_width(self) -> int:
+        """The Q.K width the layer needs: the widest live head's."""
+        return int(self.qk[self.heads].sum(axis=1).max(initial=0))
+
+    @property
+    def v_width(self) -> int:
+        """The V width the layer needs: the widest live head's."""
+        return int(self.v[self.heads].sum(axis=1).max(initial=0))
+
+
+def head_liveness(
+    query: Array, query_bias: Array | None, key: Array, value: Array, output: Array, *, heads: int
+) -> HeadLiveness:
+    """Find the live channels of an attention block.
+
+    Args:
+        query: ``(D, H*d)`` weight of the query projection.
+        query_bias: ``(H*d,)`` bias of the query projection, if it has one.
+        key: ``(D, H*d)`` weight of the key projection; its bias never matters.
+        value: ``(D, H*dv)`` weight of the value projection.
+        output: ``(H*dv, D)`` weight of the output projection.
+        heads: H.
+    """
+    query_live = query.any(axis=0)
+    if query_bias is not None:
+        query_live = query_live | (query_bias != 0)
+    return HeadLiveness(
+        qk=(query_live & key.any(axis=0)).reshape(heads, -1),
+        v=(value.any(axis=0) & output.any(axis=1)).reshape(heads, -1),
+    )
+
+
+def neuron_liveness(inputs: list[Array], output: Array) -> NDArray[np.bool_]:
+    """Find the live neurons of a feed-forward block.
+
+    Args:
+        inputs: ``(D, N)`` weights of the projections into the activation (two for a gated block).
+        output: ``(N, D)`` weight of the projection out of it.
+
+    Returns:
+        ``(N,)`` bool. A neuron is dead when nothing reads it, or when every input column is zero, which makes it
+        the constant of its biases. (The graph pass finds more in gated blocks, where one exact zero is enough.)
+    """
+    read = output.any(axis=1)
+    driven = np.any([weight.any(axis=0) for weight in inputs], axis=0)
+    return np.asarray(read & driven)
