@@ -1,0 +1,74 @@
+# Every target does its own set-up; nothing is installed outside .venv and .venv-transformers4.
+# Set-up is repeated only when pyproject.toml or the constraints change: their hash names the stamp file.
+
+PYTHON ?= python3
+# Two test processes for two cores; each runs its kernels on one thread, so they do not fight over the cores.
+WORKERS ?= 2
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+
+SOURCES := compactor passes runtime benchmarks examples tests
+hash = $(shell cat pyproject.toml $(1) | sha256sum | cut -c1-16)
+MAIN := .venv/setup-$(call hash,constraints.txt)
+BENCH := .venv/bench-$(call hash,constraints.txt)
+TRANSFORMERS4 := .venv-transformers4/setup-$(call hash,constraints-transformers4.txt)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-transformers4 lint types fix wheel bench clean
+
+help: ## print the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(MAIN) ## install the project, its tests and its linters into .venv
+
+demo: $(MAIN) ## export the bundled checkpoint; show what went, its accuracy and its latency
+	.venv/bin/python examples/demo.py
+
+test: $(MAIN) ## run the tests with transformers 5
+	$(TEST_ENV) .venv/bin/python -m pytest -n $(WORKERS)
+
+test-transformers4: $(TRANSFORMERS4) ## run the export and consumer tests with transformers 4.57, optimum and sentence-transformers
+	$(TEST_ENV) .venv-transformers4/bin/python -m pytest -n $(WORKERS) tests/compactor tests/consumers
+
+lint: $(MAIN) ## check style and formatting
+	.venv/bin/ruff check $(SOURCES)
+	.venv/bin/ruff format --check $(SOURCES)
+
+fix: $(MAIN) ## format the code and mend what the linter can
+	.venv/bin/ruff check --fix $(SOURCES)
+	.venv/bin/ruff format $(SOURCES)
+
+types: $(MAIN) build/types/compactor ## check types, strictly
+	.venv/bin/mypy
+
+wheel: $(MAIN) ## build the wheel into dist/
+	rm -rf build/lib build/bdist.* dist
+	.venv/bin/python -m build --wheel
+
+bench: $(BENCH) ## measure paper-sized models against the stock recipe and OpenVINO (minutes)
+	.venv/bin/python -m benchmarks.paper_shapes
+
+clean: ## remove the environments and everything built
+	rm -rf .venv .venv-transformers4 build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-out
+
+$(MAIN): | .venv/bin/python
+	.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(BENCH): $(MAIN)
+	.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	touch $@
+
+$(TRANSFORMERS4): | .venv-transformers4/bin/python
+	.venv-transformers4/bin/python -m pip install --quiet -c constraints-transformers4.txt -e '.[test,optimum]'
+	touch $@
+
+.venv/bin/python .venv-transformers4/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "compactor needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(@D:/bin=)
+
+# The package as the wheel lays it out, in links: compactor/ with passes/ and runtime/ inside.
+# Made anew each time, because a module may have come or gone.
+.PHONY: build/types/compactor
+build/types/compactor:
+	rm -rf build/types && mkdir -p $@
+	ln -s $(CURDIR)/compactor/* $(CURDIR)/passes $(CURDIR)/runtime $@/
