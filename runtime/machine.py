@@ -1,0 +1,227 @@
+"""What this machine offers a graph: instructions, cores, the container's CPU quota, memory.
+
+Everything is read from files under ``root`` with the standard library alone; what cannot be read, on macOS or
+Windows for instance, is ``None``, which always means *unknown* and never *absent*.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# Instruction sets that decide which matrix kernels ONNX Runtime picks, as Linux spells them.
+RELEVANT_ISA = (
+    "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8",  # x86
+    "asimddp", "i8mm", "sve",  # ARM
+)  # fmt: skip
+
+_NO_MEMORY_LIMIT = 1 << 60  # cgroup v1 writes "no limit" as a huge page-aligned number
+
+
+@dataclasses.dataclass(frozen=True)
+class MachineInfo:
+    """One machine as this process sees it; ``None`` means unknown, for quota and limit also *none set*."""
+
+    os: str
+    kernel: str | None
+    architecture: str
+    cpu_model: str | None
+    isa: tuple[str, ...] | None
+    physical_cores: int | None
+    logical_cores: int | None
+    affinity_cores: int | None  # logical CPUs this process may run on
+    affinity_physical_cores: int | None  # physical cores behind those
+    cpu_quota: float | None  # CPUs' worth of time the container may use
+    memory_bytes: int | None
+    memory_limit_bytes: int | None  # the container's
+    virtualised: bool | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return dataclasses.asdict(self) | {"isa": None if self.isa is None else list(self.isa)}
+
+
+def describe_machine(root: Path = Path("/")) -> MachineInfo:
+    """Describe the machine whose ``/proc`` and ``/sys`` lie under ``root``."""
+    cpuinfo = _read_cpuinfo(root)
+    flags = _flags(cpuinfo)
+    affinity = _affinity()
+    core_of = _physical_core_of_each_cpu(root, cpuinfo)
+    physical = len(set(core_of.values())) or None
+    return MachineInfo(
+        os=platform.system(),
+        kernel=platform.release() or None,
+        architecture=platform.machine(),
+        cpu_model=_cpu_model(cpuinfo),
+        isa=None if flags is None else tuple(name for name in RELEVANT_ISA if name in flags),
+        physical_cores=physical,
+        logical_cores=os.cpu_count(),
+        affinity_cores=None if affinity is None else len(affinity),
+        affinity_physical_cores=_cores_within(affinity, core_of),
+        cpu_quota=_cpu_quota(root),
+        memory_bytes=_memory_bytes(root),
+        memory_limit_bytes=_memory_limit(root),
+        virtualised=_virtualised(root, flags),
+    )
+
+
+def describe_int8(machine: MachineInfo) -> str:
+    """Which int8 kernels will be fast on ``machine``, in one sentence."""
+    if machine.isa is None:
+        return "int8: the instruction set is unknown here, so measure before choosing int8."
+    isa = set(machine.isa)
+    if "amx_int8" in isa:
+        return "int8: fast, through AMX tile products (signed weights, dynamic activations)."
+    if isa & {"avx512_vnni", "avx_vnni"}:
+        return "int8: fast, through VNNI dot products (signed weights, dynamic activations)."
+    if "i8mm" in isa:
+        return "int8: fast, through the i8mm matrix instructions."
+    if "asimddp" in isa:
+        return "int8: fast, through dot-product instructions (no i8mm, which would be faster still)."
+    if "avx2" in isa:
+        return "int8: modest, as AVX2 has no VNNI dot products; its 16-bit sums can saturate, so check the accuracy."
+    return "int8: slow, as this CPU has no 8-bit dot products; prefer fp32."
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+def _read_int(path: Path) -> int | None:
+    try:
+        return int(_read(path) or "")
+    except ValueError:
+        return None
+
+
+# CPU model, instruction set, cores
+
+
+def _read_cpuinfo(root: Path) -> list[dict[str, str]]:
+    """The records of ``/proc/cpuinfo`` that describe a processor, one dictionary each."""
+    records = []
+    for block in (_read(root / "proc/cpuinfo") or "").split("\n\n"):
+        pairs = (line.partition(":") for line in block.splitlines())
+        record = {key.strip(): value.strip() for key, separator, value in pairs if separator}
+        if record:
+            records.append(record)
+    return records
+
+
+def _flags(cpuinfo: list[dict[str, str]]) -> set[str] | None:
+    """Instruction sets that every processor has: x86 says ``flags``, ARM says ``Features``."""
+    listed = [record.get("flags", record.get("Features")) for record in cpuinfo]
+    found = [set(line.split()) for line in listed if line is not None]
+    return set.intersection(*found) if found else None
+
+
+def _cpu_model(cpuinfo: list[dict[str, str]]) -> str | None:
+    for key in ("model name", "Hardware", "Model"):
+        for record in cpuinfo:
+            if record.get(key):
+                return record[key]
+    return platform.processor() or None
+
+
+def _affinity() -> set[int] | None:
+    if hasattr(os, "sched_getaffinity"):
+        return set(os.sched_getaffinity(0))
+    return None
+
+
+def _physical_core_of_each_cpu(root: Path, cpuinfo: list[dict[str, str]]) -> dict[int, str]:
+    """A name for the physical core behind each logical CPU; empty when unknown."""
+    topology = {}
+    for cpu in (root / "sys/devices/system/cpu").glob("cpu[0-9]*"):
+        siblings = _read(cpu / "topology/thread_siblings_list")
+        if siblings is not None and cpu.name[3:].isdigit():
+            topology[int(cpu.name[3:])] = siblings.strip()
+    if topology:
+        return topology
+    return {
+        int(record["processor"]): f"{record.get('physical id', '0')}:{record['core id']}"
+        for record in cpuinfo
+        if record.get("processor", "").isdigit() and "core id" in record
+    }
+
+
+def _cores_within(affinity: set[int] | None, core_of: dict[int, str]) -> int | None:
+    if affinity is None or not affinity <= core_of.keys():
+        return None
+    return len({core_of[cpu] for cpu in affinity})
+
+
+def _memory_bytes(root: Path) -> int | None:
+    for line in (_read(root / "proc/meminfo") or "").splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _virtualised(root: Path, flags: set[str] | None) -> bool | None:
+    if flags is None:
+        return None
+    if "hypervisor" in flags or (root / "proc/device-tree/hypervisor").exists():
+        return True
+    # Only x86 guests carry the flag, so its absence says nothing on ARM.
+    return False if "fpu" in flags else None
+
+
+# Container limits. A limit may be set on any group between ours and the top; the tightest one holds.
+
+
+def _cpu_quota(root: Path) -> float | None:
+    quotas = []
+    for group in _control_groups(root, "cpu"):
+        quota, _, period = (_read(group / "cpu.max") or "max").strip().partition(" ")  # v2: "150000 100000"
+        if quota != "max":
+            quotas.append(int(quota) / int(period or 100_000))
+        limit, window = _read_int(group / "cpu.cfs_quota_us"), _read_int(group / "cpu.cfs_period_us")  # v1
+        if limit is not None and limit > 0 and window:
+            quotas.append(limit / window)
+    return min(quotas, default=None)
+
+
+def _memory_limit(root: Path) -> int | None:
+    limits = [
+        limit
+        for group in _control_groups(root, "memory")
+        for name in ("memory.max", "memory.limit_in_bytes")  # v2, v1
+        if (limit := _read_int(group / name)) is not None and limit < _NO_MEMORY_LIMIT
+    ]
+    return min(limits, default=None)
+
+
+def _control_groups(root: Path, controller: str) -> Iterator[Path]:
+    """Folders of the control groups this process is in, innermost first, for v2 and for v1 ``controller``."""
+    mounts = _control_group_mounts(root)
+    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        unified = not controllers
+        if not unified and controller not in controllers.split(","):
+            continue
+        for kind, options, mounted, mount_point in mounts:
+            if kind != ("cgroup2" if unified else "cgroup") or not (unified or controller in options):
+                continue
+            top = root / mount_point.lstrip("/")
+            inner = path.removeprefix(mounted.rstrip("/")).strip("/")  # a container may see only its own subtree
+            group = top.joinpath(*(part for part in inner.split("/") if part not in ("", "..")))
+            yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(top))
+
+
+def _control_group_mounts(root: Path) -> list[tuple[str, list[str], str, str]]:
+    """(file system, options, mounted subtree, mount point) of each control-group mount."""
+    mounts = []
+    for line in (_read(root / "proc/self/mountinfo") or "").splitlines():
+        place, _, source = line.partition(" - ")
+        fields, origin = place.split(), source.split()
+        if len(fields) > 4 and len(origin) > 2 and origin[0] in ("cgroup", "cgroup2"):
+            mounts.append((origin[0], origin[2].split(","), fields[3], fields[4]))
+    return mounts
