@@ -72,19 +72,19 @@ def describe_machine(root: Path = Path("/")) -> MachineInfo:
 def describe_int8(machine: MachineInfo) -> str:
     """Which int8 kernels will be fast on ``machine``, in one sentence."""
     if machine.isa is None:
-        return "int8: the instruction set is unknown here, so measure before choosing int8."
+        return "The instruction set is unknown here, so measure before choosing int8."
     isa = set(machine.isa)
     if "amx_int8" in isa:
-        return "int8: fast, through AMX tile products (signed weights, dynamic activations)."
+        return "Fast, through AMX tile products (signed weights, dynamic activations)."
     if isa & {"avx512_vnni", "avx_vnni"}:
-        return "int8: fast, through VNNI dot products (signed weights, dynamic activations)."
+        return "Fast, through VNNI dot products (signed weights, dynamic activations)."
     if "i8mm" in isa:
-        return "int8: fast, through the i8mm matrix instructions."
+        return "Fast, through the i8mm matrix instructions."
     if "asimddp" in isa:
-        return "int8: fast, through dot-product instructions (no i8mm, which would be faster still)."
-    if "avx2" in isa:
-        return "int8: modest, as AVX2 has no VNNI dot products; its 16-bit sums can saturate, so check the accuracy."
-    return "int8: slow, as this CPU has no 8-bit dot products; prefer fp32."
+        return "Fast, through dot-product instructions; i8mm, which is faster still, is missing."
+    if isa & {"avx2", "avx512f"}:
+        return "A modest gain: there are no VNNI dot products, and 16-bit sums can saturate, so check the accuracy."
+    return "Slow, as this CPU has no 8-bit dot products: prefer fp32."
 
 
 def _read(path: Path) -> str | None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import enum
 import importlib.metadata
+import sys
 from collections.abc import Sequence
 
 from .errors import ProviderUnavailableError
 
-GPU_HINT = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'compactor[gpu]'"
+# Uninstalled first because the two distributions fill the same folder: installing one over the other mixes them.
+GPU_HINT = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'"
 
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 
@@ -49,15 +52,26 @@ def installed_runtimes() -> dict[str, str]:
     return versions
 
 
+def count_cuda_devices() -> int:
+    """GPUs that the CUDA driver shows this process; 0 without a driver."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    started = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+    return count.value if started else 0
+
+
 def resolve_provider(name: str, *, available: Sequence[str] | None = None) -> Provider:
-    """The provider called ``name``, once it is known to be installed.
+    """The provider called ``name``, once it is known that it can run here.
 
     Args:
         name: ``"cpu"`` or ``"cuda"``.
         available: ONNX Runtime's names of what is installed; asks ONNX Runtime when omitted.
 
     Raises:
-        ProviderUnavailableError: There is no such provider, or this environment lacks it.
+        ProviderUnavailableError: There is no such provider, this environment lacks it, or there is no GPU for it.
     """
     try:
         provider = Provider(name)
@@ -75,5 +89,11 @@ def resolve_provider(name: str, *, available: Sequence[str] | None = None) -> Pr
             f"the '{name}' provider is not available: ONNX Runtime has {', '.join(available) or 'none'}",
             where=f"installed: {listed}{conflict}",
             todo=f"install ONNX Runtime for GPUs in place of the CPU one: {GPU_HINT}",
+        )
+    if provider is Provider.CUDA and not count_cuda_devices():
+        raise ProviderUnavailableError(
+            "the 'cuda' provider is installed, but there is no GPU that it could use",
+            where="the CUDA driver is missing or shows no device",
+            todo="check with nvidia-smi, and CUDA_VISIBLE_DEVICES; or use the 'cpu' provider",
         )
     return provider

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +78,13 @@ def open_with_options(model: str | Path | bytes, options: Any, *, provider: str 
     if not isinstance(model, bytes) and not Path(model).is_file():
         raise FileNotFoundError(f"there is no model file '{model}'")
     if chosen is Provider.CUDA:
-        onnxruntime.preload_dlls()  # finds the CUDA libraries of the nvidia-* wheels, which are on no search path
+        with contextlib.redirect_stdout(sys.stderr):  # it prints its complaints
+            onnxruntime.preload_dlls()  # finds the CUDA libraries of the nvidia-* wheels, which are on no search path
     session = onnxruntime.InferenceSession(
-        model if isinstance(model, bytes) else str(model), options, providers=list(chosen.chain)
+        model if isinstance(model, bytes) else str(model),
+        options,
+        providers=list(chosen.chain),
+        enable_fallback=0,  # on any error it would print to stdout and try again with the CPU provider alone
     )
     if session.get_providers()[0] != chosen.chain[0]:  # ONNX Runtime falls back to the CPU with a mere warning
         raise ProviderUnavailableError(

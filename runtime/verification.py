@@ -280,16 +280,17 @@ def _vectors(
     valid: NDArray[np.bool_] | None, reference: NDArray[Any], candidate: NDArray[Any], is_position_output: bool
 ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """Both outputs as float64 matrices of vectors along the last axis, without padded positions, in pieces."""
-    positional = valid is not None and reference.shape[:2] == valid.shape
-    if positional and is_position_output and reference.ndim == 2:
-        for real, expected, got in zip(valid, reference, candidate, strict=True):  # type: ignore[arg-type]
+    if valid is not None and reference.shape[:2] != valid.shape:
+        valid = None  # one vector an example, such as (B, labels)
+    if valid is not None and reference.ndim == 2 and is_position_output:
+        for real, expected, got in zip(valid, reference, candidate, strict=True):
             yield expected[None, real].astype(np.float64), got[None, real].astype(np.float64)
         return
     width = reference.shape[-1] if reference.ndim > 1 else 1
     expected, got = reference.reshape(-1, width), candidate.reshape(-1, width)
     rows = np.arange(len(expected))
-    if positional and reference.ndim > 2:
-        rows = np.flatnonzero(np.repeat(np.ravel(valid), math.prod(reference.shape[2:-1])))  # type: ignore[arg-type]
+    if valid is not None and reference.ndim > 2:
+        rows = np.flatnonzero(np.repeat(valid.ravel(), math.prod(reference.shape[2:-1])))
     step = max(1, _CHUNK_VALUES // width)
     for start in range(0, len(rows), step):
         piece = rows[start : start + step]
