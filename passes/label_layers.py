@@ -1,0 +1,49 @@
+"""Label the nodes of every sublayer with the place it has in the original model.
+
+Later passes narrow or delete blocks; the label (node metadata ``compactor.layer``) is how counts, refusals, the
+manifest and a profile by layer still speak of ``layers.3.attention``.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from compactor.passes._base import Applied, RewritePass, RewriteResult
+from compactor.passes._blocks import AttentionBlock, FeedForwardBlock, attention_blocks, feed_forward_blocks
+from compactor.passes._match import LAYER_KEY
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelLayersPass(RewritePass):
+    """Number attention blocks in graph order; a feed-forward block takes the number of the attention before it."""
+
+    name: ClassVar[str] = "label-layers"
+
+    def call(self, model: ir.Model) -> RewriteResult:
+        """Label the main graph."""
+        blocks: dict[ir.Node, AttentionBlock | FeedForwardBlock | None] = {}
+        for node, attention in attention_blocks(model.graph):
+            blocks[node] = attention if isinstance(attention, AttentionBlock) else None
+        for block in feed_forward_blocks(model.graph):
+            blocks[block.output.matmul] = block
+        index = -1
+        taken: collections.Counter[str] = collections.Counter()
+        applied = []
+        for node in model.graph:
+            if node not in blocks:
+                continue
+            found = blocks[node]
+            index += node.op_type == "Attention"
+            kind = "attention" if node.op_type == "Attention" else "feed_forward"
+            label = f"layers.{max(index, 0)}.{kind}"
+            taken[label] += 1
+            if taken[label] > 1:
+                label += f"_{taken[label]}"
+            for member in found.nodes if found is not None else (node,):
+                member.metadata_props[LAYER_KEY] = label
+            applied.append(Applied(label, "labelled-nodes", len(found.nodes) if found is not None else 1))
+        return RewriteResult.of(model, applied)
