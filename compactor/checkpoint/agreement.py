@@ -1,0 +1,83 @@
+"""Compare the sizes a config states with the shapes of the weights, before anything is allocated for the model."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping
+
+from compactor.checkpoint.config import Sizes
+from compactor.checkpoint.naming import find_layers
+from compactor.checkpoint.pruned_heads import PrunedHeads
+from compactor.errors import ModelDirectoryError
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def check_agreement(sizes: Sizes, shapes: Shapes, pruned: PrunedHeads, where: str) -> None:
+    """Refuse a config that asks for a model of other sizes than the weights have.
+
+    Embedding tables, the number of layers, and every attention and feed-forward matrix with known names are checked;
+    a model without known names is left to its own class, which refuses weights that do not fit.
+
+    Args:
+        sizes: What the config states.
+        shapes: Shapes of the stored tensors.
+        pruned: Heads that are missing, by layer.
+        where: Path of the config, for messages.
+
+    Raises:
+        ModelDirectoryError: Naming the first tensor that disagrees.
+    """
+    for name, expected in _tables(sizes, shapes):
+        _check(name, shapes[name], expected, where)
+    layers = find_layers(shapes.keys())
+    stacks = collections.Counter(layer.stack for layer in layers)
+    for stack, count in stacks.items():
+        if sizes.layers is not None and count != sizes.layers:
+            raise ModelDirectoryError(
+                f"the config states {sizes.layers} layers, but the weights hold {count} under '{stack}'", where=where
+            )
+    for layer in layers:
+        if layer.attention:
+            width = _attention_width(sizes, pruned, layer.index)
+            for module in layer.attention.inputs:
+                _check(f"{module}.weight", shapes[f"{module}.weight"], (width, sizes.hidden), where)
+            output = f"{layer.attention.output}.weight"
+            _check(output, shapes[output], (sizes.hidden, width), where)
+        if layer.feed_forward:
+            for module in layer.feed_forward.inputs:
+                _check(f"{module}.weight", shapes[f"{module}.weight"], (sizes.intermediate, sizes.hidden), where)
+            output = f"{layer.feed_forward.output}.weight"
+            _check(output, shapes[output], (sizes.hidden, sizes.intermediate), where)
+
+
+def _tables(sizes: Sizes, shapes: Shapes) -> list[tuple[str, tuple[int | None, ...]]]:
+    """The embedding tables that are there, each with the shape the config asks for."""
+    width = sizes.embedding or sizes.hidden
+    tables = {
+        ".word_embeddings.weight": (sizes.vocabulary, width),
+        ".position_embeddings.weight": (sizes.positions, width),
+        ".token_type_embeddings.weight": (sizes.types, width),
+        ".patch_embeddings.projection.weight": (sizes.hidden, sizes.channels, sizes.patch, sizes.patch),
+    }
+    return [(name, shape) for suffix, shape in tables.items() for name in shapes if f".{name}".endswith(suffix)]
+
+
+def _attention_width(sizes: Sizes, pruned: PrunedHeads, layer: int) -> int | None:
+    """Width of the projections of a layer; None where the config leaves it open (a free head size)."""
+    if sizes.hidden is None or sizes.heads is None or sizes.hidden % sizes.heads:
+        return None
+    return sizes.hidden // sizes.heads * (sizes.heads - len(pruned.get(layer, ())))
+
+
+def _check(name: str, shape: tuple[int, ...], expected: tuple[int | None, ...], where: str) -> None:
+    fits = len(shape) == len(expected) and all(
+        want is None or have == want for have, want in zip(shape, expected, strict=True)
+    )
+    if not fits:
+        wanted = " x ".join("?" if want is None else str(want) for want in expected)
+        raise ModelDirectoryError(
+            f"'{name}' is {' x '.join(map(str, shape)) or 'a scalar'}, but the config asks for {wanted}",
+            where=where,
+            todo="config.json and the weights do not belong together",
+        )

@@ -1,0 +1,172 @@
+"""Read ``config.json`` as what it is, a stranger's file: capped, checked, and stripped of whatever runs code.
+
+Nothing here imports transformers. The sizes it names are compared with the weights in ``agreement.py``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from compactor.errors import ModelDirectoryError
+
+MAX_JSON_BYTES = 1 << 20
+MAX_INDEX_BYTES = 32 << 20
+
+_DROPPED = frozenset({"auto_map", "trust_remote_code", "custom_pipelines", "pruned_heads"})
+_DROPPED_PREFIXES = ("_attn_implementation", "attn_implementation", "_experts_implementation")
+_ENCODER_DECODERS = frozenset(
+    {"bart", "mbart", "t5", "mt5", "umt5", "longt5", "marian", "pegasus", "pegasus_x", "blenderbot", "led", "m2m_100"}
+    | {"blenderbot-small", "bigbird_pegasus", "prophetnet", "fsmt", "plbart", "mvp", "encoder-decoder", "whisper"}
+    | {"speech-encoder-decoder", "vision-encoder-decoder", "switch_transformers", "nllb-moe", "speech_to_text"}
+)
+
+# Role -> the names families give it, and the largest value that is still a model and not an attack.
+_ROLES: dict[str, tuple[tuple[str, ...], int]] = {
+    "hidden": (("hidden_size", "dim", "d_model", "n_embd"), 1 << 16),
+    "heads": (("num_attention_heads", "n_heads", "n_head", "encoder_attention_heads"), 1 << 12),
+    "layers": (("num_hidden_layers", "n_layers", "n_layer", "encoder_layers"), 1 << 12),
+    "intermediate": (("intermediate_size", "hidden_dim", "n_inner", "encoder_ffn_dim"), 1 << 20),
+    "vocabulary": (("vocab_size",), 1 << 24),
+    "positions": (("max_position_embeddings", "n_positions"), 1 << 22),
+    "embedding": (("embedding_size",), 1 << 16),
+    "types": (("type_vocab_size",), 1 << 16),
+    "labels": (("num_labels",), 1 << 20),
+    "image": (("image_size",), 1 << 14),
+    "patch": (("patch_size",), 1 << 12),
+    "channels": (("num_channels",), 1 << 12),
+}
+_MAY_BE_ZERO = frozenset({"types"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """The sizes a config states; None where it states none and the family's default holds."""
+
+    hidden: int | None = None
+    heads: int | None = None
+    layers: int | None = None
+    intermediate: int | None = None
+    vocabulary: int | None = None
+    positions: int | None = None
+    embedding: int | None = None
+    types: int | None = None
+    labels: int | None = None
+    image: int | None = None
+    patch: int | None = None
+    channels: int | None = None
+
+
+def read_json_object(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """Read a JSON file that must hold an object.
+
+    Raises:
+        ModelDirectoryError: It is unreadable, larger than ``max_bytes``, no JSON, or no object.
+    """
+    value = read_json(path, max_bytes=max_bytes)
+    if not isinstance(value, dict):
+        raise ModelDirectoryError(f"{path.name} holds a {type(value).__name__}, not an object", where=str(path))
+    return value
+
+
+def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """Read a JSON file of at most ``max_bytes``; raises ModelDirectoryError where that fails."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(max_bytes + 1)
+    except OSError as error:
+        raise ModelDirectoryError(f"{path.name} cannot be read: {error.strerror}", where=str(path)) from error
+    if len(text) > max_bytes:
+        raise ModelDirectoryError(f"{path.name} is larger than {max_bytes:,} bytes", where=str(path))
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ModelDirectoryError(f"{path.name} is not valid JSON: {reason}", where=str(path)) from error
+
+
+def check_config(config: dict[str, Any], where: str) -> Sizes:
+    """Refuse a config this tool cannot or must not handle, and return the sizes it states.
+
+    Args:
+        config: The parsed ``config.json``.
+        where: Its path, for messages.
+
+    Raises:
+        ModelDirectoryError: Wrong types, sizes out of range, an encoder-decoder, a quantized or a NoNorm model.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or not model_type:
+        raise ModelDirectoryError(
+            "config.json has no 'model_type'", where=where, todo='add the family\'s name, such as "bert"'
+        )
+    architectures = config.get("architectures")
+    if architectures is not None and not (
+        isinstance(architectures, list) and all(isinstance(name, str) for name in architectures)
+    ):
+        raise ModelDirectoryError("'architectures' must be a list of class names", where=where)
+    _refuse_encoder_decoder(config, model_type, where)
+    if config.get("quantization_config") is not None:
+        raise ModelDirectoryError(
+            "the model is already quantized ('quantization_config' is set)",
+            where=where,
+            todo="start from its fp32, fp16 or bf16 weights; compactor quantizes by itself",
+        )
+    if config.get("layer_norm_type") == "no_norm":
+        raise ModelDirectoryError("'layer_norm_type' \"no_norm\" (nn_pruning's NoNorm) is not supported", where=where)
+    sizes = _read_sizes(config, where)
+    if sizes.hidden and sizes.heads and config.get("head_dim") is None and sizes.hidden % sizes.heads:
+        raise ModelDirectoryError(
+            f"the hidden size {sizes.hidden} is not divisible by {sizes.heads} attention heads", where=where
+        )
+    return sizes
+
+
+def sanitise(config: dict[str, Any]) -> dict[str, Any]:
+    """A copy without the keys that name code to run, pick a kernel, or describe what the reader has undone."""
+    return {key: _sanitise_value(value) for key, value in config.items() if not _is_dropped(key)}
+
+
+def _sanitise_value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return sanitise(value)
+    if isinstance(value, list):
+        return [_sanitise_value(item) for item in value]
+    return value
+
+
+def _is_dropped(key: str) -> bool:
+    return key in _DROPPED or key.startswith(_DROPPED_PREFIXES)
+
+
+def _refuse_encoder_decoder(config: dict[str, Any], model_type: str, where: str) -> None:
+    stated = config.get("is_encoder_decoder")
+    if stated is not None and not isinstance(stated, bool):
+        raise ModelDirectoryError(f"'is_encoder_decoder' must be true or false, not {stated!r}", where=where)
+    if stated or (stated is None and model_type in _ENCODER_DECODERS):
+        raise ModelDirectoryError(
+            f"encoder-decoder models ('{model_type}') are not supported yet",
+            where=where,
+            todo="supported are encoders: BERT, RoBERTa, DistilBERT, ELECTRA, MPNet, ViT and the like",
+        )
+
+
+def _read_sizes(config: dict[str, Any], where: str) -> Sizes:
+    found: dict[str, int] = {}
+    for role, (names, limit) in _ROLES.items():
+        for name in names:
+            value = config.get(name)
+            if value is None or (role in ("image", "patch") and isinstance(value, list)):
+                continue  # [height, width] is checked by the model's own class
+            lowest = 0 if role in _MAY_BE_ZERO else 1
+            if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= limit:
+                raise ModelDirectoryError(
+                    f"'{name}' must be a whole number from {lowest} to {limit:,}, not {str(value)[:40]!r}", where=where
+                )
+            if found.setdefault(role, value) != value:
+                raise ModelDirectoryError(
+                    f"'{name}' is {value}, but another name for the same size says {found[role]}", where=where
+                )
+    return Sizes(**found)

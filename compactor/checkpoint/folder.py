@@ -1,0 +1,39 @@
+"""Find the folder that holds config and weights: the model's own, or a module of a sentence-transformers folder."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+from compactor.checkpoint.config import read_json
+from compactor.errors import ModelDirectoryError
+
+
+def find_model_folder(path: Path) -> Path:
+    """The folder with ``config.json``: ``path``, or where ``modules.json`` says that module 0 lies.
+
+    Raises:
+        ModelDirectoryError: ``path`` is no folder, holds no model, or ``modules.json`` points outside of it.
+    """
+    if not path.is_dir():
+        problem = "is a file" if path.exists() else "does not exist"
+        raise ModelDirectoryError(f"the model directory {problem}", where=str(path), todo="pass a folder on this disk")
+    if (path / "config.json").is_file():
+        return path
+    if (path / "modules.json").is_file():
+        return _first_module(path)
+    raise ModelDirectoryError("the model directory has no config.json", where=str(path))
+
+
+def _first_module(path: Path) -> Path:
+    where = str(path / "modules.json")
+    modules = read_json(path / "modules.json")
+    if not isinstance(modules, list) or not modules or not isinstance(modules[0], dict):
+        raise ModelDirectoryError("modules.json lists no modules", where=where)
+    name = modules[0].get("path")
+    parts = PurePosixPath(name).parts if isinstance(name, str) and "\\" not in name else ("..",)
+    if not parts or ".." in parts or PurePosixPath(*parts).is_absolute():
+        raise ModelDirectoryError(f"modules.json gives {str(name)[:80]!r} as the model's folder", where=where)
+    folder = path.joinpath(*parts)
+    if not (folder / "config.json").is_file():
+        raise ModelDirectoryError(f"'{name}' of modules.json has no config.json", where=where)
+    return folder

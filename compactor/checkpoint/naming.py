@@ -1,0 +1,144 @@
+"""Where each model family keeps the matrices of a layer, as names of tensors.
+
+A layer is ``<stem>.<index>``; inside it a family calls its four attention projections and its feed-forward matrices
+by fixed names. Only the reader and ``compactor inspect`` need names: the export finds its blocks in the graph.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Collection, Iterator
+
+_ATTENTION_NAMES: tuple[tuple[str, str, str, str], ...] = (
+    # BERT, RoBERTa, XLM-RoBERTa, ELECTRA, CamemBERT
+    ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"),
+    # ViT, DeiT, BEiT as saved by transformers 4 (and by 5, which converts on load and save)
+    ("attention.attention.query", "attention.attention.key", "attention.attention.value", "attention.output.dense"),
+    # ViT inside transformers 5
+    ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj"),
+    # DistilBERT, as saved, and inside transformers 5
+    ("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin"),
+    # MPNet
+    ("attention.attn.q", "attention.attn.k", "attention.attn.v", "attention.attn.o"),
+    # CLIP, Wav2Vec2 and most newer encoders
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
+    ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.out_proj"),
+)
+_FEED_FORWARD_NAMES: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("intermediate.dense",), "output.dense"),
+    (("ffn.lin1",), "ffn.lin2"),
+    (("mlp.fc1",), "mlp.fc2"),
+    (("fc1",), "fc2"),
+    (("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"),
+)
+# Beside its projections, what an attention block may hold without changing which channels are alive: something
+# added to the logits, or applied after the output. Anything else (a norm of Q, a relative key) voids the algebra.
+_HARMLESS = re.compile(r"layer_?norm|relative_attention_bias|relative_position_(bias|index)|\.dropout", re.IGNORECASE)
+_INDEX = re.compile(r"\d+")
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionNames:
+    """The modules of one attention block.
+
+    Attributes:
+        query: Module name of the query projection, without ``.weight``; the other three likewise.
+        key: The key projection.
+        value: The value projection.
+        output: The output projection.
+        unknown: Tensors of the block that the algebra does not know; if any, nothing is claimed about it.
+    """
+
+    query: str
+    key: str
+    value: str
+    output: str
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[str, str, str]:
+        """Query, key and value."""
+        return self.query, self.key, self.value
+
+
+@dataclasses.dataclass(frozen=True)
+class FeedForwardNames:
+    """The modules of one feed-forward block: one input projection, or two where it is gated, and the output."""
+
+    inputs: tuple[str, ...]
+    output: str
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerNames:
+    """One layer: its name in the checkpoint, its stack and number, and the blocks that were recognised."""
+
+    module: str
+    stack: str
+    index: int
+    attention: AttentionNames | None
+    feed_forward: FeedForwardNames | None
+
+
+def find_layers(names: Collection[str]) -> tuple[LayerNames, ...]:
+    """The layers whose attention or feed-forward block has known names, stack by stack and in order.
+
+    Args:
+        names: Names of all tensors of the checkpoint.
+    """
+    modules = {name.removesuffix(".weight") for name in names if name.endswith(".weight")}
+    layers = []
+    for module in sorted(_layer_prefixes(modules), key=_natural):
+        attention = _find_attention(module, modules, names)
+        feed_forward = _find_feed_forward(module, modules)
+        if attention or feed_forward:
+            stack, _, index = module.rpartition(".")
+            layers.append(LayerNames(module, stack, int(index), attention, feed_forward))
+    return tuple(layers)
+
+
+def _layer_prefixes(modules: Collection[str]) -> set[str]:
+    """Every ``<stem>.<index>`` that a module lies in, the innermost index."""
+    prefixes = set()
+    for module in modules:
+        parts = module.split(".")
+        indexes = [at for at, part in enumerate(parts[:-1]) if _INDEX.fullmatch(part)]
+        if indexes and indexes[-1] > 0:
+            prefixes.add(".".join(parts[: indexes[-1] + 1]))
+    return prefixes
+
+
+def _find_attention(layer: str, modules: Collection[str], names: Collection[str]) -> AttentionNames | None:
+    for local in _ATTENTION_NAMES:
+        query, key, value, output = (f"{layer}.{name}" for name in local)
+        if query in modules and key in modules and value in modules and output in modules:
+            block = f"{layer}.{local[0].partition('.')[0]}."
+            known = tuple(f"{module}." for module in (query, key, value, output))
+            unknown = sorted(
+                name
+                for name in names
+                if name.startswith(block) and not name.startswith(known) and not _HARMLESS.search(name)
+            )
+            return AttentionNames(query, key, value, output, tuple(unknown))
+    return None
+
+
+def _find_feed_forward(layer: str, modules: Collection[str]) -> FeedForwardNames | None:
+    for local_inputs, local_output in _FEED_FORWARD_NAMES:
+        inputs = tuple(f"{layer}.{name}" for name in local_inputs)
+        output = f"{layer}.{local_output}"
+        if output in modules and all(name in modules for name in inputs):
+            return FeedForwardNames(inputs, output)
+    return None
+
+
+def _natural(name: str) -> tuple[tuple[int, int | str], ...]:
+    """Sort key under which ``layer.10`` follows ``layer.9``."""
+    return tuple(_natural_parts(name))
+
+
+def _natural_parts(name: str) -> Iterator[tuple[int, int | str]]:
+    for part in name.split("."):
+        yield (0, int(part)) if part.isdigit() else (1, part)

@@ -1,0 +1,103 @@
+"""Read a checkpoint of any supported kind as the one plain model it stands for."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compactor.checkpoint.agreement import check_agreement
+from compactor.checkpoint.config import check_config, read_json_object, sanitise
+from compactor.checkpoint.folder import find_model_folder
+from compactor.checkpoint.masks import fold_masks, has_scores, is_mask_tensor
+from compactor.checkpoint.pruned_heads import read_pruned_heads, restore_heads
+from compactor.checkpoint.sparse_args import FILE_NAME as SPARSE_ARGS
+from compactor.checkpoint.sparse_args import SparseArgs, read_sparse_args
+from compactor.checkpoint.weights import SourceFile, Weights, hash_file, open_weights
+from compactor.errors import ModelDirectoryError
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint with its masks folded in and its pruned heads put back.
+
+    Attributes:
+        path: The model directory as the user named it.
+        model_path: The folder that held config and weights; differs from ``path`` for old sentence-transformers ones.
+        format: ``"plain"``, ``"nn_pruning"`` or ``"head_pruned"``.
+        config: ``config.json`` without the keys that run code, choose a kernel, or list pruned heads.
+        tensors: Names and shapes of the stock model, stored type. Mapped privately: never written back to the files.
+        files: Every file that was read.
+        notes: Plain sentences for the user.
+    """
+
+    path: Path
+    model_path: Path
+    format: str
+    config: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+    files: tuple[SourceFile, ...]
+    notes: tuple[str, ...]
+
+
+def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoint:
+    """Read a model directory: plain, raw nn_pruning, or head-pruned.
+
+    Runs no code from the directory, and allocates nothing for the model before the sizes in ``config.json`` agree
+    with the headers of the weights.
+
+    Args:
+        path: The model directory.
+        allow_pickle: Also accept ``pytorch_model.bin`` (opened with ``weights_only``).
+
+    Raises:
+        ModelDirectoryError: The directory is incomplete, damaged, unsafe or not supported.
+    """
+    root = Path(path)
+    folder = find_model_folder(root)
+    config_path = folder / "config.json"
+    raw = read_json_object(config_path)
+    sizes = check_config(raw, str(config_path))
+    pruned = read_pruned_heads(raw, sizes, str(config_path))
+    weights = open_weights(folder, allow_pickle=allow_pickle)
+    sparse_args = _read_masking(root, folder) if has_scores(weights.shapes) else None
+    check_agreement(sizes, weights.shapes, pruned, str(config_path))
+
+    config = sanitise(raw)
+    tensors = weights.load()
+    files = [config_path, *weights.paths]
+    kind, notes = "plain", _type_notes(weights)
+    if sparse_args:  # before the heads return: the scores have the shapes that are stored
+        args_path, args = sparse_args
+        kind = "nn_pruning"
+        files.append(args_path)
+        notes.extend(fold_masks(tensors, args))
+        if args.relu:
+            config["hidden_act"] = "relu"
+            notes.append("hidden_act set to relu: sparse_args.json says that training replaced GELU")
+    elif (folder / SPARSE_ARGS).is_file():
+        notes.append(f"{SPARSE_ARGS} ignored: the weights hold no mask scores")
+    if pruned:
+        kind = kind if sparse_args else "head_pruned"
+        notes.append(restore_heads(tensors, pruned, sizes))
+    return Checkpoint(root, folder, kind, config, tensors, tuple(map(hash_file, files)), tuple(notes))
+
+
+def _read_masking(root: Path, folder: Path) -> tuple[Path, SparseArgs]:
+    """Where ``sparse_args.json`` is, and what it says."""
+    for path in (folder / SPARSE_ARGS, root / SPARSE_ARGS):
+        if path.is_file():
+            return path, read_sparse_args(path)
+    raise ModelDirectoryError(
+        f"the weights hold mask scores, but {SPARSE_ARGS} is missing",
+        where=str(folder),
+        todo="copy it from nn_pruning's output folder: without it the scores mean nothing",
+    )
+
+
+def _type_notes(weights: Weights) -> list[str]:
+    """Say which type the weights are stored in where that is not the type they are computed in."""
+    types = sorted({weights.dtypes[name] for name in weights.dtypes if not is_mask_tensor(name)} - {"integer"})
+    return [f"weights stored in {' and '.join(types)}, computed in float32"] if types != ["float32"] else []
