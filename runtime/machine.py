@@ -181,8 +181,8 @@ def _cpu_quota(root: Path) -> float | None:
     quotas = []
     for group in _control_groups(root, "cpu"):
         quota, _, period = (_read(group / "cpu.max") or "max").strip().partition(" ")  # v2: "150000 100000"
-        if quota != "max":
-            quotas.append(int(quota) / int(period or 100_000))
+        if quota.isdigit() and period.isdigit():
+            quotas.append(int(quota) / int(period))
         limit, window = _read_int(group / "cpu.cfs_quota_us"), _read_int(group / "cpu.cfs_period_us")  # v1
         if limit is not None and limit > 0 and window:
             quotas.append(limit / window)
