@@ -1,0 +1,61 @@
+"""Which values hold one row per token, and which operators treat every row alone.
+
+A value is *token-wise* when it is (B, S, W) and each (b, s) row depends on no other row of any token-wise operand. Such
+a value can be computed on any subset of the rows, which is what token packing does.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from compactor.passes._match import attribute, constant
+from compactor.passes._pointwise import is_pointwise
+
+_VARIADIC = ("Sum", "Max", "Min", "Where", "Cast", "Identity", "Clip")
+
+
+def token_shape(value: ir.Value, mask: ir.Value) -> bool:
+    """Whether the known shape of ``value`` is (B, S, W), with the symbols of ``mask`` (B, S)."""
+    shape, reference = value.shape, mask.shape
+    return (
+        shape is not None
+        and reference is not None
+        and len(shape) == 3
+        and shape[0] == reference[0]
+        and shape[1] == reference[1]
+    )
+
+
+def token_wise_values(graph: ir.Graph, mask: ir.Value) -> tuple[set[ir.Value], set[ir.Node]]:
+    """All values of the graph that hold one row per token, and the nodes that work row by row.
+
+    The result of an ``Attention`` has one row per token, but the node itself mixes rows.
+    """
+    rows: set[ir.Value] = set()
+    nodes: set[ir.Node] = set()
+    for node in graph:
+        operands = [value for value in node.inputs if value is not None and constant(value) is None]
+        if not node.outputs:
+            continue
+        if node.op_type == "Attention" and operands and operands[0] in rows:
+            rows.add(node.outputs[0])
+        elif operands and all(v in rows or token_shape(v, mask) for v in operands) and _treats_rows_alone(node):
+            nodes.add(node)
+            rows.update((*operands, *node.outputs))
+        elif token_shape(node.outputs[0], mask):
+            rows.add(node.outputs[0])
+    return rows, nodes
+
+
+def _treats_rows_alone(node: ir.Node) -> bool:
+    if node.domain not in ("", "ai.onnx"):
+        return False
+    constants = [array for value in node.inputs if value is not None and (array := constant(value)) is not None]
+    if node.op_type == "MatMul":
+        weight = constant(node.inputs[1])
+        return weight is not None and weight.ndim == 2
+    if node.op_type in ("LayerNormalization", "RMSNormalization"):
+        return attribute(node, "axis", -1) in (-1, 2)
+    if is_pointwise(node) or node.op_type in _VARIADIC:
+        return all(array.size == array.shape[-1] if array.ndim else True for array in constants)
+    return False

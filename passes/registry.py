@@ -1,0 +1,38 @@
+"""Every pass, in the order a pipeline meets them. ``compactor passes`` and the tests of the house walk this list."""
+
+from __future__ import annotations
+
+from compactor.passes._base import RewritePass
+from compactor.passes.align_widths import AlignWidthsPass
+from compactor.passes.fold_value_biases import FoldValueBiasesPass
+from compactor.passes.label_layers import LabelLayersPass
+from compactor.passes.name_nodes import NameNodesPass
+from compactor.passes.normalize_attention import NormalizeAttentionPass
+from compactor.passes.pack_tokens import PackTokensPass
+from compactor.passes.quantize_embeddings import QuantizeEmbeddingsPass
+from compactor.passes.quantize_linears import QuantizeLinearsPass
+from compactor.passes.raise_attention import RaiseAttentionPass
+from compactor.passes.remove_dead_heads import RemoveDeadHeadsPass
+from compactor.passes.remove_dead_neurons import RemoveDeadNeuronsPass
+from compactor.passes.remove_empty_sublayers import RemoveEmptySublayersPass
+from compactor.passes.simplify_masks import SimplifyMasksPass
+from compactor.passes.trim_head_channels import TrimHeadChannelsPass
+from compactor.passes.write_residuals_as_sum import WriteResidualsAsSumPass
+
+PASSES: tuple[type[RewritePass], ...] = (
+    RaiseAttentionPass,
+    NormalizeAttentionPass,
+    LabelLayersPass,
+    SimplifyMasksPass,
+    FoldValueBiasesPass,
+    RemoveDeadHeadsPass,
+    TrimHeadChannelsPass,
+    RemoveDeadNeuronsPass,
+    RemoveEmptySublayersPass,
+    AlignWidthsPass,
+    PackTokensPass,
+    WriteResidualsAsSumPass,
+    QuantizeEmbeddingsPass,
+    QuantizeLinearsPass,
+    NameNodesPass,
+)
