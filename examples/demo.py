@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import logging
 import math
 import statistics
 import subprocess
@@ -91,9 +92,7 @@ def demonstrate(args: argparse.Namespace) -> int:
 
     masked, plain, compact = measured["masked, PyTorch"], measured["masked, plain export"], measured["compact, fp32"]
     rows = [result_row(title, result, masked, plain, labels) for title, result in measured.items()]
-    print(
-        f"\nWhat it gained ({len(labels)} sentences, {args.threads} threads, median latency; × against the plain export)"
-    )
+    print(f"\nWhat it gained ({len(labels)} sentences, {args.threads} threads, medians; × against the plain export)")
     print_table(("model", "size", "accuracy ± s.e.", "answers changed", "1 sentence", f"{BATCH} sentences"), rows)
     print(f"\nThe artefact is in {args.out.resolve()}\nAsk it what happened: compactor explain {args.out}")
 
@@ -230,7 +229,8 @@ def open_plain_export(checkpoint: Path, threads: int) -> tuple[Predict, int]:
     axes = {0: torch.export.Dim("batch_size"), 1: torch.export.Dim("sequence_length")}
     shapes = {name: dict(axes) for name in feeds}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.onnx on its own axis names
+        warnings.simplefilter("ignore")  # torch.onnx on its own axis names and on torchvision
+        logging.disable(logging.WARNING)
         path = Path(folder) / "model.onnx"
         torch.onnx.export(
             model,
