@@ -1,0 +1,68 @@
+"""Compiles block-pruned transformers into small, fast, verified ONNX graphs.
+
+The Python API is what this module names; the modules behind it load when they are first used.
+
+    >>> import compactor
+    >>> result = compactor.export("pruned-model", "compact-model")
+    >>> result.path, result.manifest["verification"]["max_abs_diff"]
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compactor.errors import CompactorError, ModelDirectoryError, OutputError, UsageError, VerificationError
+    from compactor.exporting import ExportResult, export
+    from compactor.inspecting import Inspection, inspect
+    from compactor.manifest import load_manifest
+    from compactor.verifying import verify
+
+    __version__: str
+
+__all__ = [
+    "CompactorError",
+    "ExportResult",
+    "Inspection",
+    "ModelDirectoryError",
+    "OutputError",
+    "UsageError",
+    "VerificationError",
+    "__version__",
+    "export",
+    "inspect",
+    "load_manifest",
+    "verify",
+]
+
+_HOMES = {
+    "CompactorError": "errors",
+    "ExportResult": "exporting",
+    "Inspection": "inspecting",
+    "ModelDirectoryError": "errors",
+    "OutputError": "errors",
+    "UsageError": "errors",
+    "VerificationError": "errors",
+    "export": "exporting",
+    "inspect": "inspecting",
+    "load_manifest": "manifest",
+    "verify": "verifying",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``name`` on first use: the command line must start without torch."""
+    import importlib
+
+    if name == "__version__":
+        value: Any = importlib.import_module("importlib.metadata").version("compactor")
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(f"compactor.{_HOMES[name]}"), name)
+    else:
+        raise AttributeError(f"module 'compactor' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,76 @@
+"""The subcommands of ``compactor``, one module each; and what they share.
+
+Each module calls its click command ``command`` and imports what is heavy inside of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from compactor.errors import ModelDirectoryError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclasses.dataclass
+class State:
+    """What the command line has to know after a command failed."""
+
+    debug: bool = False
+
+
+def _set_debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    ctx.ensure_object(State).debug = value
+
+
+def json_option(function: Function) -> Function:
+    """``--json``: the result as one JSON document."""
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")(function)
+
+
+def debug_option(function: Function) -> Function:
+    """``--debug``: the traceback of whatever goes wrong."""
+    return click.option(
+        "--debug",
+        is_flag=True,
+        is_eager=True,  # so that a mistake in the other options is covered too
+        expose_value=False,
+        callback=_set_debug,
+        help="Show the traceback of an error.",
+    )(function)
+
+
+def allow_pickle_option(function: Function) -> Function:
+    """``--allow-pickle``: also read pickled weights."""
+    return click.option(
+        "--allow-pickle",
+        is_flag=True,
+        help="Also read pickled weights (with weights_only). Only for files that you trust.",
+    )(function)
+
+
+def verbosity_options(function: Function) -> Function:
+    """``-q`` and ``-v``: how much to say on stderr."""
+    function = click.option("-v", "--verbose", is_flag=True, help="Print the log as well.")(function)
+    return click.option("-q", "--quiet", is_flag=True, help="Print errors only, besides the result.")(function)
+
+
+def refuse_both(quiet: bool, verbose: bool) -> None:
+    """Raise the usage error of ``-q -v``."""
+    if quiet and verbose:
+        raise click.UsageError("-q and -v contradict each other.", ctx=click.get_current_context())
+
+
+def require_model_dir(path: Path) -> None:
+    """Raise ModelDirectoryError where there is no folder, before anything slow is imported."""
+    if not path.is_dir():
+        raise ModelDirectoryError(
+            "no such folder" if not path.exists() else "not a folder",
+            where=str(path),
+            todo="give a local folder that holds config.json and the weights; nothing is downloaded",
+        )

@@ -1,0 +1,130 @@
+"""``compactor explain``: what an export did to each layer, and why."""
+
+from __future__ import annotations
+
+import collections
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compactor.commands import debug_option, json_option
+from compactor.console import Console
+from compactor.manifest import load_manifest
+from compactor.summary import describe_layer, operator_rows, print_stages, print_verification, removed
+
+Manifest = dict[str, Any]
+
+
+@click.command(short_help="Show what an export did to each layer, and why.")
+@click.argument("out_dir", type=click.Path(path_type=Path))
+@json_option
+@debug_option
+def command(out_dir: Path, as_json: bool) -> None:
+    """Show, layer by layer, what an export did to the model that it wrote to OUT_DIR.
+
+    What was removed by which rule, what was refused and why, which operators were emitted, and which of them ONNX
+    Runtime runs after its own optimizations. Reads the manifest only.
+    """
+    console = Console()
+    manifest = load_manifest(out_dir)
+    if as_json:
+        console.document(explanation(manifest))
+        return
+    _print_origin(console, manifest)
+    _print_layers(console, manifest)
+    _print_refusals(console, manifest)
+    print_stages(console, manifest)
+    _print_operators(console, manifest)
+    print_verification(console, manifest["verification"])
+
+
+def explanation(manifest: Manifest) -> dict[str, Any]:
+    """The manifest, with the rules and refusals gathered under the layer that they concern."""
+    by_layer = _by_layer(manifest)
+    paths = {layer["path"] for layer in manifest["layers"]}
+    elsewhere = [entry for layer, found in by_layer.items() if layer not in paths for entry in found]
+    return {
+        "source": manifest["source"],
+        "task": manifest["task"],
+        "target": manifest["target"],
+        "recipe": manifest["recipe"],
+        "versions": manifest["versions"],
+        "layers": [
+            {
+                **layer,
+                "rules": [_without_layer(entry) for entry in by_layer[layer["path"]] if "rule" in entry],
+                "refused": [_without_layer(entry) for entry in by_layer[layer["path"]] if "reason" in entry],
+            }
+            for layer in manifest["layers"]
+        ],
+        "whole_model": {
+            "rules": [entry for entry in elsewhere if "rule" in entry],
+            "refused": [entry for entry in elsewhere if "reason" in entry],
+        },
+        "stages": manifest["stages"],
+        "verification": manifest["verification"],
+    }
+
+
+def _by_layer(manifest: Manifest) -> dict[str | None, list[dict[str, Any]]]:
+    found: dict[str | None, list[dict[str, Any]]] = collections.defaultdict(list)
+    for entry in (*manifest["rules"], *manifest["refused"]):
+        found[entry["layer"]].append(entry)
+    return found
+
+
+def _without_layer(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key != "layer"}
+
+
+def _print_origin(console: Console, manifest: Manifest) -> None:
+    source, recipe = manifest["source"], manifest["recipe"]
+    packing = "packed" if recipe["pack"] else "not packed"
+    console.line(f"{source['path_name']} ({source['format']}), {manifest['task']}")
+    console.line(f"for {manifest['target']}: {', '.join(recipe['precision'])}, opset {recipe['opset']}, {packing}")
+    console.line("passes: " + ", ".join(recipe["passes"]))
+    console.line("versions: " + ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()))
+    for note in source["notes"]:
+        console.line(note)
+    console.line(removed(manifest["layers"]).sentence())
+
+
+def _print_layers(console: Console, manifest: Manifest) -> None:
+    by_layer = _by_layer(manifest)
+    known = [layer["path"] for layer in manifest["layers"]]
+    described = [describe_layer(layer) for layer in manifest["layers"]]
+    rows = [(path, text, _rules_text(by_layer[path])) for path, text in described]
+    rows += [
+        (layer or "whole model", "", _rules_text(entries))
+        for layer, entries in by_layer.items()
+        if layer not in known and _rules_text(entries)
+    ]
+    console.heading("Layers")
+    console.table(("layer", "has", "rules applied"), rows)
+
+
+def _rules_text(entries: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{entry['rule']} x{entry['count']} ({entry['pass']})" for entry in entries if "rule" in entry)
+
+
+def _print_refusals(console: Console, manifest: Manifest) -> None:
+    console.heading("Left alone")
+    if not manifest["refused"]:
+        console.line("nothing: no pass met a layer that it had to refuse")
+        return
+    # A reason that holds in every layer is said once, with the number of layers.
+    layers: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
+    for entry in manifest["refused"]:
+        layers[entry["pass"], entry["reason"]].append(entry["layer"] or "whole model")
+    rows = [
+        (name, reason, where[0] if len(where) == 1 else f"{where[0]} and {len(where) - 1} more")
+        for (name, reason), where in layers.items()
+    ]
+    console.table(("pass", "why", "where"), rows)
+
+
+def _print_operators(console: Console, manifest: Manifest) -> None:
+    columns, rows = operator_rows(manifest["stages"])
+    console.heading("Operators: in the file, and as ONNX Runtime runs them")
+    console.table(columns, rows)

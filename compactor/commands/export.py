@@ -1,0 +1,160 @@
+"""``compactor export``: a masked checkpoint becomes a folder of verified ONNX models."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from compactor import commands
+from compactor.artefact import ArtefactWriter
+from compactor.console import Console
+from compactor.summary import LAYER_COLUMNS, layer_rows, print_stages, print_verification, removed
+
+if TYPE_CHECKING:
+    from compactor.exporting import ExportResult
+
+_PRECISIONS = ("fp32", "int8", "fp16")
+_OPTIMUM_CLASSES = {
+    "text-classification": "ORTModelForSequenceClassification",
+    "token-classification": "ORTModelForTokenClassification",
+    "question-answering": "ORTModelForQuestionAnswering",
+    "fill-mask": "ORTModelForMaskedLM",
+    "feature-extraction": "ORTModelForFeatureExtraction",
+    "image-classification": "ORTModelForImageClassification",
+}
+
+
+def _split_precisions(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """The names in ``value``, once each."""
+    if value is None:
+        return None
+    names = tuple(dict.fromkeys(value.split(",")))
+    for name in names:
+        if name not in _PRECISIONS:
+            raise click.BadParameter(f"'{name}' is not one of {', '.join(_PRECISIONS)}.", ctx, param)
+    return names
+
+
+@click.command(short_help="Compile a checkpoint into verified ONNX models.")
+@click.argument("model_dir", type=click.Path(path_type=Path))
+@click.argument("out_dir", type=click.Path(path_type=Path))
+@click.option("--task", metavar="TASK", help="What the model is for; by default, what its config.json says.")
+@click.option(
+    "--target",
+    type=click.Choice(["cpu", "cuda", "portable"]),
+    default="cpu",
+    show_default=True,
+    help="Where the model shall run; 'portable' uses standard ONNX operators only.",
+)
+@click.option(
+    "--precision",
+    callback=_split_precisions,
+    metavar="LIST",
+    help="fp32,int8 or fp16, separated by commas; by default, what the target is best at.",
+)
+@click.option(
+    "--layout",
+    type=click.Choice(["hf", "flat"]),
+    default="hf",
+    show_default=True,
+    help="Models in OUT_DIR/onnx, or beside config.json.",
+)
+@click.option("--pack/--no-pack", default=True, show_default=True, help="Compute real tokens only, not the padding.")
+@click.option(
+    "--int8-budget",
+    type=click.FloatRange(min=0),
+    metavar="ERROR",
+    help="Fail if int8 moves an output by more than this.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace an earlier export in OUT_DIR.")
+@commands.allow_pickle_option
+@commands.json_option
+@commands.verbosity_options
+@commands.debug_option
+def command(
+    model_dir: Path,
+    out_dir: Path,
+    task: str | None,
+    target: str,
+    precision: tuple[str, ...] | None,
+    layout: str,
+    pack: bool,
+    int8_budget: float | None,
+    overwrite: bool,
+    allow_pickle: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Compile the checkpoint in MODEL_DIR and write the artefact OUT_DIR.
+
+    Removes what provably cannot change the output, emits the operators that are fast on the target, and checks the
+    result against the checkpoint. When a check fails, nothing is written.
+    """
+    commands.refuse_both(quiet, verbose)
+    commands.require_model_dir(model_dir)
+    # The writer looks at the place once more when it publishes; here, before minutes of work.
+    ArtefactWriter(out_dir, overwrite=overwrite, layout="flat" if layout == "flat" else "hf", source=model_dir)
+
+    console = Console(quiet=quiet, verbose=verbose)
+    with console.working() as progress:
+        progress("loading libraries")
+        from compactor.exporting import export
+
+        result = export(
+            model_dir,
+            out_dir,
+            task=task,
+            target=target,
+            precision=precision,
+            layout=layout,
+            overwrite=overwrite,
+            allow_pickle=allow_pickle,
+            pack=pack,
+            int8_budget=int8_budget,
+            progress=progress,
+        )
+    if as_json:
+        console.document({"path": str(result.path), "manifest": result.manifest})
+    else:
+        _print_summary(console, result, shown_as=out_dir)
+
+
+def _print_summary(console: Console, result: ExportResult, *, shown_as: Path) -> None:
+    manifest = result.manifest
+    loss = removed(manifest["layers"])
+    console.line(f"{manifest['source']['path_name']} ({manifest['source']['format']}, {manifest['task']})")
+    for note in manifest["source"]["notes"]:
+        console.line(f"  {note}")
+    console.line(loss.sentence())
+    if not loss.is_nothing:
+        console.heading("Layers")
+        console.table(LAYER_COLUMNS, layer_rows(manifest["layers"]))
+    print_stages(console, manifest)
+    print_verification(console, manifest["verification"])
+    console.heading(f"Written to {shown_as}")
+    for line in next_steps(manifest, result.path, shown_as=shown_as):
+        console.line(line)
+
+
+def next_steps(manifest: dict[str, Any], path: Path, *, shown_as: Path) -> list[str]:
+    """How to open the artefact with the tools that people have: its last, most compact stage."""
+    file = next(stage["file"] for stage in reversed(manifest["stages"]) if stage["file"])
+    lines = [f"onnxruntime:  InferenceSession({str(shown_as / file)!r})"]
+    folder, _, name = file.rpartition("/")
+    subfolder = f"subfolder={folder!r}, " if folder else ""
+    if (path / "modules.json").is_file():
+        lines.append(
+            f"sentence-transformers:  SentenceTransformer({str(shown_as)!r}, backend='onnx', "
+            f"model_kwargs={{'file_name': {file!r}}})"
+        )
+    elif manifest["task"] in _OPTIMUM_CLASSES:
+        lines.append(
+            f"optimum:  {_OPTIMUM_CLASSES[manifest['task']]}.from_pretrained({str(shown_as)!r}, "
+            f"{subfolder}file_name={name!r})"
+        )
+    lines.append(f"layer by layer:  compactor explain {shlex.quote(str(shown_as))}")
+    return lines

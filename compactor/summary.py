@@ -1,0 +1,165 @@
+"""A manifest told in tables: what was removed, how large each stage is, how well the numbers agree."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from compactor.console import Console, format_bytes, format_count, format_ratio
+
+Row = tuple[str, ...]
+Layer = dict[str, Any]
+
+LAYER_COLUMNS = ("layer", ">heads", ">QK width", ">V width", ">neurons")
+STAGE_COLUMNS = ("stage", "file", ">size", ">smaller", ">multiply-adds/token", ">fewer", ">parameters")
+CHECK_COLUMNS = ("stage", ">comparisons", ">largest error", ">relative", ">same answers")
+
+
+@dataclasses.dataclass(frozen=True)
+class Removed:
+    """What an export took out of a model, in total."""
+
+    heads: tuple[int, int]
+    neurons: tuple[int, int]
+    emptied: int
+    narrowed: int
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether the compact model has all that the original had."""
+        return self.heads[0] == self.heads[1] and self.neurons[0] == self.neurons[1] and not self.narrowed
+
+    def sentence(self, *, verb: str = "removed") -> str:
+        """One line for people, which begins with ``verb``."""
+        if self.is_nothing:
+            return "nothing to remove: every head and neuron of this model can change its output"
+        parts = [
+            f"{before - after} of {before} {name}"
+            for name, (before, after) in (("heads", self.heads), ("neurons", self.neurons))
+            if before != after
+        ]
+        if self.narrowed:
+            parts.append(f"channels inside the heads of {_counted(self.narrowed, 'layer')}")
+        if self.emptied:
+            parts.append(f"{_counted(self.emptied, 'whole sublayer')}")
+        return f"{verb} " + ", ".join(parts)
+
+
+def removed(layers: Iterable[Layer]) -> Removed:
+    """Add up what the layers of a manifest (or of an inspection) lost."""
+    heads, neurons = [0, 0], [0, 0]
+    emptied = narrowed = 0
+    for layer in layers:
+        is_attention = layer["kind"] == "attention"
+        before, after = layer["heads" if is_attention else "width"]
+        total = heads if is_attention else neurons
+        total[0] += before
+        total[1] += after
+        emptied += before > 0 and after == 0
+        if is_attention and after:
+            narrowed += any(new < old for old, new in (layer["qk_width"], layer["v_width"]))
+    return Removed((heads[0], heads[1]), (neurons[0], neurons[1]), emptied, narrowed)
+
+
+def layer_rows(layers: Iterable[Layer]) -> list[Row]:
+    """One row for each attention and the feed-forward sublayer after it; see ``LAYER_COLUMNS``."""
+    rows: list[list[str]] = []
+    is_open = False  # whether the last row still lacks its feed-forward half
+    for layer in layers:
+        stem = layer["path"].rpartition(".")[0] or layer["path"]
+        if layer["kind"] == "attention":
+            rows.append([stem, *(_change(layer[key]) for key in ("heads", "qk_width", "v_width")), "-"])
+            is_open = True
+        elif is_open and rows[-1][0] == stem:
+            rows[-1][4] = _change(layer["width"])
+            is_open = False
+        else:
+            rows.append([stem, "-", "-", "-", _change(layer["width"])])
+            is_open = False
+    return [tuple(row) for row in rows]
+
+
+def describe_layer(layer: Layer) -> Row:
+    """A sublayer's path and what it has, before and after."""
+    if layer["kind"] == "feed_forward":
+        return layer["path"], f"{_change(layer['width'])} neurons"
+    text = f"{_change(layer['heads'])} heads"
+    if layer["heads"][1]:
+        text += f", QK {_change(layer['qk_width'])}, V {_change(layer['v_width'])}"
+    if layer.get("uniform_heads"):
+        text += f", {layer['uniform_heads']} averaging"
+    return layer["path"], text
+
+
+def stage_rows(manifest: dict[str, Any]) -> list[Row]:
+    """One row for each stage, with its ratios to the first; see ``STAGE_COLUMNS``."""
+    first = manifest["stages"][0]
+    return [
+        (
+            stage["name"],
+            stage["file"] or "-",
+            format_bytes(stage["bytes"]),
+            format_ratio(first["bytes"], stage["bytes"]),
+            format_count(stage["macs_per_token"]),
+            format_ratio(first["macs_per_token"], stage["macs_per_token"]),
+            format_count(stage["parameters"]),
+        )
+        for stage in manifest["stages"]
+    ]
+
+
+def check_rows(verification: dict[str, Any]) -> list[Row]:
+    """One row for each stage that was compared with the masked model; see ``CHECK_COLUMNS``."""
+    rows: list[Row] = []
+    for stage in dict.fromkeys(case["stage"] for case in verification["cases"]):
+        cases = [case for case in verification["cases"] if case["stage"] == stage]
+        agreements = [case["argmax_agreement"] for case in cases if case["argmax_agreement"] is not None]
+        rows.append(
+            (
+                stage,
+                str(len(cases)),
+                f"{max(case['max_abs_diff'] for case in cases):.2g}",
+                f"{max(case['max_rel_diff'] for case in cases):.2g}",
+                f"{sum(agreements) / len(agreements):.1%}" if agreements else "-",
+            )
+        )
+    return rows
+
+
+def operator_rows(stages: Iterable[dict[str, Any]]) -> tuple[Row, list[Row]]:
+    """Columns and rows of the operators of each stage, as saved and as ONNX Runtime runs them; most frequent first."""
+    counted = []
+    for stage in stages:
+        if stage["file"] is not None:
+            counted.append((f">{stage['name']}, saved", stage["operators"]))
+            if stage["executed_operators"] is not None:
+                counted.append((f">{stage['name']}, run", stage["executed_operators"]))
+    names = {name for _, operators in counted for name in operators}
+    order = sorted(names, key=lambda name: (-max(operators.get(name, 0) for _, operators in counted), name))
+    columns = ("operator", *(title for title, _ in counted))
+    return columns, [(name, *(str(operators.get(name, "-")) for _, operators in counted)) for name in order]
+
+
+def print_stages(console: Console, manifest: dict[str, Any]) -> None:
+    """Print the sizes of each stage."""
+    console.heading("Sizes")
+    console.table(STAGE_COLUMNS, stage_rows(manifest))
+
+
+def print_verification(console: Console, verification: dict[str, Any]) -> None:
+    """Print how well each stage agrees with the masked model."""
+    passed = "passed" if verification["passed"] else "FAILED"
+    console.heading(f"Verification against the masked model: {passed}")
+    console.line(f"largest error of the compact model: {verification['max_abs_diff']:.2g}")
+    if verification["cases"]:
+        console.table(CHECK_COLUMNS, check_rows(verification))
+
+
+def _change(pair: list[int]) -> str:
+    before, after = pair
+    return str(before) if before == after else f"{before} -> {after}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

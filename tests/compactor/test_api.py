@@ -1,0 +1,28 @@
+"""``import compactor`` is light, and finds its names where they live."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import compactor
+
+
+def test_importing_loads_nothing_heavy() -> None:
+    script = "import sys, compactor; sys.exit(sorted({'torch', 'numpy', 'onnx', 'click'} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_names_are_found_and_listed() -> None:
+    assert compactor.__version__
+    assert issubclass(compactor.OutputError, compactor.CompactorError)
+    assert callable(compactor.load_manifest)
+    assert set(compactor.__all__) <= set(dir(compactor))
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'exprt'"):
+        compactor.exprt  # noqa: B018
