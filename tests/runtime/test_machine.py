@@ -118,10 +118,18 @@ def test_v2_quota_where_only_a_subtree_of_the_host_is_mounted(write, tmp_path, m
     assert describe_machine(tmp_path).cpu_quota == 0.5
 
 
+def test_v2_quota_below_a_subtree_of_the_host(write, tmp_path):
+    write("proc/self/cgroup", "0::/docker/abc/inner\n")
+    write("proc/self/mountinfo", V2_MOUNT.format(mounted="/docker/abc"))
+    write("sys/fs/cgroup/inner/cpu.max", "50000 100000\n")
+    write("sys/fs/cpu.max", "10000 100000\n")  # above the mount, so no control group
+    assert describe_machine(tmp_path).cpu_quota == 0.5
+
+
 def test_v1_quota_is_the_tightest_of_nested_groups(write, tmp_path):
-    write("proc/self/cgroup", "5:memory:/pod\n4:cpu,cpuacct:/pod/box\n1:name=systemd:/\n")
+    write("proc/self/cgroup", "5:memory:/other\n4:cpu,cpuacct:/pod/box\n1:name=systemd:/\n")
     write("proc/self/mountinfo", V1_MOUNT.format(mounted="/"))
-    for group, quota in (("pod", 300_000), ("pod/box", -1)):
+    for group, quota in (("pod", 300_000), ("pod/box", -1), ("other", 100_000)):
         write(f"sys/fs/cgroup/cpu,cpuacct/{group}/cpu.cfs_quota_us", f"{quota}\n")
         write(f"sys/fs/cgroup/cpu,cpuacct/{group}/cpu.cfs_period_us", "100000\n")
     assert describe_machine(tmp_path).cpu_quota == 3.0
@@ -143,12 +151,20 @@ def test_v2_memory_limit(write, tmp_path, text, limit):
     assert describe_machine(tmp_path).memory_limit_bytes == limit
 
 
-def test_v1_memory_limit_ignores_the_number_that_means_none(write, tmp_path):
+@pytest.mark.parametrize(
+    ("limits", "limit"),
+    [
+        pytest.param(["9223372036854771712", "2147483648"], 2**31, id="none-above"),
+        pytest.param(["1073741824", "2147483648"], 2**30, id="tighter-above"),
+        pytest.param(["9223372036854771712", "9223372036854771712"], None, id="the-number-that-means-none"),
+    ],
+)
+def test_v1_memory_limit(write, tmp_path, limits, limit):
     write("proc/self/cgroup", "5:memory:/box\n")
     write("proc/self/mountinfo", "33 25 0:29 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n")
-    write("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n")
-    write("sys/fs/cgroup/memory/box/memory.limit_in_bytes", "2147483648\n")
-    assert describe_machine(tmp_path).memory_limit_bytes == 2**31
+    for group, text in zip(("", "box/"), limits, strict=True):
+        write(f"sys/fs/cgroup/memory/{group}memory.limit_in_bytes", text + "\n")
+    assert describe_machine(tmp_path).memory_limit_bytes == limit
 
 
 def test_everything_is_unknown_on_a_machine_without_proc(tmp_path, monkeypatch):

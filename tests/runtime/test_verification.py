@@ -156,7 +156,7 @@ def test_runs_a_file_and_an_open_session_alike(tmp_path):
 
 def test_refuses_a_graph_with_other_inputs():
     session = open_session(embedding(inputs=("input_ids", "attention_mask", "extra")).SerializeToString())
-    with pytest.raises(ValueError, match="'extra'"):
+    with pytest.raises(ValueError, match=r"case unpadded-1x7 feeds .* but the graph has inputs .*'extra'"):
         run_case(session, graph_cases()[0])
 
 
@@ -216,6 +216,14 @@ def test_as_many_labels_as_positions_are_not_taken_for_positions(case):
     candidate = reference.copy()
     candidate[1, 2] = 5.0  # padded, were this a logit for each position
     assert one(case, reference, candidate, "logits").max_abs_diff == 5.0
+
+
+@pytest.mark.parametrize(("shape", "name"), [((2, 5, 4), "attentions"), ((2, 5), "start_logits"), ((4, 3, 2), "image")])
+def test_outputs_of_another_shape_than_the_tokens_count_in_full(case, shape, name):
+    for index in np.ndindex(*shape):
+        candidate = np.zeros(shape)
+        candidate[index] = 1.0
+        assert one(case, np.zeros(shape), candidate, name).max_abs_diff == 1.0
 
 
 def test_other_position_outputs_can_be_named(case):
