@@ -1,25 +1,25 @@
-"""Show what matters for speed and support on this machine: versions, providers, instructions, cores, quota."""
+"""``compactor env``: what matters here for speed and support: versions, providers, instructions, cores, quota."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from compactor.commands import debug_option, json_option
+from compactor.console import Console
+
 if TYPE_CHECKING:
     from compactor.runtime.machine import MachineInfo
-
-HELP = "show versions, providers, instruction sets, cores and container CPU quota"
 
 PACKAGES = ("compactor", "torch", "transformers", "onnx", "onnx_ir", "onnxruntime", "onnxruntime-gpu")
 
 
-@click.command(name="env", short_help=HELP)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.command(short_help="Show versions, providers, instruction sets, cores and CPU quota.")
+@json_option
+@debug_option
 def command(as_json: bool) -> None:
     """Show what this machine offers, for choosing a target and for reporting a problem.
 
@@ -30,15 +30,9 @@ def command(as_json: bool) -> None:
     machine = describe_machine()
     report = collect(machine)
     if as_json:
-        click.echo(json.dumps(report, indent=2))
-        return
-    lines = _lines(report, machine)
-    if sys.stdout.isatty():
-        _print_table(lines)
-        return
-    width = max(len(name) for name in lines)
-    for name, value in lines.items():
-        click.echo(f"{name:<{width}}  {value}")
+        Console().document(report)
+    else:
+        Console().table(("what", "here"), _rows(report, machine))
 
 
 def collect(machine: MachineInfo) -> dict[str, Any]:
@@ -59,21 +53,23 @@ def collect(machine: MachineInfo) -> dict[str, Any]:
     }
 
 
-def _lines(report: dict[str, Any], machine: MachineInfo) -> dict[str, str]:
-    """The report as people are shown it, one line a name."""
+def _rows(report: dict[str, Any], machine: MachineInfo) -> list[tuple[str, str]]:
+    """The report as people are shown it."""
     providers, threads = report["providers"], report["threads"]
-    return {name: version for name, version in report["versions"].items() if version is not None} | {
-        "providers": "none: ONNX Runtime does not load" if providers is None else ", ".join(providers),
-        "GPU": _gpu_advice(report),
-        "system": " ".join(filter(None, (machine.os, machine.kernel, machine.architecture, _virtualised(machine)))),
-        "CPU": machine.cpu_model or "unknown",
-        "instructions": "unknown" if machine.isa is None else ", ".join(machine.isa) or "none that matter",
-        "int8": report["int8"],
-        "cores": _cores(machine),
-        "CPU quota": "none" if machine.cpu_quota is None else f"{machine.cpu_quota:g} CPUs",
-        "memory": _memory(machine),
-        "threads": f"{threads['planned']} ({threads['reason']})",
-    }
+    system = (machine.os, machine.kernel, machine.architecture, _virtualised(machine))
+    return [
+        *((name, version) for name, version in report["versions"].items() if version is not None),
+        ("providers", "none: ONNX Runtime does not load" if providers is None else ", ".join(providers)),
+        ("GPU", _gpu_advice(report)),
+        ("system", " ".join(filter(None, system))),
+        ("CPU", machine.cpu_model or "unknown"),
+        ("instructions", "unknown" if machine.isa is None else ", ".join(machine.isa) or "none that matter"),
+        ("int8", report["int8"]),
+        ("cores", _cores(machine)),
+        ("CPU quota", "none" if machine.cpu_quota is None else f"{machine.cpu_quota:g} CPUs"),
+        ("memory", _memory(machine)),
+        ("threads", f"{threads['planned']} ({threads['reason']})"),
+    ]
 
 
 def _version(package: str) -> str | None:
@@ -121,14 +117,3 @@ def _gpu_advice(report: dict[str, Any]) -> str:
     if "CUDAExecutionProvider" in (report["providers"] or ()):
         return f"'cuda' is installed; GPUs that the driver shows: {report['cuda_devices']}"
     return f"'cuda' is not installed, and cannot be beside onnxruntime; to swap: {GPU_HINT}"
-
-
-def _print_table(lines: dict[str, str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for name, value in lines.items():
-        table.add_row(Text(name, style="bold"), Text(value))  # Text, as rich would take "[cuda]" for markup
-    Console().print(table)

@@ -8,7 +8,6 @@ import sys
 import onnxruntime
 import pytest
 from click.testing import CliRunner
-from rich.console import Console
 
 from compactor.commands import env
 from compactor.runtime import providers
@@ -77,12 +76,6 @@ def test_leaves_out_what_is_not_installed(run, monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", without_torch)
     assert not any(line.startswith("torch") for line in run().splitlines())
     assert json.loads(run("--json"))["versions"]["torch"] is None
-
-
-def test_the_table_for_a_terminal_keeps_brackets(monkeypatch, capsys):
-    monkeypatch.setattr("rich.console.Console", lambda: Console(width=200))
-    env._print_table({"GPU": "pip install 'onnxruntime-gpu[cuda,cudnn]'"})
-    assert "[cuda,cudnn]" in capsys.readouterr().out
 
 
 def test_importing_the_command_loads_no_heavy_package():
