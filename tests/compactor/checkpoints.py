@@ -59,8 +59,15 @@ FAMILIES: dict[str, tuple[str, str, str, str, str, str, str]] = {
         "intermediate.dense",
         "output.dense",
     ),
-    "other": ("model.layers", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj")
-    + ("fc1", "fc2"),
+    "other": (
+        "model.layers",
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.out_proj",
+        "fc1",
+        "fc2",
+    ),
 }
 
 

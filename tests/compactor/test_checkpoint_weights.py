@@ -175,7 +175,7 @@ def test_a_missing_shard_is_named(folder):
 
 
 def test_a_listed_tensor_must_be_in_its_shard(folder):
-    first, second = shard(folder, tensors())
+    _, second = shard(folder, tensors())
     index = folder / "model.safetensors.index.json"
     content = json.loads(index.read_text())
     content["weight_map"]["bert.extra.weight"] = second
@@ -186,7 +186,7 @@ def test_a_listed_tensor_must_be_in_its_shard(folder):
 
 def test_a_tensor_in_two_shards_is_refused(folder):
     weights = tensors()
-    first, second = shard(folder, weights)
+    _, second = shard(folder, weights)
     twice = sorted(weights)[0]
     save_file({name: weights[name] for name in [*sorted(weights)[1::2], twice]}, folder / second)
     with pytest.raises(ModelDirectoryError, match="in two shards"):
