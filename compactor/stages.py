@@ -1,0 +1,84 @@
+"""One stage of an export: its file, and what the file weighs and costs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+import compactor
+from compactor.passes._match import constant
+from compactor.runtime.executed_graph import executed_operators, saved_operators
+
+_INLINE_LIMIT = 1_900_000_000  # bytes; protobuf ends at 2 GiB
+_NOT_WEIGHTS = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
+
+
+def save_graph(model: ir.Model, path: Path) -> None:
+    """Write ``model`` as one file; weights beyond protobuf's limit go to ``<name>_data`` beside it."""
+    model.producer_name, model.producer_version = "compactor", compactor.__version__
+    if constant_bytes(model) > _INLINE_LIMIT:
+        ir.save(model, path, external_data=f"{path.name}_data")
+    else:
+        ir.save(model, path)
+
+
+def describe_stage(name: str, model: ir.Model, path: Path, root: Path, *, macs: int) -> dict[str, Any]:
+    """The manifest's entry of a stage.
+
+    Args:
+        name: ``compact``, ``int8`` or ``fp16``.
+        model: The graph as it was saved.
+        path: Its file.
+        root: The artefact's folder.
+        macs: Multiply-adds for one token; see ``macs_per_token``.
+    """
+    data = path.with_name(f"{path.name}_data")
+    return {
+        "name": name,
+        "file": path.relative_to(root).as_posix(),
+        "bytes": path.stat().st_size + (data.stat().st_size if data.exists() else 0),
+        "macs_per_token": macs,
+        "parameters": count_parameters(model),
+        "operators": dict(sorted(saved_operators(path).items())),
+        "executed_operators": dict(sorted(executed_operators(path).items())),
+    }
+
+
+def describe_masked(model: ir.Model) -> dict[str, Any]:
+    """The manifest's entry of the masked model, which is measured and not kept: its bytes are those of its constants."""
+    return {
+        "name": "masked",
+        "file": None,
+        "bytes": constant_bytes(model),
+        "macs_per_token": macs_per_token(model),
+        "parameters": count_parameters(model),
+        "operators": dict(sorted(saved_operators(model).items())),
+        "executed_operators": None,
+    }
+
+
+def macs_per_token(model: ir.Model) -> int:
+    """Multiply-adds of the weight matrices for one token, in an fp32 graph.
+
+    Counts the ``MatMul`` layers, which work on every token. Leaves out attention scores, which grow with the length,
+    and the exporter's ``Gemm``: layers behind a pooled token, which work once a sequence.
+    """
+    weights = (constant(node.inputs[1]) for node in model.graph if node.op_type == "MatMul")
+    return sum(math.prod(weight.shape) for weight in weights if weight is not None and weight.ndim == 2)
+
+
+def constant_bytes(model: ir.Model) -> int:
+    """Bytes of all constants."""
+    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+
+
+def count_parameters(model: ir.Model) -> int:
+    """Elements of all constants but indices and flags."""
+    return sum(
+        math.prod(value.const_value.shape.numpy())
+        for value in model.graph.initializers.values()
+        if value.const_value is not None and value.const_value.dtype not in _NOT_WEIGHTS
+    )
