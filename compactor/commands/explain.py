@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ import click
 from compactor.commands import debug_option, json_option
 from compactor.console import Console
 from compactor.manifest import load_manifest
-from compactor.summary import describe_layer, operator_rows, print_stages, print_verification, removed
+from compactor.summary import Row, describe_layer, operator_rows, print_stages, print_verification, removed
 
 Manifest = dict[str, Any]
+
+_RENAMING = {"label-layers", "name-nodes"}
 
 
 @click.command(short_help="Show what an export did to each layer, and why.")
@@ -83,29 +87,43 @@ def _print_origin(console: Console, manifest: Manifest) -> None:
     packing = "packed" if recipe["pack"] else "not packed"
     console.line(f"{source['path_name']} ({source['format']}), {manifest['task']}")
     console.line(f"for {manifest['target']}: {', '.join(recipe['precision'])}, opset {recipe['opset']}, {packing}")
-    console.line("passes: " + ", ".join(recipe["passes"]))
-    console.line("versions: " + ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()))
+    _print_list(console, "passes", recipe["passes"])
+    _print_list(console, "versions", [f"{name} {version}" for name, version in manifest["versions"].items()])
     for note in source["notes"]:
         console.line(note)
     console.line(removed(manifest["layers"]).sentence())
 
 
+def _print_list(console: Console, title: str, items: list[str]) -> None:
+    text = f"{title}: {', '.join(items)}"
+    for line in textwrap.wrap(text, width=100, subsequent_indent="  ", break_on_hyphens=False):
+        console.line(line)
+
+
 def _print_layers(console: Console, manifest: Manifest) -> None:
     by_layer = _by_layer(manifest)
-    known = [layer["path"] for layer in manifest["layers"]]
-    described = [describe_layer(layer) for layer in manifest["layers"]]
-    rows = [(path, text, _rules_text(by_layer[path])) for path, text in described]
-    rows += [
-        (layer or "whole model", "", _rules_text(entries))
-        for layer, entries in by_layer.items()
-        if layer not in known and _rules_text(entries)
-    ]
+    rows: list[Row] = []
+    for layer in manifest["layers"]:
+        first = describe_layer(layer)
+        rules = _counted_rules(by_layer.pop(layer["path"], ())) or [("nothing", "", "")]
+        rows.append((*first, *rules[0]))
+        rows.extend(("", "", *rule) for rule in rules[1:])
     console.heading("Layers")
-    console.table(("layer", "has", "rules applied"), rows)
+    console.table(("layer", "has", "rule", ">times", "pass"), rows)
+
+    elsewhere = _counted_rules(entry for entries in by_layer.values() for entry in entries)
+    if elsewhere:
+        console.heading("Outside of the layers")
+        console.table(("rule", ">times", "pass"), elsewhere)
 
 
-def _rules_text(entries: list[dict[str, Any]]) -> str:
-    return ", ".join(f"{entry['rule']} x{entry['count']} ({entry['pass']})" for entry in entries if "rule" in entry)
+def _counted_rules(entries: Iterable[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """Rule, times and pass, in the order in which they applied, without what changes names only."""
+    counts: collections.Counter[tuple[str, str]] = collections.Counter()
+    for entry in entries:
+        if "rule" in entry and entry["pass"] not in _RENAMING:
+            counts[entry["rule"], entry["pass"]] += entry["count"]
+    return [(rule, str(count), name) for (rule, name), count in counts.items()]
 
 
 def _print_refusals(console: Console, manifest: Manifest) -> None:

@@ -9,51 +9,42 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compactor import commands
-from compactor.artefact import ArtefactWriter
+from compactor.artefact import ArtefactWriter, Layout
 from compactor.console import Console
 from compactor.summary import LAYER_COLUMNS, layer_rows, print_stages, print_verification, removed
+from compactor.targets import TARGETS, choose_precisions, find_target
+from compactor.tasks import TASKS
 
 if TYPE_CHECKING:
     from compactor.exporting import ExportResult
 
-_PRECISIONS = ("fp32", "int8", "fp16")
-_OPTIMUM_CLASSES = {
-    "text-classification": "ORTModelForSequenceClassification",
-    "token-classification": "ORTModelForTokenClassification",
-    "question-answering": "ORTModelForQuestionAnswering",
-    "fill-mask": "ORTModelForMaskedLM",
-    "feature-extraction": "ORTModelForFeatureExtraction",
-    "image-classification": "ORTModelForImageClassification",
-}
 
-
-def _split_precisions(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+def _split_commas(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
     """The names in ``value``, once each."""
-    if value is None:
-        return None
-    names = tuple(dict.fromkeys(value.split(",")))
-    for name in names:
-        if name not in _PRECISIONS:
-            raise click.BadParameter(f"'{name}' is not one of {', '.join(_PRECISIONS)}.", ctx, param)
-    return names
+    return None if value is None else tuple(dict.fromkeys(value.split(",")))
 
 
 @click.command(short_help="Compile a checkpoint into verified ONNX models.")
 @click.argument("model_dir", type=click.Path(path_type=Path))
 @click.argument("out_dir", type=click.Path(path_type=Path))
-@click.option("--task", metavar="TASK", help="What the model is for; by default, what its config.json says.")
+@click.option(
+    "--task",
+    type=click.Choice(tuple(TASKS)),
+    metavar="TASK",
+    help=f"What the model is for, by default as its config.json says: {', '.join(TASKS)}.",
+)
 @click.option(
     "--target",
-    type=click.Choice(["cpu", "cuda", "portable"]),
+    type=click.Choice(tuple(TARGETS)),
     default="cpu",
     show_default=True,
     help="Where the model shall run; 'portable' uses standard ONNX operators only.",
 )
 @click.option(
     "--precision",
-    callback=_split_precisions,
+    callback=_split_commas,
     metavar="LIST",
-    help="fp32,int8 or fp16, separated by commas; by default, what the target is best at.",
+    help="fp32,int8 or fp32,fp16; by default, all that the target is good at. fp32 is always written.",
 )
 @click.option(
     "--layout",
@@ -62,12 +53,12 @@ def _split_precisions(ctx: click.Context, param: click.Parameter, value: str | N
     show_default=True,
     help="Models in OUT_DIR/onnx, or beside config.json.",
 )
-@click.option("--pack/--no-pack", default=True, show_default=True, help="Compute real tokens only, not the padding.")
+@click.option("--pack/--no-pack", default=None, help="Compute real tokens only, not the padding (default for cpu).")
 @click.option(
     "--int8-budget",
     type=click.FloatRange(min=0),
-    metavar="ERROR",
-    help="Fail if int8 moves an output by more than this.",
+    metavar="SHARE",
+    help="Fail if int8 moves an output by more than this share of the largest one.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export in OUT_DIR.")
 @commands.allow_pickle_option
@@ -80,8 +71,8 @@ def command(
     task: str | None,
     target: str,
     precision: tuple[str, ...] | None,
-    layout: str,
-    pack: bool,
+    layout: Layout,
+    pack: bool | None,
     int8_budget: float | None,
     overwrite: bool,
     allow_pickle: bool,
@@ -96,8 +87,9 @@ def command(
     """
     commands.refuse_both(quiet, verbose)
     commands.require_model_dir(model_dir)
-    # The writer looks at the place once more when it publishes; here, before minutes of work.
-    ArtefactWriter(out_dir, overwrite=overwrite, layout="flat" if layout == "flat" else "hf", source=model_dir)
+    # The export checks these itself; here they are answered before anything slow is loaded.
+    choose_precisions(find_target(target), precision)
+    ArtefactWriter(out_dir, overwrite=overwrite, layout=layout, source=model_dir)
 
     console = Console(quiet=quiet, verbose=verbose)
     with console.working() as progress:
@@ -151,10 +143,8 @@ def next_steps(manifest: dict[str, Any], path: Path, *, shown_as: Path) -> list[
             f"sentence-transformers:  SentenceTransformer({str(shown_as)!r}, backend='onnx', "
             f"model_kwargs={{'file_name': {file!r}}})"
         )
-    elif manifest["task"] in _OPTIMUM_CLASSES:
-        lines.append(
-            f"optimum:  {_OPTIMUM_CLASSES[manifest['task']]}.from_pretrained({str(shown_as)!r}, "
-            f"{subfolder}file_name={name!r})"
-        )
+    elif manifest["task"] in TASKS:
+        head = TASKS[manifest["task"]].auto_class.removeprefix("AutoModel") or "ForFeatureExtraction"
+        lines.append(f"optimum:  ORTModel{head}.from_pretrained({str(shown_as)!r}, {subfolder}file_name={name!r})")
     lines.append(f"layer by layer:  compactor explain {shlex.quote(str(shown_as))}")
     return lines

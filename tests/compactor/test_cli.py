@@ -13,10 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from compactor.artefact import ArtefactWriter
-from compactor.cli import COMMANDS, main
+from compactor.cli import COMMANDS, cli, main
 from compactor.errors import ExitCode, ModelDirectoryError, OutputError, UsageError, VerificationError
 from compactor.manifest import dump_manifest
 from tests.compactor.manifests import example_manifest
@@ -111,6 +112,16 @@ def test_no_command_shows_help_and_is_a_mistake(capsys: pytest.CaptureFixture[st
     assert "Commands:" in err
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_documented(name: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    section = text.partition(f"\n## compactor {name}\n")[2].partition("\n## ")[0]
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    options = [parameter.opts[0] for parameter in command.params if isinstance(parameter, click.Option)]
+    assert [option for option in options if option not in section] == []
+
+
 # Exit codes
 
 
@@ -185,7 +196,8 @@ def test_debug_shows_the_traceback(
         pytest.param(["exprt"], "No such command 'exprt'", id="unknown-command"),
         pytest.param(["export"], "Missing argument 'MODEL_DIR'", id="no-argument"),
         pytest.param(["export", "MODEL", "OUT", "--target", "tpu"], "'tpu' is not one of", id="target"),
-        pytest.param(["export", "MODEL", "OUT", "--precision", "fp32,int4"], "'int4' is not one of", id="precision"),
+        pytest.param(["export", "MODEL", "OUT", "--precision", "fp32,int4"], "no precision 'int4'", id="precision"),
+        pytest.param(["export", "MODEL", "OUT", "--target", "cuda", "--precision", "int8"], "cuda", id="int8-on-cuda"),
         pytest.param(["export", "MODEL", "OUT", "--int8-budget", "-1"], "not in the range", id="budget"),
         pytest.param(["export", "MODEL", "OUT", "-q", "-v"], "contradict", id="quiet-and-verbose"),
         pytest.param(["export", "MODEL", "MODEL/out"], "lies inside the model directory", id="inside"),
@@ -201,7 +213,7 @@ def test_usage_errors(
     out, err = capsys.readouterr()
     assert out == ""
     assert message in err
-    assert len(err.splitlines()) == 3
+    assert 2 <= len(err.splitlines()) <= 3
 
 
 @pytest.mark.parametrize("command", ["export", "inspect", "verify"])
@@ -358,9 +370,10 @@ def test_explain_tells_rules_refusals_and_operators(artefact: Path, capsys: pyte
     out, err = capsys.readouterr()
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert err == ""
-    assert "layers.0.attention 12 -> 3 heads, QK 64 -> 40, V 64, 1 averaging dead-head x9 (remove-dead-heads)" in lines
-    assert "layers.1.attention 12 -> 0 heads all-heads-dead x1 (remove-empty-sublayers)" in lines
-    assert "whole model unused-node x4 (clean-up)" in lines
+    assert "layers.0.attention 12 -> 3 heads, QK 64 -> 40, V 64, 1 averaging dead-head 9 remove-dead-heads" in lines
+    assert "layers.1.attention 12 -> 0 heads all-heads-dead 1 remove-empty-sublayers" in lines
+    assert "layers.1.feed_forward 3072 neurons nothing" in lines
+    assert "unused-node 4 clean-up" in lines
     assert "remove-dead-neurons no neuron is dead layers.1.feed_forward" in lines
     assert "com.microsoft::DynamicQuantizeMatMul - - 5 5" in lines
 

@@ -167,3 +167,16 @@ def test_names_the_artefact_file_that_changed(tmp_path: Path) -> None:
     assert artefact_file_problems(manifest, tmp_path) == ["'onnx/model.onnx' has 1 bytes, 1000000 were written"]
     manifest["stages"][1]["bytes"] = 1
     assert artefact_file_problems(manifest, tmp_path) == []
+
+
+def test_every_field_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "manifest.md").read_text(encoding="utf-8")
+
+    def fields(schema: object) -> set[str]:
+        if isinstance(schema, list):
+            return set().union(*map(fields, schema))
+        if not isinstance(schema, dict):
+            return set()
+        return set(schema.get("properties", {})).union(*map(fields, schema.values()))
+
+    assert {name for name in fields(manifest_schema()) if f"`{name}`" not in text} == set()
