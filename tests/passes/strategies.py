@@ -1,0 +1,90 @@
+"""Random architectures and random dead structure for the property tests of passes."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
+from tests.models import Architecture, Weights, random_weights
+from tests.planting import columns, empty_feed_forward
+
+PROPERTY = settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+
+# Spellings that leave every query a key, whatever the padding; "causal" does not: a padded first key hides all of row 0.
+SAFE_MASKS = ("none", "plain", "additive", "scaled", "gathered", "bias", "bias_only", "given", "visible")
+
+
+@st.composite
+def architectures(draw: st.DrawFn, **fixed: object) -> Architecture:
+    """Small ones; ``fixed`` fields are not drawn."""
+    drawn = {
+        "layers": draw(st.integers(1, 2)),
+        "width": draw(st.integers(2, 6)),
+        "heads": draw(st.integers(1, 4)),
+        "qk": draw(st.integers(1, 4)),
+        "v": draw(st.integers(1, 4)),
+        "neurons": draw(st.integers(1, 8)),
+        "activation": draw(st.sampled_from(["gelu", "tanh-gelu", "relu", "silu", "erf-gelu"])),
+        "gated": draw(st.booleans()),
+        "norm": draw(st.sampled_from(["post", "pre"])),
+        "mask": draw(st.sampled_from(SAFE_MASKS)),
+        "front": draw(st.sampled_from(["hidden", "ids"])),
+        "head": draw(st.sampled_from(["hidden", "classifier", "span", "mean"])),
+    }
+    return Architecture(**{**drawn, **fixed})
+
+
+@st.composite
+def pruned(draw: st.DrawFn, **fixed: object) -> tuple[Architecture, Weights]:
+    """An architecture and weights with dead structure of every kind planted; some layers share their arrays."""
+    arch = draw(architectures(**fixed))
+    weights = random_weights(arch, draw(st.integers(0, 9)))
+    for layer in range(arch.layers):
+        _prune_attention(draw, arch, weights, layer)
+        _prune_feed_forward(draw, arch, weights, layer)
+        for name in ("query", "key", "value", "output", "up", "down"):
+            if draw(st.integers(0, 7)) == 0:
+                del weights[f"{layer}.{name}.bias"]
+    if arch.layers == 2 and draw(st.booleans()):  # the exporter writes these once
+        for name in [name for name in weights if name.startswith("0.")]:
+            if draw(st.booleans()) and f"1.{name[2:]}" in weights:
+                weights[f"1.{name[2:]}"] = weights[name].copy()
+    return arch, weights
+
+
+def _prune_attention(draw: st.DrawFn, arch: Architecture, weights: Weights, layer: int) -> None:
+    fates = ("alive", "no-value", "no-output", "no-key", "no-query", "half-qk", "half-v", "half-output", "constant-query")
+    every = draw(st.sampled_from((None, None, None, "no-value", "no-output", "no-key")))
+    for head in range(arch.heads):
+        fate = every or draw(st.sampled_from(fates))
+        qk, v = columns(arch.qk, head), columns(arch.v, head)
+        if fate == "no-value":
+            weights[f"{layer}.value"][:, v] = 0
+        elif fate == "no-output":
+            weights[f"{layer}.output"][v] = 0
+        elif fate == "no-key":
+            weights[f"{layer}.key"][:, qk] = 0
+        elif fate == "no-query":
+            weights[f"{layer}.query"][:, qk] = 0
+            weights[f"{layer}.query.bias"][qk] = 0
+        elif fate == "constant-query":  # its bias still meets the keys: alive
+            weights[f"{layer}.query"][:, qk] = 0
+        elif fate == "half-qk":
+            weights[f"{layer}.key"][:, draw(st.lists(st.sampled_from(qk)))] = 0
+        elif fate == "half-v":
+            weights[f"{layer}.value"][:, draw(st.lists(st.sampled_from(v)))] = 0
+        elif fate == "half-output":
+            weights[f"{layer}.output"][draw(st.lists(st.sampled_from(v)))] = 0
+
+
+def _prune_feed_forward(draw: st.DrawFn, arch: Architecture, weights: Weights, layer: int) -> None:
+    neurons = st.lists(st.integers(0, arch.neurons - 1))
+    weights[f"{layer}.down"][draw(neurons)] = 0
+    weights[f"{layer}.up"][:, draw(neurons)] = 0
+    weights[f"{layer}.up.bias"][draw(neurons)] = 0
+    if arch.gated:
+        weights[f"{layer}.gate"][:, draw(neurons)] = 0
+    if draw(st.integers(0, 3)) == 0:
+        empty_feed_forward(weights, layer)
+    elif draw(st.integers(0, 5)) == 0:
+        weights[f"{layer}.down"][:] = 0
