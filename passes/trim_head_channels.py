@@ -45,7 +45,7 @@ class TrimHeadChannelsPass(RewritePass):
             qk_width, v_width = max(live.qk_width, 1), max(live.v_width, 1)
             removed_qk, removed_v = live.qk.shape[1] - qk_width, live.v.shape[1] - v_width
             if removed_qk > 0:
-                index = channel_index(live.qk, qk_width)
+                index = channel_index(live.qk & live.heads[:, None], qk_width)
                 _narrow_columns(block.query, index)
                 _narrow_columns(block.key, index)
                 applied.append(Applied(block.layer, "dead-qk-channel", removed_qk * block.heads))
@@ -55,9 +55,8 @@ class TrimHeadChannelsPass(RewritePass):
                 index = channel_index(live.v, v_width)
                 _narrow_columns(block.value, index)
                 block.output.refill(_take(block.output.weight.T, index).T, block.output.bias)
-                applied.append(Applied(block.layer, "dead-v-channel", removed_v * block.heads))
-            if removed_qk > 0 or removed_v > 0:
                 block.node.outputs[0].shape = None
+                applied.append(Applied(block.layer, "dead-v-channel", removed_v * block.heads))
         return RewriteResult.of(model, applied, refused)
 
 
