@@ -12,7 +12,7 @@ Row = tuple[str, ...]
 Layer = dict[str, Any]
 
 LAYER_COLUMNS = ("layer", ">heads", ">QK width", ">V width", ">neurons")
-STAGE_COLUMNS = ("stage", "file", ">size", ">smaller", ">multiply-adds/token", ">fewer", ">parameters")
+STAGE_COLUMNS = ("stage", "file", ">size", ">smaller", ">MACs/token", ">fewer", ">weights")
 CHECK_COLUMNS = ("stage", ">comparisons", ">largest error", ">relative", ">same answers")
 
 

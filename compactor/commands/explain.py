@@ -13,7 +13,7 @@ import click
 from compactor.commands import debug_option, json_option
 from compactor.console import Console
 from compactor.manifest import load_manifest
-from compactor.summary import Row, describe_layer, operator_rows, print_stages, print_verification, removed
+from compactor.summary import describe_layer, operator_rows, print_stages, print_verification, removed
 
 Manifest = dict[str, Any]
 
@@ -102,14 +102,15 @@ def _print_list(console: Console, title: str, items: list[str]) -> None:
 
 def _print_layers(console: Console, manifest: Manifest) -> None:
     by_layer = _by_layer(manifest)
-    rows: list[Row] = []
-    for layer in manifest["layers"]:
-        first = describe_layer(layer)
-        rules = _counted_rules(by_layer.pop(layer["path"], ())) or [("nothing", "", "")]
-        rows.append((*first, *rules[0]))
-        rows.extend(("", "", *rule) for rule in rules[1:])
     console.heading("Layers")
-    console.table(("layer", "has", "rule", ">times", "pass"), rows)
+    for layer in manifest["layers"]:
+        path, text = describe_layer(layer)
+        console.line(f"{path}: {text}")
+        rules = _counted_rules(by_layer.pop(layer["path"], ()))
+        for rule, times, name in rules:
+            console.line(f"{times:>8} x {rule} ({name})")
+        if not rules:
+            console.line("         no rule applied")
 
     elsewhere = _counted_rules(entry for entries in by_layer.values() for entry in entries)
     if elsewhere:

@@ -83,7 +83,7 @@ def example_manifest() -> dict[str, Any]:
         "verification": {
             "passed": True,
             "max_abs_diff": 1.5e-6,
-            "tolerance": {"max_abs_diff": 1e-4},
+            "tolerance": {"compact": {"atol": 1e-4, "rtol": 1e-4}},
             "cases": [
                 {
                     "stage": "compact",

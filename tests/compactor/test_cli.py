@@ -370,9 +370,15 @@ def test_explain_tells_rules_refusals_and_operators(artefact: Path, capsys: pyte
     out, err = capsys.readouterr()
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert err == ""
-    assert "layers.0.attention 12 -> 3 heads, QK 64 -> 40, V 64, 1 averaging dead-head 9 remove-dead-heads" in lines
-    assert "layers.1.attention 12 -> 0 heads all-heads-dead 1 remove-empty-sublayers" in lines
-    assert "layers.1.feed_forward 3072 neurons nothing" in lines
+    at = lines.index("layers.0.attention: 12 -> 3 heads, QK 64 -> 40, V 64, 1 averaging")
+    assert lines[at + 1] == "9 x dead-head (remove-dead-heads)"
+    at = lines.index("layers.1.feed_forward: 3072 neurons")
+    assert lines[at - 2 : at + 2] == [
+        "layers.1.attention: 12 -> 0 heads",
+        "1 x all-heads-dead (remove-empty-sublayers)",
+        "layers.1.feed_forward: 3072 neurons",
+        "no rule applied",
+    ]
     assert "unused-node 4 clean-up" in lines
     assert "remove-dead-neurons no neuron is dead layers.1.feed_forward" in lines
     assert "com.microsoft::DynamicQuantizeMatMul - - 5 5" in lines

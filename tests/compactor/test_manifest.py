@@ -76,6 +76,11 @@ BROKEN = [
     pytest.param(_set([12], "layers", 0, "heads"), "manifest.layers[0].heads: wrong number", id="one-number"),
     pytest.param(_set([], "stages"), "manifest.stages: wrong number of items, 0", id="no-stages"),
     pytest.param(_set(1, "versions", "onnx"), "manifest.versions.onnx: expected string", id="version-is-int"),
+    pytest.param(
+        _drop("verification", "tolerance", "compact", "rtol"),
+        "manifest.verification.tolerance.compact: 'rtol' is missing",
+        id="half-a-tolerance",
+    ),
     pytest.param(_set(["x"], "refused"), "manifest.refused[0]: expected object", id="refusal-is-text"),
 ]
 
