@@ -22,7 +22,7 @@ def save_text_model(folder: Path, class_name: str, tokenizer: Path) -> Path:
         num_attention_heads=4,
         intermediate_size=48,
         max_position_embeddings=128,
-        num_labels=3,
+        num_labels=2,
     )
     model = getattr(transformers, class_name)(config).eval()
     _prune(model)
@@ -42,7 +42,7 @@ def save_image_model(folder: Path) -> Path:
         intermediate_size=48,
         image_size=32,
         patch_size=8,
-        num_labels=3,
+        num_labels=2,
     )
     model = transformers.ViTForImageClassification(config).eval()
     _prune(model)
