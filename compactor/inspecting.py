@@ -8,6 +8,7 @@ cost grows with the length, are left out.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ from compactor.passes._liveness import head_liveness, neuron_liveness
 
 Change = tuple[int, int]  # before, after
 _FP32_BYTES = 4
+# Families with BERT's names whose attention is something else.
+_OTHER_ATTENTION = frozenset({"nystromformer", "yoso", "roformer", "reformer", "fnet"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +145,7 @@ def inspect(model_dir: str | Path, *, allow_pickle: bool = False) -> Inspection:
     """
     checkpoint = read_checkpoint(model_dir, allow_pickle=allow_pickle)
     sizes = check_config(checkpoint.config, str(checkpoint.model_path / "config.json"))
-    layers, skipped = _summarise_layers(checkpoint.tensors, sizes)
+    layers, skipped = _summarise_layers(checkpoint.tensors, checkpoint.config, sizes)
     before, after = (sum(layer.weights[at] for layer in layers) for at in (0, 1))
     parameters = sum(tensor.numel() for tensor in checkpoint.tensors.values() if tensor.is_floating_point())
     left = parameters - before + after
@@ -163,28 +166,58 @@ def inspect(model_dir: str | Path, *, allow_pickle: bool = False) -> Inspection:
 
 
 def _summarise_layers(
-    tensors: Mapping[str, torch.Tensor], sizes: Sizes
+    tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], sizes: Sizes
 ) -> tuple[tuple[LayerSummary, ...], tuple[Skipped, ...]]:
     layers: list[LayerSummary] = []
     skipped: list[Skipped] = []
-    for index, layer in enumerate(find_layers(tensors.keys())):
-        if layer.attention:
-            path = f"layers.{index}.attention"
-            if reason := _why_not(layer.attention, tensors, sizes):
-                skipped.append(Skipped(path, layer.module, reason))
-            else:
-                assert sizes.heads  # _why_not checked
-                layers.append(_summarise_attention(path, layer.module, layer.attention, tensors, sizes.heads))
-        if layer.feed_forward:
-            path = f"layers.{index}.feed_forward"
+    found = find_layers(tensors.keys())
+    modules = tuple(f"{layer.module}." for layer in found)
+    index = -1  # as in the graph: an attention block opens a layer, and a feed-forward block belongs to the last one
+    for layer in found:
+        nested = layer.module.startswith(modules)
+        index += layer.attention is not None or not nested
+        path = f"layers.{index}.attention"
+        if layer.attention is None:
+            if not nested:
+                skipped.append(Skipped(path, layer.module, "it has no attention with names known here"))
+        elif reason := _why_no_attention(layer.attention, tensors, config, sizes):
+            skipped.append(Skipped(path, layer.module, reason))
+        else:
+            assert sizes.heads  # _why_no_attention checked
+            layers.append(_summarise_attention(path, layer.module, layer.attention, tensors, sizes.heads))
+        path = f"layers.{index}.feed_forward"
+        if layer.feed_forward is None:
+            skipped.append(Skipped(path, layer.module, "it has no feed-forward block with names known here"))
+        elif layer.feed_forward.unknown:
+            reason = f"'{layer.feed_forward.unknown[0]}' is not part of a plain feed-forward block"
+            skipped.append(Skipped(path, layer.module, reason))
+        else:
             layers.append(_summarise_feed_forward(path, layer.module, layer.feed_forward, tensors))
-    return tuple(layers), tuple(skipped)
+    return _number_repeats(layers), tuple(skipped)
 
 
-def _why_not(names: AttentionNames, tensors: Mapping[str, torch.Tensor], sizes: Sizes) -> str | None:
+def _number_repeats(layers: list[LayerSummary]) -> tuple[LayerSummary, ...]:
+    """Tell the feed-forward blocks of one layer apart, as the graph's labels do."""
+    taken: collections.Counter[str] = collections.Counter()
+    numbered = []
+    for layer in layers:
+        taken[layer.path] += 1
+        count = taken[layer.path]
+        numbered.append(layer if count == 1 else dataclasses.replace(layer, path=f"{layer.path}_{count}"))
+    return tuple(numbered)
+
+
+def _why_no_attention(
+    names: AttentionNames, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], sizes: Sizes
+) -> str | None:
     """Why nothing can be said about an attention block; None where something can."""
     if names.unknown:
         return f"'{names.unknown[0]}' is not part of plain attention"
+    if config["model_type"] in _OTHER_ATTENTION:
+        return f"'{config['model_type']}' replaces softmax attention or rotates Q and K"
+    position = config.get("position_embedding_type")
+    if position not in (None, "absolute") or any(key.startswith(("rope_", "rotary_")) for key in config):
+        return "its positions enter Q and K (rotary or relative to the key)"
     if not sizes.heads:
         return "the config states no number of heads"
     query, key, value = (tensors[f"{name}.weight"].shape[0] for name in names.inputs)

@@ -12,14 +12,23 @@ from compactor.errors import ModelDirectoryError
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+# Families whose every size means what its name says. Others narrow some matrices by rules of their own.
+_PLAIN_FAMILIES = frozenset(
+    {"bert", "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "data2vec-text"}
+    | {"electra", "distilbert", "mpnet", "layoutlm", "ernie", "megatron-bert", "vit", "deit", "beit", "vit_msn"}
+)
+_HARMLESS_TABLE = 1 << 16
 
-def check_agreement(sizes: Sizes, shapes: Shapes, pruned: PrunedHeads, where: str) -> None:
+
+def check_agreement(model_type: str, sizes: Sizes, shapes: Shapes, pruned: PrunedHeads, where: str) -> None:
     """Refuse a config that asks for a model of other sizes than the weights have.
 
-    Embedding tables, the number of layers, and every attention and feed-forward matrix with known names are checked;
-    a model without known names is left to its own class, which refuses weights that do not fit.
+    For BERT and the families built like it, embedding tables, the number of layers, and every attention and
+    feed-forward matrix must have exactly the stated sizes. For any other no stated size may be far from what the
+    weights hold; the rest is left to the model's own class, which refuses weights that do not fit.
 
     Args:
+        model_type: The family.
         sizes: What the config states.
         shapes: Shapes of the stored tensors.
         pruned: Heads that are missing, by layer.
@@ -28,6 +37,9 @@ def check_agreement(sizes: Sizes, shapes: Shapes, pruned: PrunedHeads, where: st
     Raises:
         ModelDirectoryError: Naming the first tensor that disagrees.
     """
+    if model_type not in _PLAIN_FAMILIES:
+        _check_bounds(sizes, shapes, where)
+        return
     for name, expected in _tables(sizes, shapes):
         _check(name, shapes[name], expected, where)
     layers = find_layers(shapes.keys())
@@ -49,6 +61,33 @@ def check_agreement(sizes: Sizes, shapes: Shapes, pruned: PrunedHeads, where: st
                 _check(f"{module}.weight", shapes[f"{module}.weight"], (sizes.intermediate, sizes.hidden), where)
             output = f"{layer.feed_forward.output}.weight"
             _check(output, shapes[output], (sizes.hidden, sizes.intermediate), where)
+
+
+def _check_bounds(sizes: Sizes, shapes: Shapes, where: str) -> None:
+    """Refuse sizes above the largest dimension of the weights.
+
+    A vocabulary or a length may have no table of its own (an image model, rotary positions), so a small one passes.
+    """
+    largest = max((dimension for shape in shapes.values() for dimension in shape), default=0)
+    stated = {
+        "hidden": sizes.hidden,
+        "feed-forward": sizes.intermediate,
+        "vocabulary": sizes.vocabulary,
+        "position": sizes.positions,
+        "embedding": sizes.embedding,
+    }
+    for what, size in stated.items():
+        may_lack_table = what in ("vocabulary", "position")
+        if size is not None and size > (max(largest, _HARMLESS_TABLE) if may_lack_table else largest):
+            raise ModelDirectoryError(
+                f"the config states {size} as its {what} size, but no weight has a dimension above {largest}",
+                where=where,
+                todo="config.json and the weights do not belong together",
+            )
+    if sizes.layers is not None and sizes.layers > len(shapes):
+        raise ModelDirectoryError(
+            f"the config states {sizes.layers} layers, but the weights hold {len(shapes)} tensors", where=where
+        )
 
 
 def _tables(sizes: Sizes, shapes: Shapes) -> list[tuple[str, tuple[int | None, ...]]]:

@@ -158,13 +158,18 @@ def _read_sizes(config: dict[str, Any], where: str) -> Sizes:
     for role, (names, limit) in _ROLES.items():
         for name in names:
             value = config.get(name)
-            if value is None or (role in ("image", "patch") and isinstance(value, list)):
-                continue  # [height, width] is checked by the model's own class
+            if value is None:
+                continue
             lowest = 0 if role in _MAY_BE_ZERO else 1
-            if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= limit:
-                raise ModelDirectoryError(
-                    f"'{name}' must be a whole number from {lowest} to {limit:,}, not {str(value)[:40]!r}", where=where
-                )
+            several = isinstance(value, list) and bool(value)  # one size a stage, or [height, width]
+            for number in value if several else [value]:
+                if isinstance(number, bool) or not isinstance(number, int) or not lowest <= number <= limit:
+                    raise ModelDirectoryError(
+                        f"'{name}' must be a whole number from {lowest} to {limit:,}, not {str(number)[:40]!r}",
+                        where=where,
+                    )
+            if several:
+                continue  # states no single size; the model's own class checks it
             if found.setdefault(role, value) != value:
                 raise ModelDirectoryError(
                     f"'{name}' is {value}, but another name for the same size says {found[role]}", where=where

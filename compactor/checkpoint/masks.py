@@ -151,8 +151,6 @@ def _check(item: _Masked, tensors: Mapping[str, torch.Tensor]) -> None:
             where=where,
             todo="check sparse_args.json",
         )
-    if not all(scores.is_floating_point() for scores in item.scores.values()):
-        raise ModelDirectoryError("mask scores must be floating point", where=where)
 
 
 def _fold(item: _Masked, tensors: Mapping[str, torch.Tensor], sparse_args: SparseArgs) -> None:

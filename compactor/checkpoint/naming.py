@@ -35,7 +35,9 @@ _FEED_FORWARD_NAMES: tuple[tuple[tuple[str, ...], str], ...] = (
 )
 # Beside its projections, what an attention block may hold without changing which channels are alive: something
 # added to the logits, or applied after the output. Anything else (a norm of Q, a relative key) voids the algebra.
-_HARMLESS = re.compile(r"layer_?norm|relative_attention_bias|relative_position_(bias|index)|\.dropout", re.IGNORECASE)
+_HARMLESS = re.compile(
+    r"(\.output)?\.LayerNorm\.(weight|bias|gamma|beta)$|relative_(attention_bias|position_(bias|index))"
+)
 _INDEX = re.compile(r"\d+")
 
 
@@ -65,10 +67,17 @@ class AttentionNames:
 
 @dataclasses.dataclass(frozen=True)
 class FeedForwardNames:
-    """The modules of one feed-forward block: one input projection, or two where it is gated, and the output."""
+    """The modules of one feed-forward block.
+
+    Attributes:
+        inputs: The input projection, or two where it is gated.
+        output: The output projection.
+        unknown: Tensors between them that the algebra does not know, as for attention.
+    """
 
     inputs: tuple[str, ...]
     output: str
+    unknown: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +101,7 @@ def find_layers(names: Collection[str]) -> tuple[LayerNames, ...]:
     layers = []
     for module in sorted(_layer_prefixes(modules), key=_natural):
         attention = _find_attention(module, modules, names)
-        feed_forward = _find_feed_forward(module, modules)
+        feed_forward = _find_feed_forward(module, modules, names)
         if attention or feed_forward:
             stack, _, index = module.rpartition(".")
             layers.append(LayerNames(module, stack, int(index), attention, feed_forward))
@@ -114,24 +123,28 @@ def _find_attention(layer: str, modules: Collection[str], names: Collection[str]
     for local in _ATTENTION_NAMES:
         query, key, value, output = (f"{layer}.{name}" for name in local)
         if query in modules and key in modules and value in modules and output in modules:
-            block = f"{layer}.{local[0].partition('.')[0]}."
-            known = tuple(f"{module}." for module in (query, key, value, output))
-            unknown = sorted(
-                name
-                for name in names
-                if name.startswith(block) and not name.startswith(known) and not _HARMLESS.search(name)
-            )
-            return AttentionNames(query, key, value, output, tuple(unknown))
+            unknown = _find_unknown(layer, local[0], (query, key, value, output), names)
+            return AttentionNames(query, key, value, output, unknown)
     return None
 
 
-def _find_feed_forward(layer: str, modules: Collection[str]) -> FeedForwardNames | None:
+def _find_feed_forward(layer: str, modules: Collection[str], names: Collection[str]) -> FeedForwardNames | None:
     for local_inputs, local_output in _FEED_FORWARD_NAMES:
         inputs = tuple(f"{layer}.{name}" for name in local_inputs)
         output = f"{layer}.{local_output}"
         if output in modules and all(name in modules for name in inputs):
-            return FeedForwardNames(inputs, output)
+            return FeedForwardNames(inputs, output, _find_unknown(layer, local_inputs[0], (*inputs, output), names))
     return None
+
+
+def _find_unknown(layer: str, first: str, known: tuple[str, ...], names: Collection[str]) -> tuple[str, ...]:
+    """Tensors in the block of the local module ``first`` that neither belong to ``known`` modules nor are harmless."""
+    block, dot, _ = first.partition(".")
+    if not dot:  # the matrices lie in the layer itself, beside everything else
+        return ()
+    inside = (name for name in names if name.startswith(f"{layer}.{block}."))
+    mine = tuple(f"{module}." for module in known)
+    return tuple(sorted(name for name in inside if not name.startswith(mine) and not _HARMLESS.search(name)))
 
 
 def _natural(name: str) -> tuple[tuple[int, int | str], ...]:

@@ -63,7 +63,7 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoi
     pruned = read_pruned_heads(raw, sizes, str(config_path))
     weights = open_weights(folder, allow_pickle=allow_pickle)
     sparse_args = _read_masking(root, folder) if has_scores(weights.shapes) else None
-    check_agreement(sizes, weights.shapes, pruned, str(config_path))
+    check_agreement(raw["model_type"], sizes, weights.shapes, pruned, str(config_path))
 
     config = sanitise(raw)
     tensors = weights.load()

@@ -94,6 +94,13 @@ def test_configs_that_cannot_be_handled_are_refused(changes, message):
     assert "folder/config.json" in str(error.value)
 
 
+def test_a_size_for_each_stage_is_range_checked_but_states_no_single_size():
+    assert check_config(config(num_attention_heads=[1, 2], image_size=[8, 16]), "").heads is None
+    for bad in ([1, 0], [1, "2"], [10**9], []):
+        with pytest.raises(ModelDirectoryError, match="'num_attention_heads' must be a whole number"):
+            check_config(config(num_attention_heads=bad), "")
+
+
 def test_a_free_head_size_lifts_the_divisibility_rule():
     assert check_config(config(num_attention_heads=3, head_dim=8), "").heads == 3
 

@@ -42,8 +42,9 @@ def test_what_is_added_to_the_logits_is_harmless_and_what_changes_q_is_not():
     prefix = modules()[0].removesuffix("query")
     (layer, _) = find_layers(names | {f"{prefix}distance_embedding.weight"})
     assert layer.attention and layer.attention.unknown == (f"{prefix}distance_embedding.weight",)
-    (layer, _) = find_layers(names | {f"{prefix}relative_attention_bias.weight"})
-    assert layer.attention and layer.attention.unknown == ()
+    for harmless in (f"{prefix}relative_attention_bias.weight", prefix.replace("self", "output") + "LayerNorm.gamma"):
+        (layer, _) = find_layers(names | {harmless})
+        assert layer.attention and layer.attention.unknown == ()
 
 
 @pytest.mark.parametrize(
@@ -69,6 +70,27 @@ def test_a_projection_of_another_shape_is_refused(tmp_path):
     weights[f"{modules()[3]}.weight"] = torch.ones(16, 12)
     with pytest.raises(ModelDirectoryError, match=r"output\.dense\.weight' is 16 x 12"):
         read_checkpoint(write(tmp_path, weights))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": 32}, "states 32 as its hidden size, but no weight has a dimension above 30"),
+        ({"intermediate_size": 31}, "states 31 as its feed-forward size"),
+        ({"vocab_size": 1 << 20}, "states 1048576 as its vocabulary size"),
+        ({"max_position_embeddings": 1 << 20}, "states 1048576 as its position size"),
+        ({"embedding_size": 31}, "states 31 as its embedding size"),
+        ({"num_hidden_layers": 4000}, "states 4000 layers, but the weights hold"),
+    ],
+)
+def test_sizes_of_an_unknown_family_are_bounded_by_its_weights(tmp_path, changes, message):
+    with pytest.raises(ModelDirectoryError, match=message):
+        read_checkpoint(write(tmp_path, tensors(), config(model_type="novel", **changes)))
+
+
+def test_an_unknown_family_may_narrow_matrices_by_its_own_rules(tmp_path):
+    changes = {"intermediate_size": 20, "hidden_size": 20, "vocab_size": 8192, "num_hidden_layers": [1, 1]}
+    assert read_checkpoint(write(tmp_path, tensors(), config(model_type="novel", **changes))).format == "plain"
 
 
 def test_embeddings_may_be_narrower_than_the_model(tmp_path):

@@ -127,6 +127,10 @@ def test_an_unknown_family_is_said_plainly(tmp_path):
     ("changes", "extra", "reason"),
     [
         ({"num_attention_heads": None}, {}, "no number of heads"),
+        ({"position_embedding_type": "relative_key"}, {}, "its positions enter Q and K"),
+        ({"rope_theta": 1e4}, {}, "its positions enter Q and K"),
+        ({"model_type": "nystromformer"}, {}, "replaces softmax attention"),
+        ({}, {"bert.encoder.layer.0.attention.self.q_layernorm.weight": (16,)}, "not part of plain attention"),
         ({}, {"bert.encoder.layer.0.attention.self.distance_embedding.weight": (9, 4)}, "not part of plain attention"),
     ],
 )
@@ -137,6 +141,38 @@ def test_attention_it_cannot_judge_is_skipped_with_the_reason(tmp_path, changes,
     assert found.skipped[0].path == "layers.0.attention"
     assert "layers.0.feed_forward" in [layer.path for layer in found.layers]
     assert found.notes == (), "no claim that the model is dense"
+
+
+def test_a_feed_forward_block_it_cannot_judge_is_skipped(tmp_path):
+    weights = tensors("vit5") | {"vit.layers.0.mlp.norm.weight": torch.ones(NEURONS)}
+    found = inspect(write(tmp_path, weights, config("vit5")))
+    assert [(skip.path, "vit.layers.0.mlp.norm.weight" in skip.reason) for skip in found.skipped] == [
+        ("layers.0.feed_forward", True)
+    ]
+    assert [layer.path for layer in found.layers] == [
+        *("layers.0.attention", "layers.1.attention", "layers.1.feed_forward"),
+    ]
+
+
+def test_layers_without_known_attention_keep_their_numbers(tmp_path):
+    weights = {name.replace("self.query.", "self.query_proj."): tensor for name, tensor in tensors().items()}
+    found = inspect(write(tmp_path, weights, config(model_type="deberta")))
+    assert [skip.path for skip in found.skipped] == ["layers.0.attention", "layers.1.attention"]
+    assert [layer.path for layer in found.layers] == ["layers.0.feed_forward", "layers.1.feed_forward"]
+
+
+def test_several_feed_forward_blocks_in_a_layer_are_numbered_as_in_the_graph(tmp_path):
+    weights = tensors()
+    for part in ("weight", "bias"):
+        for block in ("intermediate", "output"):
+            source = f"bert.encoder.layer.0.{block}.dense.{part}"
+            weights[f"bert.encoder.layer.0.ffn.0.{block}.dense.{part}"] = weights[source].clone()
+    found = inspect(write(tmp_path, weights, config(model_type="mobilebert")))
+    assert found.skipped == ()
+    assert [layer.path for layer in found.layers] == [
+        *("layers.0.attention", "layers.0.feed_forward", "layers.0.feed_forward_2"),
+        *("layers.1.attention", "layers.1.feed_forward"),
+    ]
 
 
 def test_shared_key_heads_are_skipped(tmp_path):
