@@ -10,6 +10,7 @@ import functools
 import hashlib
 import importlib.resources
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -77,7 +78,7 @@ def load_manifest(out_dir: str | Path) -> dict[str, Any]:
     if path.stat().st_size > _MAX_BYTES:
         raise ModelDirectoryError("the manifest is too large to be one", where=str(path), todo=remake)
     try:
-        manifest = json.loads(path.read_text("utf-8"))
+        manifest = json.loads(path.read_text("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ModelDirectoryError(f"the manifest is not JSON: {error}", where=str(path), todo=remake) from error
 
@@ -125,6 +126,10 @@ def source_file_problems(manifest: dict[str, Any], model_dir: str | Path) -> lis
     return problems
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number in JSON")
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -165,6 +170,8 @@ def _problems(value: object, schema: dict[str, Any], place: str, definitions: di
         return
     if isinstance(value, (int, float)) and value < schema.get("minimum", value):
         yield f"{place}: expected at least {schema['minimum']}, got {value}"
+    elif isinstance(value, (int, float)) and value >= schema.get("exclusiveMaximum", math.inf):
+        yield f"{place}: expected less than {schema['exclusiveMaximum']}, got {value}"
     elif isinstance(value, list):
         if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
             yield f"{place}: wrong number of items, {len(value)}"

@@ -119,8 +119,8 @@ def check_rows(verification: dict[str, Any]) -> list[Row]:
             (
                 stage,
                 str(len(cases)),
-                f"{max(case['max_abs_diff'] for case in cases):.2g}",
-                f"{max(case['max_rel_diff'] for case in cases):.2g}",
+                _largest(case["max_abs_diff"] for case in cases),
+                _largest(case["max_rel_diff"] for case in cases),
                 f"{sum(agreements) / len(agreements):.1%}" if agreements else "-",
             )
         )
@@ -159,6 +159,11 @@ def print_verification(console: Console, verification: dict[str, Any]) -> None:
 def _change(pair: list[int]) -> str:
     before, after = pair
     return str(before) if before == after else f"{before} -> {after}"
+
+
+def _largest(differences: Iterable[float | None]) -> str:
+    known = list(differences)
+    return "not finite" if None in known else f"{max(number for number in known if number is not None):.2g}"
 
 
 def _counted(count: int, noun: str) -> str:

@@ -56,7 +56,7 @@ def _split_commas(ctx: click.Context, param: click.Parameter, value: str | None)
 @click.option("--pack/--no-pack", default=None, help="Compute real tokens only, not the padding (default for cpu).")
 @click.option(
     "--int8-budget",
-    type=click.FloatRange(min=0),
+    type=click.FloatRange(min=0, max=1, max_open=True),
     metavar="SHARE",
     help="Fail if int8 moves an output by more than this share of the largest one.",
 )

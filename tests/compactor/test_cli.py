@@ -198,7 +198,7 @@ def test_debug_shows_the_traceback(
         pytest.param(["export", "MODEL", "OUT", "--target", "tpu"], "'tpu' is not one of", id="target"),
         pytest.param(["export", "MODEL", "OUT", "--precision", "fp32,int4"], "no precision 'int4'", id="precision"),
         pytest.param(["export", "MODEL", "OUT", "--target", "cuda", "--precision", "int8"], "cuda", id="int8-on-cuda"),
-        pytest.param(["export", "MODEL", "OUT", "--int8-budget", "-1"], "not in the range", id="budget"),
+        pytest.param(["export", "MODEL", "OUT", "--int8-budget", "1"], "not in the range", id="budget"),
         pytest.param(["export", "MODEL", "OUT", "-q", "-v"], "contradict", id="quiet-and-verbose"),
         pytest.param(["export", "MODEL", "MODEL/out"], "lies inside the model directory", id="inside"),
         pytest.param(["export", "MODEL", "MODEL", "--overwrite"], "is the model directory", id="same"),
@@ -438,6 +438,14 @@ def test_verify_fails_with_its_own_code(artefact: Path, model: Path, monkeypatch
 
     _replace(monkeypatch, "compactor.verifying", verify=verify)
     assert _run("verify", artefact, model) == 4
+
+
+def test_a_difference_that_is_not_finite_is_said_so(artefact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = json.loads((artefact / "compactor.json").read_text())
+    manifest["verification"]["cases"][1]["max_abs_diff"] = None
+    (artefact / "compactor.json").write_text(dump_manifest(manifest))
+    assert _run("explain", artefact) == 0
+    assert "not finite" in capsys.readouterr().out
 
 
 def test_passes_lists_names_and_first_lines(

@@ -81,6 +81,11 @@ BROKEN = [
         "manifest.verification.tolerance.compact: 'rtol' is missing",
         id="half-a-tolerance",
     ),
+    pytest.param(
+        _set(1.5, "verification", "tolerance", "compact", "rtol"),
+        "manifest.verification.tolerance.compact.rtol: expected less than 1",
+        id="tolerates-all",
+    ),
     pytest.param(_set(["x"], "refused"), "manifest.refused[0]: expected object", id="refusal-is-text"),
 ]
 
@@ -97,7 +102,17 @@ def test_says_what_is_wrong_where_as_a_schema_library_does(change: Callable[[Man
 
 
 def test_the_checker_knows_every_keyword_of_the_schema() -> None:
-    known = {"type", "required", "properties", "additionalProperties", "items", "minItems", "maxItems", "minimum"}
+    known = {
+        "type",
+        "required",
+        "properties",
+        "additionalProperties",
+        "items",
+        "minItems",
+        "maxItems",
+        "minimum",
+        "exclusiveMaximum",
+    }
     known |= {"const", "enum", "oneOf", "$ref", "$defs", "$schema", "title", "description"}
 
     def keywords(schema: object) -> set[str]:
@@ -118,6 +133,7 @@ def test_the_checker_knows_every_keyword_of_the_schema() -> None:
     [
         pytest.param("{", "not JSON", id="truncated"),
         pytest.param("[" * 100_000, "not JSON", id="nested-too-deep"),
+        pytest.param('{"schema": NaN}', "NaN is not a number", id="not-a-number"),
         pytest.param("[]", "expected object", id="a-list"),
         pytest.param({"schema": 1}, "'source' is missing (and ", id="nearly-empty"),
         pytest.param({"schema": 2}, "has schema 2; this compactor reads up to 1", id="from-the-future"),
