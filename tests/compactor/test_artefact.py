@@ -112,7 +112,7 @@ def test_refuses_what_exists(tmp_path: Path) -> None:
 def test_overwrite_never_replaces_a_folder_of_other_things(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").touch()
-    with pytest.raises(OutputError, match="holds no 'compactor.json'"):
+    with pytest.raises(OutputError, match=r"holds no 'compactor\.json'"):
         ArtefactWriter(tmp_path / "thesis", overwrite=True, layout="hf")
     (tmp_path / "empty").mkdir()
     assert _publish(tmp_path / "empty", overwrite=True) == tmp_path / "empty"
