@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from compactor.passes._base import RewritePass
 from compactor.passes.align_widths import AlignWidthsPass
+from compactor.passes.convert_to_float16 import ConvertToFloat16Pass
+from compactor.passes.decompose_attention import DecomposeAttentionPass
 from compactor.passes.fold_value_biases import FoldValueBiasesPass
+from compactor.passes.fuse_bias_gelu import FuseBiasGeluPass
+from compactor.passes.fuse_cuda_attention import FuseCudaAttentionPass
+from compactor.passes.fuse_skip_layer_norm import FuseSkipLayerNormPass
 from compactor.passes.label_layers import LabelLayersPass
+from compactor.passes.lower_opset import LowerOpsetPass
 from compactor.passes.name_nodes import NameNodesPass
 from compactor.passes.normalize_attention import NormalizeAttentionPass
 from compactor.passes.pack_tokens import PackTokensPass
@@ -32,7 +38,13 @@ PASSES: tuple[type[RewritePass], ...] = (
     AlignWidthsPass,
     PackTokensPass,
     WriteResidualsAsSumPass,
+    FuseCudaAttentionPass,
+    FuseSkipLayerNormPass,
+    FuseBiasGeluPass,
+    DecomposeAttentionPass,
+    LowerOpsetPass,
     QuantizeEmbeddingsPass,
     QuantizeLinearsPass,
+    ConvertToFloat16Pass,
     NameNodesPass,
 )
