@@ -116,7 +116,9 @@ class Builder:
         if key not in self._seen:
             name = name or f"constant_{next(self._numbers)}"
             tensor = ir.tensor(array, name=name)
-            value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
+            value = ir.Value(
+                name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape)
+            )
             self.graph.register_initializer(value)
             self._seen[key] = value
         return self._seen[key]
@@ -125,7 +127,9 @@ class Builder:
         """A scalar of the model's type."""
         return self.constant(np.asarray(value, dtype=self.dtype))
 
-    def node(self, op_type: str, *inputs: ir.Value | None, name: str | None = None, outputs: int = 1, **attributes: Any) -> Any:
+    def node(
+        self, op_type: str, *inputs: ir.Value | None, name: str | None = None, outputs: int = 1, **attributes: Any
+    ) -> Any:
         """The output of a new node (a tuple of them when ``outputs`` > 1), called ``name``."""
         node = ir.Node(
             "",
@@ -178,7 +182,9 @@ def build(
 
 
 class _Transformer:
-    def __init__(self, b: Builder, arch: Architecture, weights: Weights, inputs: Mapping[str, ir.Value], free: frozenset[str]):
+    def __init__(
+        self, b: Builder, arch: Architecture, weights: Weights, inputs: Mapping[str, ir.Value], free: frozenset[str]
+    ):
         self.b, self.arch, self.weights, self.inputs, self.free = b, arch, weights, inputs, free
 
     def write(self, outputs: Sequence[str]) -> None:
@@ -192,7 +198,9 @@ class _Transformer:
         x = self.norm("first", x)
         for i in range(arch.layers):
             x = self.residual(x, f"{i}.attention_norm", lambda y, i=i: self.attention(i, y, mask), f"{i}.residual")
-            x = self.residual(x, f"{i}.feed_forward_norm", lambda y, i=i: self.feed_forward(i, y), f"{i}.second_residual")
+            x = self.residual(
+                x, f"{i}.feed_forward_norm", lambda y, i=i: self.feed_forward(i, y), f"{i}.second_residual"
+            )
         results = self.finish(x)
         exposed = [v for node in b.graph for v in node.outputs if v.name in outputs]
         assert len(exposed) == len(outputs), "every name in outputs must exist"
@@ -265,7 +273,9 @@ class _Transformer:
                 erf = b.node("Erf", b.node("Div", x, b.number(math.sqrt(2))))
                 return b.node("Mul", b.node("Mul", x, b.node("Add", erf, b.number(1))), b.number(0.5))
             case "per-neuron":
-                return b.node("Relu", b.node("Mul", x, b.constant(np.arange(1, self.arch.neurons + 1, dtype=self.arch.dtype))))
+                return b.node(
+                    "Relu", b.node("Mul", x, b.constant(np.arange(1, self.arch.neurons + 1, dtype=self.arch.dtype)))
+                )
             case "softmax":
                 return b.node("Softmax", x, axis=-1)
         raise AssertionError(self.arch.activation)
@@ -282,7 +292,9 @@ class _Transformer:
             case "tokens":
                 return [self.linear("classifier", x)]
             case "span":
-                start, end = b.node("Split", self.linear("classifier", x), outputs=2, axis=-1, num_outputs=2, name="split")
+                start, end = b.node(
+                    "Split", self.linear("classifier", x), outputs=2, axis=-1, num_outputs=2, name="split"
+                )
                 axis = b.constant([-1])
                 return [b.node("Squeeze", v, axis, name=n) for v, n in ((start, "start_logits"), (end, "end_logits"))]
             case "mean":

@@ -17,7 +17,9 @@ def columns(size: int, heads: int | Iterable[int], channels: Iterable[int] | Non
     return [head * size + c for head in heads for c in (range(size) if channels is None else channels)]
 
 
-def kill_values(weights: Weights, arch: Architecture, layer: int, heads: int | Iterable[int], how: str = "value") -> None:
+def kill_values(
+    weights: Weights, arch: Architecture, layer: int, heads: int | Iterable[int], how: str = "value"
+) -> None:
     """Dead heads: no column of Wv (``how="value"``) or no row of Wo (``"output"``)."""
     index = columns(arch.v, heads)
     if how == "value":
@@ -26,7 +28,9 @@ def kill_values(weights: Weights, arch: Architecture, layer: int, heads: int | I
         weights[f"{layer}.output"][index] = 0
 
 
-def make_uniform(weights: Weights, arch: Architecture, layer: int, heads: int | Iterable[int], how: str = "key") -> None:
+def make_uniform(
+    weights: Weights, arch: Architecture, layer: int, heads: int | Iterable[int], how: str = "key"
+) -> None:
     """Heads that average V: no column of Wk (``how="key"``), or none of Wq and no query bias (``"query"``)."""
     index = columns(arch.qk, heads)
     weights[f"{layer}.{how}"][:, index] = 0

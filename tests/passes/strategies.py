@@ -53,7 +53,17 @@ def pruned(draw: st.DrawFn, **fixed: object) -> tuple[Architecture, Weights]:
 
 
 def _prune_attention(draw: st.DrawFn, arch: Architecture, weights: Weights, layer: int) -> None:
-    fates = ("alive", "no-value", "no-output", "no-key", "no-query", "half-qk", "half-v", "half-output", "constant-query")
+    fates = (
+        "alive",
+        "no-value",
+        "no-output",
+        "no-key",
+        "no-query",
+        "half-qk",
+        "half-v",
+        "half-output",
+        "constant-query",
+    )
     every = draw(st.sampled_from((None, None, None, "no-value", "no-output", "no-key")))
     for head in range(arch.heads):
         fate = every or draw(st.sampled_from(fates))

@@ -9,7 +9,15 @@ from compactor.passes.fold_value_biases import FoldValueBiasesPass, add_to_bias
 from tests.models import Architecture, build, random_weights
 from tests.passes.strategies import PROPERTY, architectures
 from tests.planting import UNMATCHED
-from tests.running import PADDINGS, assert_rewrites_once, assert_same, assert_untouched, padding_mask, random_feeds, run64
+from tests.running import (
+    PADDINGS,
+    assert_rewrites_once,
+    assert_same,
+    assert_untouched,
+    padding_mask,
+    random_feeds,
+    run64,
+)
 
 
 @pytest.mark.parametrize(
