@@ -3,7 +3,8 @@
     x + sublayer(x) = x + b        when every head is dead, or no neuron is left
 
 The bias is folded onward into whatever produced ``x`` (the shift of a LayerNormalization, the bias of a linear layer,
-a constant embedding), and the sublayer is no node at all; where ``x`` is read elsewhere too, ``x + b`` stays.
+a constant embedding), and the sublayer is no node at all; where ``x`` is read elsewhere too, ``x + b`` stays, as it
+does where both ``x`` and the sum are inputs or outputs of the graph.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ def _fold_residual(graph: ir.Graph, residual: ir.Node) -> bool:
     index = 0 if constant(residual.inputs[0]) is not None else 1
     bias, stream = constant(residual.inputs[index]), residual.inputs[1 - index]
     assert bias is not None and stream is not None
+    if residual.outputs[0].is_graph_output() and (stream.is_graph_output() or stream.is_graph_input()):
+        return False  # one value cannot carry two names of the model's signature
     if bias.any() and not _fold_into(graph, stream, bias, reader=residual):
         return False
     redirect(residual.outputs[0], stream)
