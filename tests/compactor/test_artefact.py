@@ -118,6 +118,13 @@ def test_overwrite_never_replaces_a_folder_of_other_things(tmp_path: Path) -> No
     assert _publish(tmp_path / "empty", overwrite=True) == tmp_path / "empty"
 
 
+def test_refuses_a_mount_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "volume").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path / "volume")
+    with pytest.raises(OutputError, match="mount point"):
+        ArtefactWriter(tmp_path / "volume", overwrite=True, layout="hf")
+
+
 def test_refuses_what_appeared_meanwhile(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with (

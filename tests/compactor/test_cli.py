@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -313,6 +314,21 @@ def test_export_passes_its_options_on(model: Path, tmp_path: Path, fake_export: 
         "pack": False,
         "int8_budget": 0.5,
     }
+
+
+def test_libraries_are_told_to_stay_off_the_network(
+    model: Path, tmp_path: Path, fake_export: Callable[[Export], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    seen: dict[str, str] = {}
+
+    def export(model_dir: Path, out_dir: Path, **options: Any) -> types.SimpleNamespace:
+        seen.update(os.environ)
+        return _exported(model_dir, out_dir, **options)
+
+    fake_export(export)
+    _run("export", model, tmp_path / "out", "-q")
+    assert (seen["HF_HUB_OFFLINE"], seen["TRANSFORMERS_OFFLINE"], seen["HF_HUB_DISABLE_TELEMETRY"]) == ("1", "1", "1")
 
 
 def test_export_json_is_one_document_and_progress_goes_to_stderr(
