@@ -12,9 +12,9 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from compactor.passes._base import Applied, RewritePass, RewriteResult
+from compactor.passes._base import Applied, NoMatch, RewritePass, RewriteResult
 from compactor.passes._blocks import AttentionBlock, FeedForwardBlock, attention_blocks, feed_forward_blocks
-from compactor.passes._match import LAYER_KEY
+from compactor.passes._match import LAYER_KEY, sole_consumer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,20 @@ class LabelLayersPass(RewritePass):
             taken[label] += 1
             if taken[label] > 1:
                 label += f"_{taken[label]}"
-            for member in found.nodes if found is not None else (node,):
+            for member in (*found.nodes, *_residual(found)) if found is not None else (node,):
                 member.metadata_props[LAYER_KEY] = label
-            applied.append(Applied(label, "labelled-nodes", len(found.nodes) if found is not None else 1))
+            applied.append(Applied(label, "labelled-sublayer", 1))
         return RewriteResult.of(model, applied)
+
+
+def _residual(block: AttentionBlock | FeedForwardBlock) -> list[ir.Node]:
+    """The addition behind a block and, in a post-norm model, the LayerNormalization behind that."""
+    try:
+        add = sole_consumer(block.output.output)
+    except NoMatch:
+        return []
+    if add.op_type != "Add":
+        return []
+    users = list(add.outputs[0].uses())
+    norms = [usage.node for usage in users if usage.node.op_type == "LayerNormalization"]
+    return [add, *norms] if len(users) == 1 else [add]

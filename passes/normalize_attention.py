@@ -37,7 +37,8 @@ class NormalizeAttentionPass(RewritePass):
     """Replace each 4-D ``Attention`` between Reshape and Transpose by the 3-D form.
 
     Left alone, with the reason: an attention whose operands are not heads split from one matrix by Reshape and
-    Transpose, whose result is not merged back the same way, whose head size is not static, or with a cache.
+    Transpose, whose result is not merged back the same way, whose head size is not static, or that has a cache or exposes it or
+    its logits.
     """
 
     name: ClassVar[str] = "normalize-attention"
@@ -54,7 +55,7 @@ class NormalizeAttentionPass(RewritePass):
                 refused.append(Refused(node.name or "Attention", str(reason)))
                 continue
             _rewrite(model.graph, node, found)
-            applied.append(Applied(node.name or "Attention", "normalized-attention", 1))
+            applied.append(Applied("graph", "normalized-attention", 1))
         RemoveUnusedNodesPass()(model)  # or the blocks' inner values would seem to have other readers
         return RewriteResult.of(model, applied, refused)
 
@@ -62,6 +63,8 @@ class NormalizeAttentionPass(RewritePass):
 def _match(node: ir.Node) -> _Wrapped:
     if len(node.inputs) > 4 and any(v is not None for v in node.inputs[4:]):
         raise NoMatch("the attention has a key/value cache")
+    if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
+        raise NoMatch("the attention exposes its cache or its logits")
     splits = [_split_heads(value) for value in node.inputs[:3]]
     (query, query_heads, width), (key, kv_heads, _), (value, value_heads, _) = splits
     if kv_heads != value_heads:

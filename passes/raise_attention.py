@@ -52,7 +52,7 @@ class RaiseAttentionPass(RewritePass):
                 refused.append(Refused(node.name or "Softmax", str(reason)))
                 continue
             _rewrite(model.graph, found)
-            applied.append(Applied(node.name or "Softmax", "raised-attention", 1))
+            applied.append(Applied("graph", "raised-attention", 1))
         RemoveUnusedNodesPass()(model)  # or the blocks' inner values would seem to have other readers
         return RewriteResult.of(model, applied, refused)
 
@@ -90,6 +90,7 @@ def _match(softmax: ir.Node) -> _SpelledOut:
     q, k_transposed = node.inputs
     transpose = producer(k_transposed, "Transpose")
     assert q is not None and merge.inputs[1] is not None
+    last_dim(q)
     source = transpose.inputs[0]
     assert source is not None
     perm = tuple(attribute(transpose, "perm", ()))
@@ -106,7 +107,6 @@ def _match(softmax: ir.Node) -> _SpelledOut:
         k = straight.outputs[0]
     else:
         raise NoMatch(f"its keys are transposed by {perm}")
-    last_dim(q)
     return _SpelledOut(q, k, merge.inputs[1], tuple(terms), scale, merge)
 
 
