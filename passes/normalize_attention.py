@@ -37,8 +37,8 @@ class NormalizeAttentionPass(RewritePass):
     """Replace each 4-D ``Attention`` between Reshape and Transpose by the 3-D form.
 
     Left alone, with the reason: an attention whose operands are not heads split from one matrix by Reshape and
-    Transpose, whose result is not merged back the same way, whose head size is not static, or that has a cache or exposes it or
-    its logits.
+    Transpose, whose result is not merged back the same way, whose head size is not static, or that has or exposes a
+    cache, or exposes its logits.
     """
 
     name: ClassVar[str] = "normalize-attention"
