@@ -47,8 +47,8 @@ def test_counts_heads_channels_and_neurons(tmp_path, family):
     weights[f"{value}.weight"][:4] = 0  # head 0: V is the constant of its bias, so dead
     weights[f"{output}.weight"][:, 4:8] = 0  # head 1: never read, so dead
     weights[f"{key}.weight"][8:12] = 0  # head 2: no Q.K, but a live V: uniform, stays
-    weights[f"{query}.weight"][12:14] = 0  # head 3: two channels of Q are zero, one has a bias
-    weights[f"{query}.bias"][12] = 0
+    weights[f"{query}.weight"][12:15] = 0  # head 3: three channels of Q are zero, one of them has a bias
+    weights[f"{query}.bias"][12:14] = 0
     weights[f"{first}.weight"][:5] = 0  # constant neurons
     weights[f"{second}.weight"][:, 3:9] = 0  # unread neurons
     found = inspect(write(tmp_path, weights, config(family)))
@@ -56,13 +56,13 @@ def test_counts_heads_channels_and_neurons(tmp_path, family):
     attention, feed_forward, *_ = found.layers
     assert isinstance(attention, AttentionSummary) and isinstance(feed_forward, FeedForwardSummary)
     assert attention.heads == (HEADS, 2) and attention.uniform_heads == 1
-    assert attention.qk_width == (4, 3) and attention.v_width == (4, 4)
-    assert attention.weights == (ATTENTION, 2 * (3 + 3 + 4 + 4) * WIDTH)
-    zeros = 4 * WIDTH * 3 + 2 * WIDTH
+    assert attention.qk_width == (4, 2) and attention.v_width == (4, 4)
+    assert attention.weights == (ATTENTION, 2 * (2 + 2 + 4 + 4) * WIDTH)
+    zeros = 3 * 4 * WIDTH + 3 * WIDTH
     assert attention.density == pytest.approx(1 - zeros / ATTENTION)
     assert feed_forward.width == (NEURONS, NEURONS - 9)
     assert feed_forward.weights == (FEED_FORWARD, 2 * WIDTH * (NEURONS - 9))
-    assert found.removed.heads == 2 and found.removed.channels == 2 and found.removed.neurons == 9
+    assert found.removed.heads == 2 and found.removed.channels == 4 and found.removed.neurons == 9
     assert found.removed.sublayers == 0
     saved = attention.weights[0] - attention.weights[1] + feed_forward.weights[0] - feed_forward.weights[1]
     assert found.macs_per_token[0] - found.macs_per_token[1] == saved
