@@ -169,6 +169,22 @@ def test_angles_stay_in_float32_until_they_meet_an_activation():
     assert_same(run32(model, feeds), before, 1e-3)
 
 
+def test_an_embedding_is_no_position():
+    def write(b, ids):
+        rows = b.node("Gather", b.constant(np.ones((5, 4), dtype=np.float32), "table"), ids)
+        return b.node("Softmax", rows, name="y")
+
+    model = graph(write, dtype=ir.DataType.INT64)
+    convert(model)
+    assert {name: value.dtype for name, value in model.graph.initializers.items()} == {"table.fp16": HALF}
+
+
+def test_a_shape_is_read_off_either_type():
+    model = graph(lambda b, x: b.node("Expand", x, b.node("Shape", b.node("Relu", x)), name="y"))
+    convert(model)
+    assert operators(model)["Cast"] == 2  # the input, the output
+
+
 def test_a_graph_whose_types_are_not_known_is_left_alone():
     model = build(Architecture(dtype=np.float32))
     next(node for node in model.graph if node.op_type == "Gelu").outputs[0].type = None

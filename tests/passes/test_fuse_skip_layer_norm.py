@@ -46,12 +46,38 @@ def test_a_sum_that_is_read_again_is_the_fourth_output():
     assert_same(run32(model, feeds, optimize=True), before, 1e-5)
 
 
-@pytest.mark.parametrize("name", ["0.residual", "0.output"])
-def test_a_sum_or_branch_that_is_an_output_stays_one(name):
+@pytest.mark.parametrize(("name", "inputs"), [("0.residual", 5), ("0.output", 4)])
+def test_a_sum_or_branch_that_is_an_output_stays_one(name, inputs):
     model = build(POST, outputs=[name])
     feeds = random_feeds(model)
     before = run32(model, feeds)
     assert_rewrites_once(FuseSkipLayerNormPass(), model, fused_residual=4)
+    assert len(fused_nodes(model)[0].inputs) == inputs
+    assert_same(run32(model, feeds), before, 1e-5)
+
+
+def test_a_sum_may_be_read_before_it_is_normalised():
+    model = build(POST)
+    norm = next(node for node in model.graph if node.name == "0.attention_norm")
+    reader = ir.Node("", "Relu", [norm.inputs[0]])
+    reader.outputs[0].name, reader.outputs[0].type = "read", norm.inputs[0].type
+    reader.outputs[0].shape = norm.inputs[0].shape
+    model.graph.insert_before(norm, reader)
+    model.graph.outputs.append(reader.outputs[0])
+    feeds = random_feeds(model)
+    before = run32(model, feeds)
+    assert_rewrites_once(FuseSkipLayerNormPass(), model, fused_residual=4)
+    assert_same(run32(model, feeds), before, 1e-5)
+
+
+def test_a_branch_that_is_both_operands_keeps_its_bias():
+    model = build(POST)
+    total = next(node for node in model.graph if node.name == "0.residual")
+    total.replace_input_with(1, total.inputs[0])
+    feeds = random_feeds(model)
+    before = run32(model, feeds)
+    assert_rewrites_once(FuseSkipLayerNormPass(), model, fused_residual=4)
+    assert len(fused_nodes(model)[0].inputs) == 4
     assert_same(run32(model, feeds), before, 1e-5)
 
 

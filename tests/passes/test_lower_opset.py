@@ -150,6 +150,18 @@ def test_leaves_the_graph_alone_and_says_why(model, reason):
     assert_untouched(LowerOpsetPass(), model(), reason)
 
 
+def test_a_model_with_functions_is_left_alone():
+    model = graph_of("Relu")
+    x = ir.Value(name="x")
+    node = ir.Node("", "Relu", [x])
+    body = ir.Graph([x], [node.outputs[0]], nodes=[node], opset_imports={"": 23})
+    function = ir.Function("local", "Positive", graph=body, attributes=[])
+    model.functions[function.identifier()] = function
+    result = LowerOpsetPass()(model)
+    assert not result.modified
+    assert [refusal.reason for refusal in result.refused] == ["the model defines functions"]
+
+
 def test_names_every_node_in_the_way():
     result = LowerOpsetPass()(build(Architecture(layers=3)))
     assert len(result.refused) == 3
