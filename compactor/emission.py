@@ -40,5 +40,5 @@ def _fail(stage: dict[str, Any], kind: str, expected: str, seen: int) -> None:
     raise VerificationError(
         f"{place} of stage '{stage['name']}' should have {expected}, but has {seen}",
         where=str(stage["file"]),
-        todo="nothing was published; another version of onnxruntime may rewrite graphs differently: see 'compactor env'",
+        todo="nothing was published; this onnxruntime rewrites graphs in its own way: report 'compactor env'",
     )

@@ -15,16 +15,16 @@ from typing import Any
 from compactor.artefact import ArtefactWriter, Layout
 from compactor.checkpoint import Checkpoint, read_checkpoint
 from compactor.emission import check_emission
+from compactor.errors import UsageError
 from compactor.importer import load_model, trace
 from compactor.layers import measure_layers, pair_layers
-from compactor.manifest import MANIFEST_NAME
+from compactor.manifest import MANIFEST_NAME, SCHEMA_VERSION
 from compactor.pipeline import Record, canonicalisation, finishing, lowering, precision_passes, run_passes, structure
 from compactor.runtime.verification import Tolerance
 from compactor.stages import describe_masked, describe_stage, macs_per_token, save_graph
 from compactor.targets import choose_precisions, find_target
 from compactor.verifying import EXACT, HALF, Candidate, References, int8_tolerance, verify_candidates
 
-MANIFEST_SCHEMA = 1
 _FILES = {"fp32": "model.onnx", "int8": "model_quantized.onnx", "fp16": "model_fp16.onnx"}
 _STAGES = {"fp32": "compact", "int8": "int8", "fp16": "fp16"}
 _PACKAGES = ("compactor", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "torch", "transformers")
@@ -77,6 +77,10 @@ def export(
     chosen = find_target(target)
     precisions = choose_precisions(chosen, precision)
     packs = chosen.packs if pack is None else pack
+    if int8_budget is not None and not 0 <= int8_budget < 1:
+        raise UsageError(
+            f"the int8 budget is {int8_budget}", todo="give a share of the largest output, from 0 to below 1"
+        )
     with (
         ArtefactWriter(out_dir, overwrite=overwrite, layout=layout, source=model_dir) as writer,
         tempfile.TemporaryDirectory(prefix="compactor-") as scratch,
@@ -123,7 +127,7 @@ def export(
         say("verifying against the masked model")
         verification = verify_candidates(references, candidates)
         manifest = {
-            "schema": MANIFEST_SCHEMA,
+            "schema": SCHEMA_VERSION,
             "source": _source(checkpoint),
             "versions": _versions(),
             "task": job.name,

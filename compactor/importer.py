@@ -151,7 +151,9 @@ def _keep_outputs(model: ir.Model, produced: list[str], loaded: LoadedModel) -> 
     missing = [name for name in loaded.task.outputs if name not in produced]
     if missing:
         raise ModelDirectoryError(
-            f"the model has no output '{missing[0]}' for {loaded.task.name}", where=loaded.where, todo="pass another --task"
+            f"the model has no output '{missing[0]}' for {loaded.task.name}",
+            where=loaded.where,
+            todo="pass another --task",
         )
     values = dict(zip(produced, model.graph.outputs, strict=False))
     kept = [values[name] for name in loaded.task.outputs]
@@ -180,7 +182,9 @@ def _config(checkpoint: Checkpoint, where: str) -> Any:
     config.return_dict = True
     if getattr(config, "is_decoder", False):
         raise ModelDirectoryError(
-            "decoder-only models are not supported", where=where, todo="compactor exports encoders; use a BERT-like model"
+            "decoder-only models are not supported",
+            where=where,
+            todo="compactor exports encoders; use a BERT-like model",
         )
     return config
 
@@ -253,7 +257,9 @@ def _max_length(config: Any) -> int:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep transformers and the exporter from writing to the user's terminal; errors still raise."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    loggers = [
+        logging.getLogger(name) for name in ("transformers", "torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+    ]
     levels = [logger.level for logger in loggers]
     from transformers.utils import logging as transformers_logging
 

@@ -14,8 +14,8 @@ Sizes = dict[str, dict[str, int]]
 def measure_layers(model: ir.Model) -> Sizes:
     """Head counts and widths by sublayer label, in graph order.
 
-    Attention: ``heads``, ``qk_width``, ``v_width``, ``uniform_heads``; feed-forward: ``width``. Blocks that do not match
-    the canonical form have no weights to measure and are left out; the passes report why.
+    Attention: ``heads``, ``qk_width``, ``v_width``, ``uniform_heads``; feed-forward: ``width``. Blocks that do not
+    match the canonical form have no weights to measure and are left out; the passes report why.
     """
     order = {node: index for index, node in enumerate(model.graph)}
     found: list[tuple[int, str, dict[str, int]]] = []

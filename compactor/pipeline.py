@@ -1,7 +1,7 @@
 """The pipeline: which passes run, in which order, for which target; and the runner that collects what they say.
 
-``structure``, ``lowering`` and ``precision_passes`` are the design in short: exact removal on the canonical graph, operators
-that are fast on the target, then the number format.
+``structure``, ``lowering`` and ``precision_passes`` are the design in short: exact removal on the canonical graph,
+operators that are fast on the target, then the number format.
 """
 
 from __future__ import annotations
@@ -15,8 +15,15 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from compactor.passes._base import RewriteResult
+from compactor.passes.align_widths import AlignWidthsPass
+from compactor.passes.convert_to_float16 import ConvertToFloat16Pass
+from compactor.passes.decompose_attention import DecomposeAttentionPass
 from compactor.passes.fold_value_biases import FoldValueBiasesPass
+from compactor.passes.fuse_bias_gelu import FuseBiasGeluPass
+from compactor.passes.fuse_cuda_attention import FuseCudaAttentionPass
+from compactor.passes.fuse_skip_layer_norm import FuseSkipLayerNormPass
 from compactor.passes.label_layers import LabelLayersPass
+from compactor.passes.lower_opset import LowerOpsetPass
 from compactor.passes.name_nodes import NameNodesPass
 from compactor.passes.normalize_attention import NormalizeAttentionPass
 from compactor.passes.pack_tokens import FILL_LOGITS, PackTokensPass
@@ -68,6 +75,16 @@ def lowering(target: str, task: Task, *, pack: bool) -> list[AnyPass]:
         passes.append(PackTokensPass(fill=fill))
     if target == "cpu":
         passes.append(WriteResidualsAsSumPass())  # keeps ORT from fusing a kernel that is slow on CPU
+    elif target == "cuda":
+        passes += [
+            AlignWidthsPass(head=8, neurons=8),  # what fp16 tensor cores and the memory-efficient attention ask for
+            common.ShapeInferencePass(),
+            FuseCudaAttentionPass(),
+            FuseSkipLayerNormPass(),
+            FuseBiasGeluPass(),
+        ]
+    elif target == "portable":
+        passes += [DecomposeAttentionPass(), LowerOpsetPass()]
     return [*passes, *clean_up()]
 
 
@@ -81,6 +98,8 @@ def precision_passes(name: str, target: str) -> list[AnyPass]:
             QuantizeLinearsPass(operators="standard" if target == "portable" else "contrib"),
             *clean_up(),
         ]
+    if name == "fp16":
+        return [common.ShapeInferencePass(), ConvertToFloat16Pass(), *clean_up()]
     raise AssertionError(f"compactor developer: no passes for precision '{name}'")
 
 

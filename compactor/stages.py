@@ -48,7 +48,7 @@ def describe_stage(name: str, model: ir.Model, path: Path, root: Path, *, macs: 
 
 
 def describe_masked(model: ir.Model) -> dict[str, Any]:
-    """The manifest's entry of the masked model, which is measured and not kept: its bytes are those of its constants."""
+    """The manifest's entry of the masked model, which is not kept: its bytes are those of its constants."""
     return {
         "name": "masked",
         "file": None,

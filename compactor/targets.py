@@ -73,7 +73,9 @@ def choose_precisions(target: Target, asked: Sequence[str] | None) -> tuple[str,
     known = sorted({name for entry in TARGETS.values() for name in entry.precisions})
     for precision in asked:
         if precision not in known:
-            raise UsageError(f"there is no precision '{precision}'", todo=f"choose from: {', '.join(target.precisions)}")
+            raise UsageError(
+                f"there is no precision '{precision}'", todo=f"choose from: {', '.join(target.precisions)}"
+            )
         if precision not in target.precisions:
             raise UsageError(
                 f"the target '{target.name}' does not take {precision}",

@@ -42,7 +42,13 @@ TASKS: Mapping[str, Task] = {
             ("start_logits", "end_logits"),
         ),
         Task("fill-mask", "AutoModelForMaskedLM", ("ForMaskedLM",), ("logits",)),
-        Task("image-classification", "AutoModelForImageClassification", ("ForImageClassification",), ("logits",), image=True),
+        Task(
+            "image-classification",
+            "AutoModelForImageClassification",
+            ("ForImageClassification",),
+            ("logits",),
+            image=True,
+        ),
         Task("feature-extraction", "AutoModel", ("Model",), ("last_hidden_state",), logits=False),
     )
 }
@@ -70,7 +76,9 @@ def find_task(name: str | None, config: Mapping[str, Any], *, where: str, senten
         return TASKS["feature-extraction"]
     architectures = config.get("architectures") or []
     if not architectures:
-        raise ModelDirectoryError("config.json names no class in 'architectures'", where=where, todo=f"pass --task: {known}")
+        raise ModelDirectoryError(
+            "config.json names no class in 'architectures'", where=where, todo=f"pass --task: {known}"
+        )
     for task in TASKS.values():
         if any(str(architectures[0]).endswith(suffix) for suffix in task.suffixes):
             return task

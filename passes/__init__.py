@@ -1,0 +1,1 @@
+"""Graph passes: exact removal of dead structure, lowering to fast operators, and number formats."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import onnx_ir as ir
 
 
-class Applied(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Applied:
     """A rule that fired ``count`` times in ``layer``."""
 
     layer: str
@@ -17,14 +18,15 @@ class Applied(NamedTuple):
     count: int
 
 
-class Refused(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Refused:
     """A layer that a pass left alone, and why."""
 
     layer: str
     reason: str
 
 
-class NoMatch(Exception):  # noqa: N818 - not an error: the reason a pass leaves a place alone
+class NoMatch(Exception):
     """A place that a pass leaves alone; the message is the reason shown to the user."""
 
 
@@ -57,6 +59,6 @@ class RewritePass(ir.passes.InPlacePass):
         raise TypeError(f"pass developer: '{type(self).__name__}' must define call()")
 
     def __str__(self) -> str:
-        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} if dataclasses.is_dataclass(self) else {}
-        text = ",".join(f"{key.replace('_', '-')}={value}" for key, value in options.items())
+        values: dict[str, object] = vars(self)  # of a dataclass: its fields
+        text = ",".join(f"{key.replace('_', '-')}={value}" for key, value in values.items())
         return f"{self.name}{{{text}}}" if text else self.name

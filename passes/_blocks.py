@@ -88,20 +88,24 @@ def match_attention(node: ir.Node) -> AttentionBlock:
         value.uses() or value.is_graph_output() for value in node.outputs[1:]
     ):
         raise NoMatch("the attention keeps a key/value cache or exposes its logits")
-    projections = []
-    for role, value in zip(("query", "key", "value"), node.inputs[:3], strict=True):
-        try:
-            layer = linear_into(value)
-            sole_consumer(layer.output)
-        except NoMatch as reason:
-            raise NoMatch(f"{role} projection: {reason}") from None
-        projections.append(layer)
+    query, key, value = (
+        _projection(role, operand) for role, operand in zip(("query", "key", "value"), node.inputs[:3], strict=True)
+    )
     try:
         output = linear_from(node.outputs[0])
     except NoMatch as reason:
         raise NoMatch(f"output projection: {reason}") from None
     mask = node.inputs[3] if len(node.inputs) > 3 else None
-    return AttentionBlock(node, *projections, output, per_head_mask=_is_per_head(mask, heads))
+    return AttentionBlock(node, query, key, value, output, per_head_mask=_is_per_head(mask, heads))
+
+
+def _projection(role: str, operand: ir.Value | None) -> Linear:
+    try:
+        layer = linear_into(operand)
+        sole_consumer(layer.output)
+    except NoMatch as reason:
+        raise NoMatch(f"{role} projection: {reason}") from None
+    return layer
 
 
 def _is_per_head(mask: ir.Value | None, heads: int) -> bool:
@@ -219,5 +223,3 @@ def feed_forward_blocks(graph: ir.Graph) -> Iterator[FeedForwardBlock]:
                 yield match_feed_forward(node)
             except NoMatch:
                 continue
-
-

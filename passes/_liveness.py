@@ -39,12 +39,12 @@ class HeadLiveness:
     @property
     def heads(self) -> NDArray[np.bool_]:
         """``(H,)`` bool: heads that stay."""
-        return self.v.any(axis=1)
+        return np.asarray(self.v.any(axis=1))
 
     @property
     def uniform(self) -> NDArray[np.bool_]:
         """``(H,)`` bool: live heads without a live Q.K channel, which average V over the visible keys."""
-        return self.heads & ~self.qk.any(axis=1)
+        return np.asarray(self.heads & ~self.qk.any(axis=1))
 
     @property
     def qk_width(self) -> int:

@@ -75,6 +75,8 @@ def hides_padding(value: ir.Value | None) -> bool:
         return False
     if node.op_type in ("Add", "And"):
         return any(hides_padding(v) for v in node.inputs)
+    if node.op_type == "Gather" and attribute(node, "axis", 0) not in (1, -3):
+        return False  # it may choose heads, but not examples or keys
     if node.op_type in ("Gather", "Expand", "Identity"):
         return hides_padding(node.inputs[0])
     return False
@@ -93,7 +95,9 @@ def summarize(value: ir.Value | None) -> MaskSummary | None:
         if array.size == 0 or not (array == array.reshape(-1)[0]).all():
             return None
         number = float(array.reshape(-1)[0])
-        return MaskSummary(number, number, array.dtype == np.bool_, tuple(_ONE if n == 1 else _ANY for n in array.shape))
+        return MaskSummary(
+            number, number, array.dtype == np.bool_, tuple(_ONE if n == 1 else _ANY for n in array.shape)
+        )
     node = value.producer()
     rule = _RULES.get(node.op_type) if node is not None and node.domain == "" else None
     return rule(node) if node is not None and rule is not None else None
@@ -111,6 +115,8 @@ def _merge_axes(*operands: tuple[str, ...]) -> tuple[str, ...] | None:
         if len(varying) > 1:
             return None
         merged.append(varying.pop() if varying else (_ANY if _ANY in roles else _ONE))
+    if merged.count(_KEY) > 1 or merged.count(_BATCH) > 1:
+        return None  # a function of two elements of the padding mask, as "query and key are both real"
     return tuple(merged)
 
 
@@ -178,7 +184,13 @@ def _range(node: ir.Node) -> MaskSummary | None:
 
 def _greater_or_equal(node: ir.Node) -> MaskSummary | None:
     left, right = (summarize(v) for v in node.inputs)
-    if left is not None and right is not None and left.is_index and not right.is_index and right.padded == right.real <= 0:
+    if (
+        left is not None
+        and right is not None
+        and left.is_index
+        and not right.is_index
+        and right.padded == right.real <= 0
+    ):
         axes = _merge_axes(tuple(_ANY if role == _INDEX else role for role in left.axes), right.axes)
         return None if axes is None else MaskSummary(1.0, 1.0, True, axes)  # a position is never negative
     return _elementwise(lambda a, b: a >= b, boolean=True)(node)

@@ -67,7 +67,9 @@ def last_dim(value: ir.Value) -> int:
 
 def add_initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     """Register ``array`` as a new initializer; ``name`` gets a suffix when it is taken."""
-    unique = next(n for n in itertools.chain((name,), (f"{name}_{i}" for i in itertools.count(1))) if n not in graph.initializers)
+    unique = next(
+        n for n in itertools.chain((name,), (f"{name}_{i}" for i in itertools.count(1))) if n not in graph.initializers
+    )
     tensor = ir.tensor(np.asarray(array, order="C"), name=unique)
     value = ir.Value(name=unique, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
     graph.register_initializer(value)

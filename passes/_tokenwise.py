@@ -26,8 +26,8 @@ def token_shape(value: ir.Value, mask: ir.Value) -> bool:
     )
 
 
-def token_wise_values(graph: ir.Graph, mask: ir.Value) -> tuple[set[ir.Value], set[ir.Node]]:
-    """All values of the graph that hold one row per token, and the nodes that work row by row.
+def token_wise_nodes(graph: ir.Graph, mask: ir.Value) -> set[ir.Node]:
+    """The nodes of the graph that work on token-wise values row by row.
 
     The result of an ``Attention`` has one row per token, but the node itself mixes rows.
     """
@@ -44,7 +44,7 @@ def token_wise_values(graph: ir.Graph, mask: ir.Value) -> tuple[set[ir.Value], s
             rows.update((*operands, *node.outputs))
         elif token_shape(node.outputs[0], mask):
             rows.add(node.outputs[0])
-    return rows, nodes
+    return nodes
 
 
 def _treats_rows_alone(node: ir.Node) -> bool:

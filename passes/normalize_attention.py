@@ -9,8 +9,7 @@ the original 1/sqrt(d), so that later passes may narrow heads without moving the
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -103,15 +102,15 @@ def _split_heads(value: ir.Value | None) -> tuple[ir.Value, int, int]:
 def _rewrite(graph: ir.Graph, node: ir.Node, found: _Wrapped) -> None:
     causal = int(attribute(node, "is_causal", 0))
     softcap = float(attribute(node, "softcap", 0.0))
-    attention = new_node(
-        "Attention",
-        [*found.inputs, *node.inputs[3:4]],
-        q_num_heads=found.query_heads,
-        kv_num_heads=found.kv_heads,
-        scale=found.scale,
-        **({"is_causal": causal} if causal else {}),
-        **({"softcap": softcap} if softcap and math.isfinite(softcap) else {}),
-    )
+    options: dict[str, Any] = {
+        "q_num_heads": found.query_heads,
+        "kv_num_heads": found.kv_heads,
+        "scale": found.scale,
+        "is_causal": causal,
+        "softcap": softcap,
+    }
+    given = {name: value for name, value in options.items() if value}
+    attention = new_node("Attention", [*found.inputs, *node.inputs[3:4]], **given)
     attention.name = node.name
     attention.outputs[0].type = found.output.type
     attention.outputs[0].shape = found.output.shape

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -27,7 +27,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from compactor.passes._base import Applied, NoMatch, Refused, RewritePass, RewriteResult
 from compactor.passes._masks import PADDING_MASK, hides_padding
 from compactor.passes._match import add_initializer, attribute, constant, new_node, scalar
-from compactor.passes._tokenwise import token_shape, token_wise_values
+from compactor.passes._tokenwise import token_wise_nodes
 
 FILL_LOGITS = float(np.finfo(np.float32).min / 2)  # below every logit; the sum of two is still finite
 
@@ -86,7 +86,7 @@ def _plan(graph: ir.Graph) -> _Plan:
             raise NoMatch("an attention is not in the 3-D form")
         if len(node.inputs) < 4 or not hides_padding(node.inputs[3]):
             raise NoMatch(f"the mask of '{node.name}' is not proven to hide padding")
-    rows, token_wise = token_wise_values(graph, mask)
+    token_wise = token_wise_nodes(graph, mask)
     region = _around_attention(graph, attentions, token_wise)
     if not region:
         raise NoMatch("no token-wise operator stands beside an attention")
@@ -105,27 +105,20 @@ def _plan(graph: ir.Graph) -> _Plan:
             outside = [usage for usage in value.uses() if usage.node not in region]
             if outside or value.is_graph_output():
                 exits.append(value)
-                _check_readers(value, mask)
+                _check_readers(value)
     return _Plan(mask, attentions, frozenset(region), tuple(entries), tuple(exits))
 
 
 def _around_attention(graph: ir.Graph, attentions: tuple[ir.Node, ...], token_wise: set[ir.Node]) -> set[ir.Node]:
     """The token-wise nodes connected to an attention through token-wise nodes, less those better left outside."""
     region: set[ir.Node] = set()
-    pending = [
-        neighbour
-        for node in attentions
-        for neighbour in (*(v.producer() for v in node.inputs[:3] if v is not None), *(u.node for u in node.outputs[0].uses()))
-        if neighbour in token_wise
-    ]
+    pending = [neighbour for node in attentions for neighbour in _neighbours(node) if neighbour in token_wise]
     while pending:
         node = pending.pop()
         if node is None or node in region:
             continue
         region.add(node)
-        neighbours = [v.producer() for v in node.inputs if v is not None]
-        neighbours += [usage.node for value in node.outputs for usage in value.uses()]
-        pending.extend(n for n in neighbours if n in token_wise)
+        pending.extend(neighbour for neighbour in _neighbours(node) if neighbour in token_wise)
     for node in graph:  # an embedding sum at the front would need one packing per term: pack its result instead
         if node in region:
             operands = [v for v in node.inputs if v is not None and constant(v) is None]
@@ -136,27 +129,35 @@ def _around_attention(graph: ir.Graph, attentions: tuple[ir.Node, ...], token_wi
     return region
 
 
-def _check_readers(value: ir.Value, mask: ir.Value) -> None:
+def _neighbours(node: ir.Node) -> list[ir.Node]:
+    """The nodes that feed ``node`` and those that read it."""
+    sources = [value.producer() for value in node.inputs if value is not None]
+    readers = [usage.node for value in node.outputs for usage in value.uses()]
+    return [source for source in sources if source is not None] + readers
+
+
+def _check_readers(value: ir.Value) -> None:
     """Raise NoMatch unless everything outside that reads ``value`` keeps positions apart."""
     for usage in value.uses():
         node = usage.node
         if node.op_type == "Attention" or _reads_first_token(node):
             continue
-        _check_keeps_positions(node, mask)
+        _check_keeps_positions(node)
 
 
-def _check_keeps_positions(node: ir.Node, mask: ir.Value) -> None:
-    fine = (
-        (node.op_type == "Split" and attribute(node, "axis", 0) in (-1, 2))
-        or (node.op_type == "Squeeze" and (axes := constant(node.inputs[1])) is not None and set(axes.tolist()) <= {-1, 2})
-        or (node.op_type in ("Cast", "Identity"))
-        or (node.op_type in ("Add", "MatMul", "Mul") and all(token_shape(v, mask) for v in node.outputs))
-    )
+def _check_keeps_positions(node: ir.Node) -> None:
+    if node.op_type == "Split":
+        fine = attribute(node, "axis", 0) in (-1, 2)
+    elif node.op_type == "Squeeze":
+        axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        fine = axes is not None and set(axes.reshape(-1).tolist()) <= {-1, 2}
+    else:
+        fine = node.op_type in ("Cast", "Identity")
     if not fine:
         raise NoMatch(f"'{node.name}' ({node.op_type}) mixes positions outside attention")
     for value in node.outputs:
         for usage in value.uses():
-            _check_keeps_positions(usage.node, mask)
+            _check_keeps_positions(usage.node)
 
 
 def _reads_first_token(node: ir.Node) -> bool:
@@ -214,7 +215,23 @@ class _Packer:
         shape = new_node("Shape", [mask])
         spread = new_node("Reshape", [rank.outputs[0], shape.outputs[0]])
         visible = new_node("Unsqueeze", [real.outputs[0], last_axis])
-        nodes = [real, length, length_scalar, columns, first, kept, flat, nonzero, tokens, flags, count, rank, shape, spread, visible]
+        nodes = [
+            real,
+            length,
+            length_scalar,
+            columns,
+            first,
+            kept,
+            flat,
+            nonzero,
+            tokens,
+            flags,
+            count,
+            rank,
+            shape,
+            spread,
+            visible,
+        ]
         return nodes, tokens.outputs[0], spread.outputs[0], visible.outputs[0]
 
     def _pack(self, value: ir.Value, width: int, tokens: ir.Value) -> None:
@@ -255,7 +272,7 @@ class _Packer:
         if rest or value.is_graph_output():
             self._spread_output(value, producer, rest)
 
-    def _spread_output(self, value: ir.Value, producer: ir.Node, readers: list[ir.Usage]) -> None:
+    def _spread_output(self, value: ir.Value, producer: ir.Node, readers: list[Any]) -> None:
         output_type, shape = value.type, value.shape
         number = max((self.fill.get(name, 0.0) for name in _outputs_behind(value)), key=abs, default=0.0)
         dtype = np.float32 if output_type is None or value.dtype is None else value.dtype.numpy()

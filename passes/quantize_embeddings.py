@@ -43,7 +43,9 @@ class QuantizeEmbeddingsPass(RewritePass):
             name = node.inputs[0].name
             quantized, scale = quantize_symmetric(table, axis=1)
             rows = new_node("Gather", [add_initializer(model.graph, f"{name}.int8", quantized), node.inputs[1]], axis=0)
-            scales = new_node("Gather", [add_initializer(model.graph, f"{name}.scale", scale[:, None]), node.inputs[1]], axis=0)
+            scales = new_node(
+                "Gather", [add_initializer(model.graph, f"{name}.scale", scale[:, None]), node.inputs[1]], axis=0
+            )
             real = new_node("Cast", [rows.outputs[0]], to=ir.DataType.FLOAT.value)
             product = new_node("Mul", [real.outputs[0], scales.outputs[0]])
             product.outputs[0].type, product.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape

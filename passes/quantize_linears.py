@@ -20,7 +20,16 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compactor.passes._base import Applied, NoMatch, Refused, RewritePass, RewriteResult
 from compactor.passes._int8 import quantize_symmetric
-from compactor.passes._match import Array, add_initializer, attribute, constant, layer_of, linear_from, new_node, redirect
+from compactor.passes._match import (
+    Array,
+    add_initializer,
+    attribute,
+    constant,
+    layer_of,
+    linear_from,
+    new_node,
+    redirect,
+)
 
 MICROSOFT = "com.microsoft"
 
@@ -102,10 +111,10 @@ def _match(node: ir.Node) -> _Layer | None:
     if attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0 or attribute(node, "transA", 0):
         raise NoMatch("a scaled or transposed Gemm is not quantized")
     matrix = weight.T if attribute(node, "transB", 0) else weight
-    bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    if len(node.inputs) > 2 and (bias is None or bias.size != matrix.shape[1]):
+    shift = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    if len(node.inputs) > 2 and (shift is None or shift.size != matrix.shape[1]):
         raise NoMatch("the bias of the Gemm is not a constant vector")
-    return _Layer(node, source, matrix, None if bias is None else bias.reshape(-1), node.outputs[0])
+    return _Layer(node, source, matrix, None if shift is None else shift.reshape(-1), node.outputs[0])
 
 
 def _bias_add(matmul: ir.Node, width: int) -> ir.Node | None:
@@ -123,7 +132,11 @@ def _constants(graph: ir.Graph, layer: _Layer) -> tuple[ir.Value, ir.Value, ir.V
     assert weight is not None
     quantized, scale = quantize_symmetric(layer.weight, axis=0)
     bias = None if layer.bias is None else add_initializer(graph, f"{weight.name}.bias", layer.bias)
-    return add_initializer(graph, f"{weight.name}.int8", quantized), add_initializer(graph, f"{weight.name}.scale", scale), bias
+    return (
+        add_initializer(graph, f"{weight.name}.int8", quantized),
+        add_initializer(graph, f"{weight.name}.scale", scale),
+        bias,
+    )
 
 
 def _emit_contrib(graph: ir.Graph, layers: list[_Layer]) -> None:
@@ -138,7 +151,9 @@ def _emit_contrib(graph: ir.Graph, layers: list[_Layer]) -> None:
             inputs = [values, weight, value_scale, scale, zero_point, None, bias]
             node = new_node("MatMulIntegerToFloat", inputs, like=layer.node, domain=MICROSOFT)
         else:
-            node = new_node("DynamicQuantizeMatMul", [layer.input, weight, scale, None, bias], like=layer.node, domain=MICROSOFT)
+            node = new_node(
+                "DynamicQuantizeMatMul", [layer.input, weight, scale, None, bias], like=layer.node, domain=MICROSOFT
+            )
         _replace(graph, layer, [node])
 
 

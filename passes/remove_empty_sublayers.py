@@ -91,7 +91,9 @@ def _fold_into(graph: ir.Graph, value: ir.Value, bias: Array, *, reader: ir.Node
         shift = constant(node.inputs[2]) if len(node.inputs) > 2 else np.zeros_like(bias)
         if shift is None:
             return False
-        total = add_initializer(graph, f"{node.outputs[0].name}.shift", (shift.astype(np.float64) + bias).astype(bias.dtype))
+        total = add_initializer(
+            graph, f"{node.outputs[0].name}.shift", (shift.astype(np.float64) + bias).astype(bias.dtype)
+        )
         if len(node.inputs) < 3:
             node.resize_inputs(3)
         node.replace_input_with(2, total)
@@ -101,7 +103,9 @@ def _fold_into(graph: ir.Graph, value: ir.Value, bias: Array, *, reader: ir.Node
     for index, operand in enumerate(node.inputs):
         array = constant(operand)
         if array is not None and array.ndim and array.shape[-1] == bias.shape[0]:
-            total = add_initializer(graph, f"{value.name}.shifted", (array.astype(np.float64) + bias).astype(array.dtype))
+            total = add_initializer(
+                graph, f"{value.name}.shifted", (array.astype(np.float64) + bias).astype(array.dtype)
+            )
             node.replace_input_with(index, total)
             return True
     return any(

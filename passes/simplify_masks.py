@@ -44,17 +44,27 @@ class SimplifyMasksPass(RewritePass):
                 node.replace_input_with(3, None)
                 node.resize_inputs(3)
                 applied.append(Applied(layer_of(node), "visible-mask", 1))
-            elif summary.is_padding_mask:
+            elif summary.is_padding_mask and not _is_plain(node.inputs[3]):
                 plain = plain or _plain_mask(model.graph)
-                if node.inputs[3] is not plain:
-                    node.replace_input_with(3, plain)
-                    applied.append(Applied(layer_of(node), "padding-mask", 1))
+                node.replace_input_with(3, plain)
+                applied.append(Applied(layer_of(node), "padding-mask", 1))
         RemoveUnusedNodesPass()(model)
         return RewriteResult.of(model, applied)
 
 
+def _is_plain(mask: ir.Value) -> bool:
+    """Whether ``mask`` is already spelled Expand(Unsqueeze(Cast(attention_mask)))."""
+    value: ir.Value | None = mask
+    for op_type in ("Expand", "Unsqueeze", "Cast"):
+        node = value.producer() if value is not None else None
+        if node is None or node.op_type != op_type:
+            return False
+        value = node.inputs[0]
+    return value is not None and value.name == PADDING_MASK and mask.dtype == ir.DataType.BOOL
+
+
 def _plain_mask(graph: ir.Graph) -> ir.Value:
-    """(B, 1, S, S) bool: True where the key is a real token. (ONNX Runtime wants the query axis spelled out.)"""
+    """(B, 1, S, S) bool, True where the key is a real token; ONNX Runtime wants the query axis spelled out."""
     source = next(value for value in graph.inputs if value.name == PADDING_MASK)
     assert source.shape is not None
     batch, length = source.shape[0], source.shape[1]
