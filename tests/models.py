@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
+from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
 Weights = dict[str, np.ndarray]
 
@@ -177,6 +177,7 @@ def build(
     builder = Builder(values, arch.dtype)
     _Transformer(builder, arch, weights, {v.name: v for v in values}, frozenset(inputs)).write(outputs)
     model = ir.Model(builder.graph, ir_version=11)
+    RemoveUnusedNodesPass()(model)
     ShapeInferencePass()(model)
     return model
 
@@ -352,9 +353,13 @@ def _gathered(b: Builder, inputs: Mapping[str, ir.Value], *, swap: bool = False)
     mask = b.node("Cast", inputs["attention_mask"], to=ir.DataType.BOOL.value)
     batch, length = (b.node("Squeeze", size) for size in _sizes(b, inputs))
     zero, one = b.constant(0), b.constant(1)
-    rows = b.node("Unsqueeze", b.node("Range", zero, batch, one), b.constant([1, 2, 3]))
-    columns = b.node("Unsqueeze", b.node("Range", zero, length, one), b.constant([0, 1, 2]))
-    queries = b.node("Unsqueeze", b.node("Range", zero, length, one), b.constant([0, 1, 3]))
+    examples, positions = (b.node("Range", zero, size, one) for size in (batch, length))
+    # The exporter knows these sizes; shape inference does not.
+    for index, size in zip((examples, positions), inputs["attention_mask"].shape, strict=True):
+        index.type, index.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([size])
+    rows = b.node("Unsqueeze", examples, b.constant([1, 2, 3]))
+    columns = b.node("Unsqueeze", positions, b.constant([0, 1, 2]))
+    queries = b.node("Unsqueeze", positions, b.constant([0, 1, 3]))
     shape = b.node("Shape", b.node("Add", rows, columns))
     grid = [
         b.node("Unsqueeze", b.node("Expand", index, shape), b.constant([-1]))
