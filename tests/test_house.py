@@ -135,3 +135,16 @@ def test_torch_is_pinned_without_a_build_suffix():
 def test_changelog_has_an_unreleased_head():
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(r"^## Unreleased$", text, re.MULTILINE)
+
+
+def test_the_index_of_the_docs_links_every_page():
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert {page for page in pages if f"({page})" not in index} == set()
+
+
+def test_the_map_of_the_code_names_every_module():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    modules = [*(ROOT / "compactor").glob("[!_]*.py"), *(ROOT / "passes").glob("_[!_]*.py")]
+    modules += (ROOT / "runtime").glob("[!_]*.py")
+    assert {path.name for path in modules if f"`{path.name}`" not in text} == set()
