@@ -45,7 +45,7 @@ wheel: $(MAIN) ## build the wheel into dist/
 	.venv/bin/python -m build --wheel
 
 bench: $(BENCH) ## measure paper-sized models against the stock recipe and OpenVINO (minutes)
-	.venv/bin/python -m benchmarks.paper_shapes
+	OPENVINO_PYTHON=$(CURDIR)/.venv/bin/python .venv/bin/python -m benchmarks.paper_shapes
 
 clean: ## remove the environments and everything built
 	rm -rf .venv .venv-transformers4 build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-out
