@@ -90,6 +90,10 @@ def _plan(graph: ir.Graph) -> _Plan:
     region = _around_attention(graph, attentions, token_wise)
     if not region:
         raise NoMatch("no token-wise operator stands beside an attention")
+    for node in attentions:  # inside, the result of a padded query is a copy of another's
+        value = node.outputs[0]
+        if value.is_graph_output() or any(usage.node not in region for usage in value.uses()):
+            raise NoMatch(f"the result of '{node.name}' is read by more than token-wise operators")
     entries = dict.fromkeys(
         value
         for node in graph
@@ -105,7 +109,7 @@ def _plan(graph: ir.Graph) -> _Plan:
             outside = [usage for usage in value.uses() if usage.node not in region]
             if outside or value.is_graph_output():
                 exits.append(value)
-                _check_readers(value)
+                _check_readers(value, region)
     return _Plan(mask, attentions, frozenset(region), tuple(entries), tuple(exits))
 
 
@@ -136,11 +140,11 @@ def _neighbours(node: ir.Node) -> list[ir.Node]:
     return [source for source in sources if source is not None] + readers
 
 
-def _check_readers(value: ir.Value) -> None:
+def _check_readers(value: ir.Value, region: set[ir.Node]) -> None:
     """Raise NoMatch unless everything outside that reads ``value`` keeps positions apart."""
     for usage in value.uses():
         node = usage.node
-        if node.op_type == "Attention" or _reads_first_token(node):
+        if node in region or node.op_type == "Attention" or _reads_first_token(node):
             continue
         _check_keeps_positions(node)
 
@@ -274,7 +278,9 @@ class _Packer:
 
     def _spread_output(self, value: ir.Value, producer: ir.Node, readers: list[Any]) -> None:
         output_type, shape = value.type, value.shape
-        number = max((self.fill.get(name, 0.0) for name in _outputs_behind(value)), key=abs, default=0.0)
+        number = max(
+            (self.fill.get(name, 0.0) for name in _outputs_behind(value, self.plan.region)), key=abs, default=0.0
+        )
         dtype = np.float32 if output_type is None or value.dtype is None else value.dtype.numpy()
         fill = add_initializer(self.graph, "pack_fill", np.array(number, dtype=dtype))
         spread = new_node("Gather", [value, self.spread], axis=0)
@@ -292,11 +298,12 @@ class _Packer:
             value.name, result.name = f"{name}_packed", name
 
 
-def _outputs_behind(value: ir.Value) -> set[str]:
+def _outputs_behind(value: ir.Value, region: frozenset[ir.Node]) -> set[str]:
+    """The graph outputs that ``value`` reaches without passing through the packed region."""
     names, pending = set(), [value]
     while pending:
         current = pending.pop()
         if current.is_graph_output() and current.name:
             names.add(current.name)
-        pending.extend(output for usage in current.uses() for output in usage.node.outputs)
+        pending.extend(output for usage in current.uses() if usage.node not in region for output in usage.node.outputs)
     return names
