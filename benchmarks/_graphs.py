@@ -1,0 +1,159 @@
+"""Build the graphs that are compared: the plain export, ONNX Runtime's own tools, ours, OpenVINO's.
+
+Each function that loads torch runs best in a process of its own (``in_fresh_process``): gigabytes of it would otherwise
+stay behind while the clock runs.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import logging
+import multiprocessing
+import subprocess
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+VOCABULARY_FLOOR = 1000  # below are special tokens
+_OPENVINO = Path(__file__).resolve().parent / "_openvino.py"
+
+
+def in_fresh_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call ``function`` in a new process and return what it returned."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *args, **kwargs).result()
+
+
+def write_batch(path: Path, batch: int, length: int, *, vocabulary: int, seed: int) -> None:
+    """Write one batch of random tokens without padding."""
+    ids = np.random.default_rng(seed).integers(VOCABULARY_FLOOR, vocabulary, (batch, length))
+    np.savez(path, input_ids=ids, attention_mask=np.ones_like(ids), token_type_ids=np.zeros_like(ids))
+
+
+def load_torch(model_dir: Path) -> Any:
+    """The stock PyTorch model of a plain folder."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    name = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+    model = getattr(transformers, name).from_pretrained(model_dir, attn_implementation="sdpa")
+    return model.eval().requires_grad_(False)
+
+
+def write_reference(model_dir: Path, cases: Mapping[str, Sequence[Path]], folder: Path) -> None:
+    """Run the PyTorch model on every batch and write its outputs to ``<case>.<batch>.npz``."""
+    import torch
+
+    model = load_torch(model_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.inference_mode():
+        for name, files in cases.items():
+            for i, file in enumerate(files):
+                feeds = {key: torch.from_numpy(array) for key, array in np.load(file).items()}
+                np.savez(folder / f"{name}.{i}.npz", **{key: value.numpy() for key, value in model(**feeds).items()})
+
+
+def export_plain(model_dir: Path, path: Path, *, opset: int) -> None:
+    """What one gets without any tool: ``torch.onnx.export`` of the stock model."""
+    import torch
+
+    model = load_torch(model_dir)
+    names = ["start_logits", "end_logits"] if type(model).__name__.endswith("QuestionAnswering") else ["logits"]
+    model.config.return_dict = False
+    ids = torch.full((2, 16), VOCABULARY_FLOOR)
+    feeds = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    axes = {0: torch.export.Dim("batch_size"), 1: torch.export.Dim("sequence_length")}
+    _quieten()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model,
+            (),
+            path,
+            kwargs=feeds,
+            dynamo=True,
+            opset_version=opset,
+            dynamic_shapes=dict.fromkeys(feeds, axes),
+            output_names=names,
+            external_data=False,
+            verbose=False,
+        )
+
+
+def export_ours(model_dir: Path, folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """``compactor export``. Returns the manifest."""
+    import compactor
+
+    return compactor.export(model_dir, folder, overwrite=True, **options).manifest
+
+
+def export_compact(model_dir: Path, path: Path) -> None:
+    """Our compact graph before any lowering: what the stock recipe starts from."""
+    from compactor.checkpoint import read_checkpoint
+    from compactor.importer import load_model, trace
+    from compactor.pipeline import canonicalisation, clean_up, finishing, run_passes, structure
+    from compactor.stages import save_graph
+
+    graph = trace(load_model(read_checkpoint(model_dir)))
+    run_passes(graph, [*canonicalisation(), *structure(), *clean_up(), *finishing()])
+    save_graph(graph, path)
+
+
+def quantize(source: Path, path: Path) -> None:
+    """ONNX Runtime's dynamic quantizer at its best setting: signed weights, one scale a column."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    _quieten()
+    # Left to itself it takes the standard Attention for Microsoft's and writes a graph that does not load.
+    kinds = ["MatMul", "Gemm", "Gather"] if "Attention" in operators(source) else None
+    quantize_dynamic(
+        source,
+        path,
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=kinds,
+        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # its shape inference does not know Attention
+    )
+
+
+def fuse(source: Path, path: Path) -> dict[str, int]:
+    """ONNX Runtime's transformer optimizer. Returns how many of each operator it fused."""
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    _quieten()
+    # With 0 it takes the sizes from each layer; given the original head count it fuses pruned layers wrongly.
+    model = optimize_model(str(source), model_type="bert", num_heads=0, hidden_size=0)
+    model.save_model_to_file(str(path))
+    return {name: int(count) for name, count in model.get_fused_operator_statistics().items() if count}
+
+
+def prepare_openvino(python: str, source: Path, path: Path, calibration: Sequence[Path] = ()) -> str | None:
+    """Convert ``source`` for OpenVINO, quantized statically where there is calibration data. Returns why it failed."""
+    command = [python, str(_OPENVINO), str(source), str(path)]
+    if calibration:
+        command += ["--calibration", *map(str, calibration)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        return str(error)
+    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it failed without a word"])[-1]
+
+
+def operators(path: Path) -> set[str]:
+    """The standard operators of a saved graph."""
+    import onnx
+
+    return {node.op_type for node in onnx.load(path, load_external_data=False).graph.node if not node.domain}
+
+
+def _quieten() -> None:
+    logging.disable(logging.WARNING)
