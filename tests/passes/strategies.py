@@ -10,7 +10,7 @@ from tests.planting import columns, empty_feed_forward
 
 PROPERTY = settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 
-# Spellings that leave every query a key, whatever the padding; "causal" does not: a padded first key hides all of row 0.
+# Spellings that leave every query a key, whatever the padding; "causal" does not: a padded first key empties row 0.
 SAFE_MASKS = ("none", "plain", "additive", "scaled", "gathered", "bias", "bias_only", "given", "visible")
 
 

@@ -27,7 +27,7 @@ ARCH = Architecture(layers=2, front="ids", head="hidden")
 
 
 def assert_same_where_real(after, before, mask, *, fill=0.0, tolerance=1e-10):
-    """Equal on real positions; ``fill`` on padded ones. Outputs without a position axis: equal where they are defined."""
+    """Equal on real positions, ``fill`` on padded ones; outputs without a position axis are equal."""
     assert list(after) == list(before)
     for name, expected in before.items():
         assert after[name].shape == expected.shape

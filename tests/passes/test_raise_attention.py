@@ -106,7 +106,7 @@ def two_terms(model):
 
 def one_transpose_for_keys(model):
     """(B, S, H, d) -> (B, H, d, S) at once, as MPNet exports."""
-    product, transpose, *_ = spell(model)
+    _, transpose, *_ = spell(model)
     split = transpose.inputs[0].producer()
     transpose.replace_input_with(0, split.inputs[0])
     transpose.attributes["perm"] = ir.AttrInt64s("perm", [0, 2, 3, 1])
@@ -161,7 +161,7 @@ def constant_keys(model):
 
 
 def weighs_on_the_right(model):
-    *_, softmax, merge = spell(model)
+    *_, merge = spell(model)
     left, right = merge.inputs
     merge.replace_input_with(0, right)
     merge.replace_input_with(1, left)
