@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from compactor.passes._base import NoMatch
 
+MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
 LAYER_KEY = "compactor.layer"  # node metadata: the sublayer of the original model a node belongs to
 
 Array = NDArray[Any]
@@ -56,6 +57,11 @@ def attribute(node: ir.Node, name: str, default: Any) -> Any:
     """The Python value of an attribute, or ``default`` where the node does not carry it."""
     found = node.attributes.get(name)
     return default if found is None else found.value
+
+
+def is_vector(array: Array, width: int) -> bool:
+    """Whether ``array`` is (width,), possibly with leading axes of size one."""
+    return bool(array.ndim and array.size == array.shape[-1] == width)
 
 
 def last_dim(value: ir.Value) -> int:
@@ -105,6 +111,11 @@ def redirect(old: ir.Value, new: ir.Value) -> None:
         new.shape = new.shape or old.shape
         new.type = new.type or old.type
     old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def is_read(value: ir.Value) -> bool:
+    """Whether a node or a caller of the graph reads ``value``."""
+    return bool(value.uses()) or value.is_graph_output()
 
 
 def layer_of(node: ir.Node) -> str:
@@ -200,10 +211,11 @@ def linear_into(value: ir.Value | None) -> Linear:
         if bias is None or source is None or source.producer() is None:
             continue
         matmul = producer(source, "MatMul")
-        if bias.size not in (1, bias.shape[-1] if bias.ndim else 1):
-            raise NoMatch(f"the bias of '{node.outputs[0].name}' is not a vector")
         sole_consumer(matmul.outputs[0])
-        return _checked(matmul, node)
+        layer = _checked(matmul, node)
+        if bias.size != 1 and not is_vector(bias, layer.weight.shape[1]):
+            raise NoMatch(f"the bias of '{node.outputs[0].name}' is not a vector")
+        return layer
     raise NoMatch("the Add before it has no constant bias")
 
 
@@ -217,7 +229,7 @@ def linear_from(value: ir.Value) -> Linear:
     if len(users) == 1 and users[0].node.op_type == "Add" and not matmul.outputs[0].is_graph_output():
         add = users[0].node
         bias = constant(add.inputs[1 - users[0].idx])
-        if bias is not None and bias.size == bias.shape[-1] == layer.weight.shape[1]:
+        if bias is not None and is_vector(bias, layer.weight.shape[1]):
             return Linear(matmul, add)
     return layer
 

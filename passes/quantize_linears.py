@@ -21,17 +21,17 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from compactor.passes._base import Applied, NoMatch, Refused, RewritePass, RewriteResult
 from compactor.passes._int8 import quantize_symmetric
 from compactor.passes._match import (
+    MICROSOFT,
     Array,
     add_initializer,
     attribute,
     constant,
+    is_vector,
     layer_of,
     linear_from,
     new_node,
     redirect,
 )
-
-MICROSOFT = "com.microsoft"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _bias_add(matmul: ir.Node, width: int) -> ir.Node | None:
     if len(users) != 1 or users[0].node.op_type != "Add" or matmul.outputs[0].is_graph_output():
         return None
     bias = constant(users[0].node.inputs[1 - users[0].idx])
-    return users[0].node if bias is not None and bias.size == bias.shape[-1] == width else None
+    return users[0].node if bias is not None and is_vector(bias, width) else None
 
 
 def _constants(graph: ir.Graph, layer: _Layer) -> tuple[ir.Value, ir.Value, ir.Value | None]:
