@@ -17,11 +17,6 @@ from compactor.passes._match import add_initializer, constant, new_node
 HIDDEN_LOGIT = float(np.finfo(np.float16).min) / 2
 
 
-def is_read(value: ir.Value) -> bool:
-    """Whether anything reads ``value``."""
-    return bool(value.uses()) or value.is_graph_output()
-
-
 def check_mask(mask: ir.Value | None, heads: int, dtype: ir.DataType) -> None:
     """Raise NoMatch unless ``mask`` is absent, or of bool or ``dtype`` with axes that are known to fit the logits."""
     if mask is None:

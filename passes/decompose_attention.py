@@ -14,9 +14,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from compactor.passes._additive import AdditiveMasks, check_mask, hide_where_false, is_read
+from compactor.passes._additive import AdditiveMasks, check_mask, hide_where_false
 from compactor.passes._base import Applied, NoMatch, Refused, RewritePass, RewriteResult
-from compactor.passes._match import add_initializer, attribute, last_dim, layer_of, new_node, redirect
+from compactor.passes._match import add_initializer, attribute, is_read, last_dim, layer_of, new_node, redirect
 
 _SPLIT = (0, 2, 1, 3)  # (B, S, H, d) -> (B, H, S, d), and back
 _SPLIT_KEYS = (0, 2, 3, 1)  # (B, S, H, d) -> (B, H, d, S)

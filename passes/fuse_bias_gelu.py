@@ -15,9 +15,16 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compactor.passes._base import Applied, NoMatch, Refused, RewritePass, RewriteResult
-from compactor.passes._match import attribute, constant, layer_of, new_node, producer, redirect, sole_consumer
-
-MICROSOFT = "com.microsoft"
+from compactor.passes._match import (
+    MICROSOFT,
+    attribute,
+    constant,
+    layer_of,
+    new_node,
+    producer,
+    redirect,
+    sole_consumer,
+)
 
 
 @dataclasses.dataclass(frozen=True)

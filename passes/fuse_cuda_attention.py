@@ -16,11 +16,9 @@ from typing import ClassVar
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from compactor.passes._additive import AdditiveMasks, check_mask, is_read
+from compactor.passes._additive import AdditiveMasks, check_mask
 from compactor.passes._base import Applied, NoMatch, Refused, RewritePass, RewriteResult
-from compactor.passes._match import attribute, layer_of, new_node, redirect
-
-MICROSOFT = "com.microsoft"
+from compactor.passes._match import MICROSOFT, attribute, is_read, layer_of, new_node, redirect
 
 
 @dataclasses.dataclass(frozen=True)

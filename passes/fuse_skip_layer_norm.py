@@ -15,11 +15,8 @@ from typing import ClassVar
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from compactor.passes._additive import is_read
 from compactor.passes._base import Applied, NoMatch, Refused, RewritePass, RewriteResult
-from compactor.passes._match import attribute, constant, layer_of, new_node, redirect
-
-MICROSOFT = "com.microsoft"
+from compactor.passes._match import MICROSOFT, attribute, constant, is_read, layer_of, new_node, redirect
 
 
 @dataclasses.dataclass(frozen=True)
