@@ -43,9 +43,11 @@ class LabelLayersPass(RewritePass):
             taken[label] += 1
             if taken[label] > 1:
                 label += f"_{taken[label]}"
-            for member in (*found.nodes, *_residual(found)) if found is not None else (node,):
+            members = (*found.nodes, *_residual(found)) if found is not None else (node,)
+            renamed = any(member.metadata_props.get(LAYER_KEY) != label for member in members)
+            for member in members:
                 member.metadata_props[LAYER_KEY] = label
-            applied.append(Applied(label, "labelled-sublayer", 1))
+            applied.append(Applied(label, "labelled-sublayer", int(renamed)))
         return RewriteResult.of(model, applied)
 
 

@@ -18,18 +18,24 @@ from compactor.passes._match import LAYER_KEY
 
 @dataclasses.dataclass(frozen=True)
 class NameNodesPass(RewritePass):
-    """Name the nodes of the main graph by layer and operator, and clear metadata and doc strings."""
+    """Name the nodes of the main graph by layer and operator; clear doc strings and all metadata but the layer."""
 
     name: ClassVar[str] = "name-nodes"
 
     def call(self, model: ir.Model) -> RewriteResult:
         """Name the main graph's nodes."""
         numbers: collections.Counter[str] = collections.Counter()
+        renamed = 0
         for node in model.graph:
-            stem = f"{node.metadata_props.get(LAYER_KEY, 'model')}/{node.op_type}"
-            node.name = f"{stem}_{numbers[stem]}"
+            layer = node.metadata_props.get(LAYER_KEY)
+            stem = f"{layer or 'model'}/{node.op_type}"
+            name = f"{stem}_{numbers[stem]}"
             numbers[stem] += 1
+            renamed += node.name != name
+            node.name = name
             node.metadata_props.clear()
+            if layer is not None:
+                node.metadata_props[LAYER_KEY] = layer
             node.doc_string = None
             for value in node.outputs:
                 value.metadata_props.clear()
@@ -37,4 +43,4 @@ class NameNodesPass(RewritePass):
             value.metadata_props.clear()
         model.metadata_props.clear()
         model.graph.metadata_props.clear()
-        return RewriteResult.of(model, (Applied("graph", "named-node", numbers.total()),))
+        return RewriteResult.of(model, (Applied("graph", "named-node", renamed),))
