@@ -93,7 +93,12 @@ class ArtefactWriter:
         return folder / name
 
     def copy_companions(
-        self, source: str | Path, config: dict[str, Any], *, allow_pickle: bool = False
+        self,
+        source: str | Path,
+        config: dict[str, Any],
+        *,
+        model_folder: Path | None = None,
+        allow_pickle: bool = False,
     ) -> tuple[str, ...]:
         """Write ``config`` and copy what else consumers need beside the models; see ``companions.py``.
 
@@ -103,7 +108,9 @@ class ArtefactWriter:
         Raises:
             ModelDirectoryError: A file of the model directory is damaged or leads out of it.
         """
-        return copy_companions(Path(source), self.directory, config, allow_pickle=allow_pickle)
+        return copy_companions(
+            Path(source), self.directory, config, model_folder=model_folder, allow_pickle=allow_pickle
+        )
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Write ``compactor.json``; without it nothing can be published."""

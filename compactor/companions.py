@@ -55,7 +55,12 @@ _OFFSET_POSITIONS = {
 
 
 def copy_companions(
-    source: Path, directory: Path, config: dict[str, Any], *, allow_pickle: bool = False
+    source: Path,
+    directory: Path,
+    config: dict[str, Any],
+    *,
+    model_folder: Path | None = None,
+    allow_pickle: bool = False,
 ) -> tuple[str, ...]:
     """Fill ``directory`` with all that consumers look for beside the models.
 
@@ -63,6 +68,8 @@ def copy_companions(
         source: The model directory.
         directory: Where the files go.
         config: What ``config.json`` shall hold.
+        model_folder: The folder inside ``source`` that holds the transformer, where that is not ``source`` itself (old
+            sentence-transformers folders). Its files move to the root, and ``modules.json`` follows.
         allow_pickle: Also copy the weights of sentence-transformers modules that exist only in pickled form.
 
     Returns:
@@ -74,16 +81,19 @@ def copy_companions(
     _write_json(directory / "config.json", config)
     names = ["config.json"]
 
-    tokenizer = _matching(source, _TOKENIZER_FILES)
-    for name in (*tokenizer, *_matching(source, _OTHER_FILES)):
-        _copy(source, directory, name)
-        names.append(name)
-    if tokenizer or (source / TOKENIZER_CONFIG).is_file():
-        _write_json(directory / TOKENIZER_CONFIG, _tokenizer_config(source, config))
+    home = model_folder or source
+    tokenizer = _matching(home, _TOKENIZER_FILES)
+    for folder in dict.fromkeys((source, home)):
+        for name in (*_matching(folder, _OTHER_FILES), *(tokenizer if folder == home else ())):
+            _copy(folder, directory, name)
+            names.append(name)
+    if tokenizer or (home / TOKENIZER_CONFIG).is_file():
+        _write_json(directory / TOKENIZER_CONFIG, _tokenizer_config(home, config))
         names.append(TOKENIZER_CONFIG)
     if (source / _MODULES).is_file():
-        names.extend(_copy_modules(source, directory, allow_pickle=allow_pickle))
-    return tuple(names)
+        transformer = "" if home == source else home.relative_to(source).as_posix()
+        names.extend(_copy_modules(source, directory, transformer, allow_pickle=allow_pickle))
+    return tuple(dict.fromkeys(names))
 
 
 def max_tokens(config: dict[str, Any]) -> int | None:
@@ -114,12 +124,15 @@ def _is_length(value: object) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 1 <= value <= _MAX_REAL_LENGTH
 
 
-def _copy_modules(source: Path, directory: Path, *, allow_pickle: bool) -> list[str]:
-    """Copy ``modules.json`` and the folders it names: pooling, normalisation, dense layers."""
+def _copy_modules(source: Path, directory: Path, transformer: str, *, allow_pickle: bool) -> list[str]:
+    """Copy ``modules.json`` and the folders it names (pooling, normalisation, dense layers), less the transformer's."""
     modules = _read_json(source, _MODULES)
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise ModelDirectoryError("expected a list of modules", where=str(source / _MODULES), todo=_MEND)
-    _copy(source, directory, _MODULES)
+    for module in modules:
+        if module.get("path") == transformer:
+            module["path"] = ""
+    _write_json(directory / _MODULES, modules)
     names = [_MODULES]
     for module in modules:
         folder = module.get("path", "")
@@ -201,5 +214,5 @@ def _read_object(source: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def _write_json(path: Path, content: dict[str, Any] | list[Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -31,6 +31,9 @@ def check_emission(stage: dict[str, Any], *, target: str, attentions: int, quant
         seen = sum(counts.get(name, 0) for name in _INT8)
         if seen != quantized:
             _fail(stage, kind, f"{quantized} int8 matrix products", seen)
+    foreign = sorted(name for name in stage["operators"] if "::" in name)
+    if target == "portable" and foreign:
+        _fail(stage, "operators", "standard operators alone", len(foreign))
     if target == "cpu" and stage["executed_operators"].get(_SLOW_ON_CPU):
         _fail(stage, "executed_operators", f"no '{_SLOW_ON_CPU}'", stage["executed_operators"][_SLOW_ON_CPU])
 

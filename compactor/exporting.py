@@ -145,7 +145,12 @@ def export(
             "refused": record.refused,
             "verification": verification,
         }
-        writer.copy_companions(checkpoint.path, _config(checkpoint, target), allow_pickle=allow_pickle)
+        writer.copy_companions(
+            checkpoint.path,
+            _config(checkpoint, target),
+            model_folder=checkpoint.model_path,
+            allow_pickle=allow_pickle,
+        )
         writer.write_manifest(manifest)
         return ExportResult(writer.publish(), manifest)
 

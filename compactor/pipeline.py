@@ -82,6 +82,7 @@ def lowering(target: str, task: Task, *, pack: bool) -> list[AnyPass]:
             FuseCudaAttentionPass(),
             FuseSkipLayerNormPass(),
             FuseBiasGeluPass(),
+            LowerOpsetPass(opset=20),  # CUDA kernels are registered by operator version: not newer than need be
         ]
     elif target == "portable":
         passes += [DecomposeAttentionPass(), LowerOpsetPass()]

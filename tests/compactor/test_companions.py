@@ -169,3 +169,20 @@ def test_refuses_damaged_files(source: Path, target: Path, name: str, content: s
     with pytest.raises(ModelDirectoryError) as caught:
         copy_companions(source, target, BERT)
     assert caught.value.where == str(source / name)
+
+
+def test_moves_the_transformer_of_an_old_sentence_transformers_folder_to_the_root(tmp_path):
+    source, out = tmp_path / "source", tmp_path / "out"
+    for folder in (source / "0_Transformer", source / "1_Pooling", out):
+        folder.mkdir(parents=True)
+    modules = [{"idx": 0, "path": "0_Transformer"}, {"idx": 1, "path": "1_Pooling"}]
+    (source / "modules.json").write_text(json.dumps(modules))
+    (source / "0_Transformer" / "vocab.txt").write_text("[PAD]\n")
+    (source / "0_Transformer" / "model.safetensors").write_bytes(b"the masked weights, which the graph replaces")
+    (source / "1_Pooling" / "config.json").write_text("{}")
+
+    names = copy_companions(source, out, {"model_type": "bert"}, model_folder=source / "0_Transformer")
+
+    assert set(names) == {"config.json", "vocab.txt", "tokenizer_config.json", "modules.json", "1_Pooling/config.json"}
+    assert [module["path"] for module in json.loads((out / "modules.json").read_text())] == ["", "1_Pooling"]
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} == set(names)
