@@ -204,39 +204,21 @@ class _Packer:
         flat_shape = add_initializer(graph, "pack_flat", np.array([-1], dtype=np.int64))
         first_axis = add_initializer(graph, "pack_axis_0", np.array([0], dtype=np.int64))
         last_axis = add_initializer(graph, "pack_axis_2", np.array([2], dtype=np.int64))
-        real = new_node("Cast", [mask], to=ir.DataType.BOOL.value)
-        length = new_node("Shape", [mask], start=1, end=2)
-        length_scalar = new_node("Squeeze", [length.outputs[0], first_axis])
-        columns = new_node("Range", [zero, length_scalar.outputs[0], one])
-        first = new_node("Equal", [columns.outputs[0], zero])
-        kept = new_node("Or", [real.outputs[0], first.outputs[0]])
-        flat = new_node("Reshape", [kept.outputs[0], flat_shape])
-        nonzero = new_node("NonZero", [flat.outputs[0]])
-        tokens = new_node("Squeeze", [nonzero.outputs[0], first_axis])
-        flags = new_node("Cast", [flat.outputs[0]], to=ir.DataType.INT64.value)
-        count = new_node("CumSum", [flags.outputs[0], zero])
-        rank = new_node("Sub", [count.outputs[0], one])
-        shape = new_node("Shape", [mask])
-        spread = new_node("Reshape", [rank.outputs[0], shape.outputs[0]])
-        visible = new_node("Unsqueeze", [real.outputs[0], last_axis])
-        nodes = [
-            real,
-            length,
-            length_scalar,
-            columns,
-            first,
-            kept,
-            flat,
-            nonzero,
-            tokens,
-            flags,
-            count,
-            rank,
-            shape,
-            spread,
-            visible,
-        ]
-        return nodes, tokens.outputs[0], spread.outputs[0], visible.outputs[0]
+        nodes: list[ir.Node] = []
+
+        def emit(op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+            nodes.append(new_node(op_type, inputs, **attributes))
+            return nodes[-1].outputs[0]
+
+        real = emit("Cast", mask, to=ir.DataType.BOOL.value)
+        length = emit("Squeeze", emit("Shape", mask, start=1, end=2), first_axis)
+        is_first = emit("Equal", emit("Range", zero, length, one), zero)
+        kept = emit("Reshape", emit("Or", real, is_first), flat_shape)
+        tokens = emit("Squeeze", emit("NonZero", kept), first_axis)
+        count = emit("CumSum", emit("Cast", kept, to=ir.DataType.INT64.value), zero)
+        spread = emit("Reshape", emit("Sub", count, one), emit("Shape", mask))
+        visible = emit("Unsqueeze", real, last_axis)
+        return nodes, tokens, spread, visible
 
     def _pack(self, value: ir.Value, width: int, tokens: ir.Value) -> None:
         """Let the region read rows ``tokens`` of ``value``."""
