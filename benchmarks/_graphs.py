@@ -39,8 +39,14 @@ def write_batch(path: Path, batch: int, length: int, *, vocabulary: int, seed: i
 
 
 def load_torch(model_dir: Path) -> Any:
-    """The stock PyTorch model of a plain folder."""
+    """The stock PyTorch model of a folder: with its zeros, where it holds the masks of nn_pruning."""
     import transformers
+
+    if (model_dir / "sparse_args.json").exists():
+        from compactor.checkpoint import read_checkpoint
+        from compactor.importer import load_model
+
+        return load_model(read_checkpoint(model_dir)).module
 
     transformers.utils.logging.disable_progress_bar()
     name = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))["architectures"][0]

@@ -31,9 +31,10 @@ OURS = "ours int8"
 STOCK = ("stock: optimizer + quantizer", "stock: quantizer alone", "stock: quantizer on Attention")
 OPENVINO = "OpenVINO static int8"
 EXACT = 1e-4
-INT8 = 0.25  # random weights make a harsh test: logits near zero, none of them confident
+INT8 = 0.1  # random weights make a harsh test; measured errors are 1 to 4 %
 PLAIN_OPSET = 23
 _CALIBRATION = 32  # batches of 1 x 128
+_NAMED = 8  # noisy cells that are named one by one
 
 Say = Callable[[str], None]
 
@@ -295,19 +296,16 @@ def render(result: Mapping[str, Any]) -> str:
         f"{result['threads']} threads, {result['clock']['rounds']} rounds, batch x length without padding. "
         f"Milliseconds: median of the rounds' medians [p10, p90 of all samples], × against {DENSE}.",
         _report.markdown_table(["variant", "file", *cases, "error"], rows),
-        _report.markdown_table([f"{OURS} is", *cases], list(_gains(summaries, cases))),
+        _report.markdown_table([f"speed of {OURS}", *cases], list(_gains(summaries, cases))),
         "`error`: root mean square of the difference from PyTorch in fp32, as a share of the outputs'. "
         "`stock`: the fastest of the stock recipes at each size.",
         _report.machine_line(result),
     ]
-    noisy = [
-        f"{name} at {case}"
-        for name, entry in summaries.items()
-        for case, found in entry.items()
-        if found.spread > _report.NOISY
-    ]
+    spreads = {f"{name} at {case}": found.spread for name, entry in summaries.items() for case, found in entry.items()}
+    noisy = [place for place, spread in spreads.items() if spread > _report.NOISY]
     if noisy:
-        parts.append(f"Spread beyond {_report.NOISY:.0%}: {', '.join(noisy)}.")
+        places = f"{len(noisy)} of {len(spreads)} cells" if len(noisy) > _NAMED else ", ".join(noisy)
+        parts.append(f"Spread beyond {_report.NOISY:.0%}: {places}.")
     return "\n\n".join(parts)
 
 
@@ -331,11 +329,11 @@ def _gains(summaries: Mapping[str, Mapping[str, _measure.Summary]], cases: Seque
         return [title, *cells]
 
     return [
-        row("faster than dense fp32", [DENSE]),
-        row("faster than dense int8", ["dense int8"]),
-        row("faster than the stock recipe", STOCK),
-        row("faster than OpenVINO static int8", [OPENVINO]),
-        row("faster than OpenVINO static int8, rest bf16", [f"{OPENVINO}, rest bf16"]),
+        row("against dense fp32", [DENSE]),
+        row("against dense int8", ["dense int8"]),
+        row("against the stock recipe", STOCK),
+        row("against OpenVINO static int8", [OPENVINO]),
+        row("against OpenVINO static int8, rest bf16", [f"{OPENVINO}, rest bf16"]),
     ]
 
 

@@ -1,0 +1,159 @@
+"""What an export costs: wall time and peak memory of ``compactor export`` of a dense BERT-base, beside optimum's.
+
+    python benchmarks/export_cost.py [--optimum-python PATH] [--rounds 3] [--out benchmarks/results/NAME.json]
+
+Each command runs in a process of its own, from starting Python to the last file written. Optimum needs three to come
+as far as ``compactor export`` does in one: export, optimize, quantize. Only ours verifies what it wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that it runs by its path, and not only with -m
+
+from benchmarks import _graphs, _measure, _report, plant
+
+OURS, OPTIMUM = "compactor export", "optimum-cli"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of one command: seconds of wall time, and bytes of memory at the peak of its largest process."""
+
+    wall_s: float
+    peak_bytes: int
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Time both and report."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--optimum-python", default=os.environ.get("OPTIMUM_PYTHON"), help="default: $OPTIMUM_PYTHON")
+    parser.add_argument("--out", type=Path, help="result, JSON; a table is written beside it")
+    args = parser.parse_args(argv)
+    run = _report.describe_run(sys.argv if argv is None else ["benchmarks/export_cost.py", *argv])
+    _report.warn_if_busy(run["load_before"])
+    with tempfile.TemporaryDirectory(prefix="export-cost-") as temporary:
+        result = {"run": run, **compare(Path(temporary), args)}
+    table = render(result)
+    print(table)
+    if args.out is not None:
+        _report.write_result(args.out, result, table)
+    return 0
+
+
+def compare(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Run every command in every round. Returns all but the description of the run."""
+    model = folder / "model"
+    entry = plant.find_entry(plant.read_entries(), score=87.709)
+    _graphs.in_fresh_process(plant.plant, model, entry, dense=True)
+    tools = {OURS: our_commands(model, folder)}
+    absent = {}
+    if args.optimum_python:
+        tools[OPTIMUM] = optimum_commands(args.optimum_python, model, folder)
+    else:
+        absent[OPTIMUM] = "no interpreter given: --optimum-python"
+    costs: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in tools}
+    for number, order in enumerate(_measure.abba(list(tools), args.rounds)):
+        for name in order:
+            _report.say(f"round {number + 1} of {args.rounds}: {name}")
+            costs[name].append([dataclasses.asdict(measure_command(command)) for command in tools[name].values()])
+    manifest = json.loads((folder / "ours" / "compactor.json").read_text(encoding="utf-8"))
+    if not manifest["verification"]["passed"]:
+        raise AssertionError("the export was not verified")
+    return {
+        "model_bytes": (model / "model.safetensors").stat().st_size,
+        "tools": {name: {"steps": list(tools[name]), "rounds": rounds} for name, rounds in costs.items()},
+        "absent": absent,
+    }
+
+
+def our_commands(model: Path, folder: Path) -> dict[str, list[str]]:
+    """``compactor export``, fp32 and int8."""
+    out = str(folder / "ours")
+    return {"export": [sys.executable, "-m", "compactor", "export", str(model), out, "--overwrite", "--quiet"]}
+
+
+def optimum_commands(python: str, model: Path, folder: Path) -> dict[str, list[str]]:
+    """Optimum's export, then its front to ONNX Runtime's optimizer and quantizer."""
+    tool = str(Path(python).with_name("optimum-cli"))
+    exported, optimized, quantized = (str(folder / name) for name in ("exported", "optimized", "quantized"))
+    runtime = [tool, "onnxruntime"]
+    return {
+        "export": [tool, "export", "onnx", "--model", str(model), "--task", "question-answering", exported],
+        "optimize": [*runtime, "optimize", "--onnx_model", exported, "-O2", "-o", optimized],
+        "quantize": [
+            *runtime,
+            "quantize",
+            "--onnx_model",
+            optimized,
+            "--avx512_vnni",
+            "--per_channel",
+            "-o",
+            quantized,
+        ],
+    }
+
+
+def measure_command(command: Sequence[str]) -> Cost:
+    """Run ``command`` to its end.
+
+    Linux counts the memory of the process that starts the command into its peak, so this one must stay small.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    with tempfile.TemporaryFile() as output:
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            output.seek(0)
+            tail = output.read().decode(errors="replace").strip().splitlines()[-5:]
+            raise RuntimeError("\n".join([f"{' '.join(command)} exited with {process.returncode}:", *tail]))
+    return Cost(wall, usage.ru_maxrss * 1024)
+
+
+def render(result: Mapping[str, Any]) -> str:
+    """The table: seconds and peak memory of each tool."""
+    rows, rounds = [], len(result["tools"][OURS]["rounds"])
+    for name, tool in result["tools"].items():
+        walls = [sum(step["wall_s"] for step in steps) for steps in tool["rounds"]]
+        peak = statistics.median(max(step["peak_bytes"] for step in steps) for steps in tool["rounds"])
+        rows.append(
+            [
+                f"{name}: {', '.join(tool['steps'])}",
+                f"{statistics.median(walls):.1f} s [{min(walls):.1f}, {max(walls):.1f}]",
+                f"{peak / 1e9:.2f} GB",
+                f"{peak / result['model_bytes']:.1f}×",
+            ]
+        )
+    rows += [[name, "-", "-", why] for name, why in result["absent"].items()]
+    return "\n\n".join(
+        [
+            "# Cost of exporting a dense BERT-base, fp32 and int8",
+            f"Model of {result['model_bytes'] / 1e6:.0f} MB; the median of {rounds} rounds [least, largest].",
+            _report.markdown_table(["command", "wall time", "peak memory", "of the model's bytes"], rows),
+            _report.machine_line(result),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
