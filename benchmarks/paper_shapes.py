@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import importlib.util
 import os
 import sys
 import tempfile
@@ -307,6 +308,12 @@ def render(result: Mapping[str, Any]) -> str:
         places = f"{len(noisy)} of {len(spreads)} cells" if len(noisy) > _NAMED else ", ".join(noisy)
         parts.append(f"Spread beyond {_report.NOISY:.0%}: {places}.")
     return "\n\n".join(parts)
+
+
+def find_openvino() -> str | None:
+    """An interpreter with OpenVINO and NNCF: the one the environment names, or this one where it has both."""
+    here = all(importlib.util.find_spec(package) for package in ("openvino", "nncf"))
+    return os.environ.get("OPENVINO_PYTHON") or (sys.executable if here else None)
 
 
 def parse_shape(text: str) -> tuple[int, int]:
