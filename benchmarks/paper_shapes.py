@@ -214,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--measure-s", type=float, default=1.0, help="time to sample each case in each round (default: %(default)s)"
     )
     parser.add_argument(
-        "--openvino-python", default=os.environ.get("OPENVINO_PYTHON"), help="default: $OPENVINO_PYTHON"
+        "--openvino-python", default=find_openvino(), help="default: $OPENVINO_PYTHON, else this one where it has both"
     )
     parser.add_argument("--work", type=Path, help="keep built models here (default: a temporary folder)")
     parser.add_argument(
