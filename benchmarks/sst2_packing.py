@@ -76,6 +76,7 @@ def compare(folder: Path, entry: plant.Entry, args: argparse.Namespace) -> dict[
                 plant.check_sizes(entry, manifest["layers"])
             model = out / "onnx" / "model_quantized.onnx"
             variants.append(_measure.Variant(f"{title}: {kind}", model, title, TOLERANCE))
+        _report.say(f"running {title} in PyTorch")
         _graphs.in_fresh_process(_graphs.write_reference, checkpoint, cases, folder / "reference")
         files = [folder / "reference" / f"{CASE}.{i}.npz" for i in range(len(cases[CASE]))]
         references[title] = {CASE: [dict(np.load(file)) for file in files]}
