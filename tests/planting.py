@@ -129,3 +129,13 @@ UNMATCHED: Mapping[str, tuple[Callable[[], ir.Model], str]] = {
 def as_float32(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Floating-point arrays in float32, the others as they are."""
     return {k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in arrays.items()}
+
+
+def read_elsewhere(model: ir.Model, name: str) -> ir.Model:
+    """Let another node read the value ``name``, and a new output read that."""
+    value = next(value for node in model.graph for value in node.outputs if value.name == name)
+    reader = ir.Node("", "Identity", [value], name=f"{name}.reader")
+    reader.outputs[0].name, reader.outputs[0].type, reader.outputs[0].shape = f"{name}.copy", value.type, value.shape
+    model.graph.append(reader)
+    model.graph.outputs.append(reader.outputs[0])
+    return model

@@ -211,6 +211,18 @@ def test_leaves_the_graph_alone_and_says_why(model, reason):
     assert_untouched(PackTokensPass(), model, reason)
 
 
+@pytest.mark.parametrize("position", [1, -1])
+def test_reading_another_position_than_0_is_refused(position):
+    model = build(dataclasses.replace(ARCH, head="classifier"))
+    first = next(node for node in model.graph if node.name == "first_token")
+    index = ir.Value(name="index", const_value=ir.tensor(np.array(position), name="index"))
+    index.type, index.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([])
+    model.graph.register_initializer(index)
+    first.replace_input_with(1, index)
+    check(model)
+    assert_untouched(PackTokensPass(), model, "mixes positions")
+
+
 def test_a_second_run_changes_nothing():
     model = build(dataclasses.replace(ARCH, head="tokens"))
     assert PackTokensPass()(model).modified

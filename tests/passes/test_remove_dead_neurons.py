@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from compactor.passes.remove_dead_neurons import RemoveDeadNeuronsPass
 from tests.models import Architecture, build, random_weights
 from tests.passes.strategies import PROPERTY, pruned
-from tests.planting import empty_feed_forward
+from tests.planting import empty_feed_forward, read_elsewhere
 from tests.running import (
     PADDINGS,
     assert_rewrites_once,
@@ -145,6 +145,8 @@ def dead_neuron_model(arch=Architecture(), **options):  # noqa: B008 - frozen
 @pytest.mark.parametrize(
     "model",
     [
+        pytest.param(read_elsewhere(dead_neuron_model(), "0.up"), id="projection-read-elsewhere"),
+        pytest.param(read_elsewhere(dead_neuron_model(), "0.active"), id="activation-read-elsewhere"),
         pytest.param(dead_neuron_model(outputs=["0.up"]), id="projection-used-elsewhere"),
         pytest.param(dead_neuron_model(outputs=["0.active"]), id="activation-used-elsewhere"),
         pytest.param(dead_neuron_model(Architecture(gated=True), outputs=["0.gate"]), id="gate-used-elsewhere"),

@@ -10,7 +10,7 @@ from compactor.passes.remove_dead_neurons import RemoveDeadNeuronsPass
 from compactor.passes.remove_empty_sublayers import RemoveEmptySublayersPass
 from tests.models import Architecture, build, random_weights
 from tests.passes.strategies import PROPERTY, pruned
-from tests.planting import empty_feed_forward, kill_values
+from tests.planting import empty_feed_forward, kill_values, read_elsewhere
 from tests.running import (
     PADDINGS,
     assert_rewrites_once,
@@ -111,6 +111,14 @@ def test_where_the_stream_is_read_elsewhere_the_bias_stays(norm):
         RemoveEmptySublayersPass()(model)
 
     assert operators(model).get("Attention", 0) == 0
+    assert_same(run64(model, feeds), before)
+
+
+def test_where_another_node_reads_the_stream_the_bias_stays():
+    model = read_elsewhere(emptied(Architecture(), attention=[0]), "first")
+    feeds = random_feeds(model)
+    before = run64(model, feeds)
+    assert_rewrites_once(RemoveEmptySublayersPass(), model, empty_sublayer_bias_kept=1)
     assert_same(run64(model, feeds), before)
 
 
