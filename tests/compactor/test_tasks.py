@@ -1,0 +1,52 @@
+"""Which task a config stands for."""
+
+from __future__ import annotations
+
+import pytest
+
+from compactor.errors import ModelDirectoryError, UsageError
+from compactor.tasks import TASKS, find_task
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task"),
+    [
+        ("BertForSequenceClassification", "text-classification"),
+        ("XLMRobertaForTokenClassification", "token-classification"),
+        ("DistilBertForQuestionAnswering", "question-answering"),
+        ("MPNetForMaskedLM", "fill-mask"),
+        ("ViTForImageClassification", "image-classification"),
+        ("ElectraModel", "feature-extraction"),
+    ],
+)
+def test_the_architecture_stands_for_a_task(architecture: str, task: str) -> None:
+    assert find_task(None, {"architectures": [architecture]}, where="x").name == task
+
+
+def test_what_is_asked_for_goes_before_what_is_written() -> None:
+    config = {"architectures": ["BertForMaskedLM"]}
+    assert find_task("feature-extraction", config, where="x", sentence_transformers=True).name == "feature-extraction"
+    assert find_task("fill-mask", {}, where="x").name == "fill-mask"
+
+
+def test_a_sentence_transformers_folder_gives_token_embeddings() -> None:
+    config = {"architectures": ["BertForMaskedLM"]}
+    assert find_task(None, config, where="x", sentence_transformers=True).name == "feature-extraction"
+
+
+@pytest.mark.parametrize("config", [{}, {"architectures": []}, {"architectures": None}])
+def test_without_architectures_the_tasks_are_listed(config: dict[str, object]) -> None:
+    with pytest.raises(ModelDirectoryError, match="names no class") as caught:
+        find_task(None, config, where="x")
+    assert all(name in str(caught.value.todo) for name in TASKS)
+
+
+@pytest.mark.parametrize("name", ["BertForNextSentencePrediction", "BertForPreTraining", "BertForMultipleChoice"])
+def test_a_class_of_no_task_is_named(name: str) -> None:
+    with pytest.raises(ModelDirectoryError, match=f"'{name}' stands for no task"):
+        find_task(None, {"architectures": [name]}, where="x")
+
+
+def test_an_unknown_task() -> None:
+    with pytest.raises(UsageError, match="no task 'poetry'"):
+        find_task("poetry", {}, where="x")
