@@ -2,6 +2,8 @@
 
 Each function that loads torch runs best in a process of its own (``in_fresh_process``): gigabytes of it would otherwise
 stay behind while the clock runs.
+
+    python benchmarks/_graphs.py MODEL.onnx OUT.onnx      # quantize, in any environment with ONNX Runtime
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import json
 import logging
 import multiprocessing
 import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -103,14 +106,16 @@ def export_ours(model_dir: Path, folder: Path, options: Mapping[str, Any]) -> di
 
 def export_compact(model_dir: Path, path: Path) -> None:
     """Our compact graph before any lowering: what the stock recipe starts from."""
+    import onnx_ir as ir
+
     from compactor.checkpoint import read_checkpoint
     from compactor.importer import load_model, trace
     from compactor.pipeline import canonicalisation, clean_up, finishing, run_passes, structure
-    from compactor.stages import save_graph
+    from compactor.serialization import write_graph
 
     graph = trace(load_model(read_checkpoint(model_dir)))
     run_passes(graph, [*canonicalisation(), *structure(), *clean_up(), *finishing()])
-    save_graph(graph, path)
+    write_graph(graph, path)
 
 
 def quantize(source: Path, path: Path) -> None:
@@ -163,3 +168,7 @@ def operators(path: Path) -> set[str]:
 
 def _quieten() -> None:
     logging.disable(logging.WARNING)
+
+
+if __name__ == "__main__":
+    quantize(Path(sys.argv[1]), Path(sys.argv[2]))
