@@ -106,8 +106,6 @@ def export_ours(model_dir: Path, folder: Path, options: Mapping[str, Any]) -> di
 
 def export_compact(model_dir: Path, path: Path) -> None:
     """Our compact graph before any lowering: what the stock recipe starts from."""
-    import onnx_ir as ir
-
     from compactor.checkpoint import read_checkpoint
     from compactor.importer import load_model, trace
     from compactor.pipeline import canonicalisation, clean_up, finishing, run_passes, structure
