@@ -63,9 +63,33 @@ class LoadedModel:
         )
 
     def run(self, case: Case) -> dict[str, Any]:
-        """The model's outputs on ``case``, as numpy arrays by output name."""
-        with torch.no_grad():
-            result = self.module(**{name: torch.from_numpy(array) for name, array in case.feeds.items()})
+        """The model's outputs on ``case``, as numpy arrays by output name.
+
+        Raises:
+            ModelDirectoryError: The model itself fails, lacks an output, or gives numbers that are not finite.
+        """
+        try:
+            with torch.no_grad():
+                result = self.module(**{name: torch.from_numpy(array) for name, array in case.feeds.items()})
+        except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise ModelDirectoryError(
+                f"'{type(self.module).__name__}' fails on case {case.name}: {error}",
+                where=self.where,
+                todo="its config.json and weights do not make a working model for this task",
+            ) from error
+        for name in self.task.outputs:
+            if result.get(name) is None:
+                raise ModelDirectoryError(
+                    f"the model has no output '{name}' for {self.task.name}",
+                    where=self.where,
+                    todo="pass another --task",
+                )
+            if not result[name].isfinite().all():
+                raise ModelDirectoryError(
+                    f"the masked model's own '{name}' is not finite on case {case.name}",
+                    where=self.where,
+                    todo="look for NaN, infinity or overflow in its weights",
+                )
         return {name: result[name].numpy() for name in self.task.outputs}
 
 
@@ -234,6 +258,7 @@ def _from_pretrained(
                 dtype=torch.float32,
                 attn_implementation=attention,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are reported, by name, and then refused
                 **options,
             )
         except ValueError as error:
