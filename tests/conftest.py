@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
+import sys
 from pathlib import Path
 
 # Before any library starts its thread pool: the test processes already fill the cores.
@@ -21,6 +23,12 @@ collect_ignore = [] if importlib.util.find_spec("optimum") else ["consumers"]
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_runtest_setup() -> None:
+    """Keep pytest's log handler off torch's trace log, which does costly work for whoever listens to it."""
+    if "torch" in sys.modules:
+        logging.getLogger("torch.__trace").propagate = True  # the handler goes to loggers that do not propagate
 
 
 @pytest.fixture(scope="session")
