@@ -57,7 +57,7 @@ class LoadedModel:
             self.input_names,
             vocab_size=int(config.vocab_size),
             max_length=_max_length(config),
-            pad_token_id=int(getattr(config, "pad_token_id", None) or 0),
+            pad_token_id=_padding(config),
             type_vocab_size=int(getattr(config, "type_vocab_size", None) or 1),
             lengths=_SEQUENCE_LENGTHS,
         )
@@ -204,13 +204,21 @@ def _config(checkpoint: Checkpoint, where: str) -> Any:
         if hasattr(config, key):
             setattr(config, key, False)
     config.return_dict = True
-    if getattr(config, "is_decoder", False):
+    if getattr(config, "is_decoder", False) or _only_generates(config):
         raise ModelDirectoryError(
             "decoder-only models are not supported",
             where=where,
             todo="compactor exports encoders; use a BERT-like model",
         )
     return config
+
+
+def _only_generates(config: Any) -> bool:
+    """Whether the family is a decoder: its attention is causal, and no class of it fills in masks."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    known = type(config) in AutoModelForCausalLM._model_mapping
+    return known and type(config) not in AutoModelForMaskedLM._model_mapping
 
 
 def _model_class(task: Task, config: Any, where: str) -> Any:
@@ -261,18 +269,25 @@ def _from_pretrained(
                 ignore_mismatched_sizes=True,  # they are reported, by name, and then refused
                 **options,
             )
-        except ValueError as error:
-            if attention == "eager" or "attention" not in str(error):
-                raise ModelDirectoryError(f"transformers cannot load the weights: {error}", where=where) from error
-        except RuntimeError as error:
-            first = str(error).strip().splitlines()[0]
-            raise ModelDirectoryError(f"transformers cannot load the weights: {first}", where=where) from error
+        except Exception as error:  # transformers raises what it likes for a config it cannot build
+            if attention == "sdpa" and isinstance(error, ValueError) and "attention" in str(error):
+                continue  # this family has no fused attention
+            reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+            raise ModelDirectoryError(
+                f"transformers cannot build '{model_class.__name__}': {reason}", where=where
+            ) from error
     raise AssertionError("unreachable")
 
 
 def _image_size(config: Any) -> tuple[int, int]:
     size = config.image_size
     return (int(size[0]), int(size[1])) if isinstance(size, list | tuple) else (int(size), int(size))
+
+
+def _padding(config: Any) -> int:
+    """The padding token's id; 0 where the config has none that is a token, such as -1."""
+    stated = getattr(config, "pad_token_id", None)
+    return stated if isinstance(stated, int) and 0 <= stated < int(config.vocab_size) else 0
 
 
 def _max_length(config: Any) -> int:
