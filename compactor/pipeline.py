@@ -138,8 +138,8 @@ class Record:
         return sum(entry["count"] for entry in self.rules if entry["rule"] == rule)
 
     def add(self, other: Record) -> None:
-        """Append what another run did; passes that ran in both are named once."""
-        self.passes += [text for text in other.passes if text not in self.passes]
+        """Append what another run did; passes that ran in both are named once, at their last place."""
+        self.passes = [text for text in self.passes if text not in other.passes] + other.passes
         self.rules += other.rules
         self.refused += [entry for entry in other.refused if entry not in self.refused]
 
