@@ -21,7 +21,8 @@ from compactor.layers import measure_layers, pair_layers
 from compactor.manifest import MANIFEST_NAME, SCHEMA_VERSION
 from compactor.pipeline import Record, canonicalisation, finishing, lowering, precision_passes, run_passes, structure
 from compactor.runtime.verification import Tolerance
-from compactor.stages import describe_masked, describe_stage, macs_per_token, save_graph
+from compactor.serialization import write_graph
+from compactor.stages import add_executed_operators, describe_masked, describe_stage, macs_per_token
 from compactor.targets import choose_precisions, find_target
 from compactor.verifying import EXACT, HALF, Candidate, References, int8_tolerance, verify_candidates
 
@@ -107,22 +108,27 @@ def export(
         run_passes(graph, lowering(target, job, pack=packs), record)
         gc.collect()  # the masked weights
 
-        candidates = []
+        candidates, quantized = [], {}
         for name in precisions:
             say(f"writing {name}")
             model = graph.clone()
             emitted = Record()
             run_passes(model, [*precision_passes(name, target), *finishing()], emitted)
             path = writer.model_path(_FILES[name])
-            save_graph(model, path)
-            stage = describe_stage(_STAGES[name], model, path, writer.directory, macs=macs)
-            check_emission(stage, target=target, attentions=attentions, quantized=emitted.count("int8-linear"))
-            stages.append(stage)
+            model.producer_name, model.producer_version = "compactor", importlib.metadata.version("compactor")
+            write_graph(model, path)
+            stages.append(describe_stage(_STAGES[name], model, path, writer.directory, macs=macs))
             candidates.append(Candidate(_STAGES[name], path, _tolerance(name, int8_budget)))
+            quantized[_STAGES[name]] = emitted.count("int8-linear")
             record.add(emitted)
         opset = model.opset_imports[""]
         del graph, model
         gc.collect()
+
+        say("checking what ONNX Runtime makes of it")
+        for stage, candidate in zip(stages[1:], candidates, strict=True):
+            add_executed_operators(stage, candidate.path)
+            check_emission(stage, target=target, attentions=attentions, quantized=quantized[candidate.stage])
 
         say("verifying against the masked model")
         verification = verify_candidates(references, candidates)

@@ -8,21 +8,10 @@ from typing import Any
 
 import onnx_ir as ir
 
-import compactor
 from compactor.passes._match import constant
 from compactor.runtime.executed_graph import executed_operators, saved_operators
 
-_INLINE_LIMIT = 1_900_000_000  # bytes; protobuf ends at 2 GiB
 _NOT_WEIGHTS = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
-
-
-def save_graph(model: ir.Model, path: Path) -> None:
-    """Write ``model`` as one file; weights beyond protobuf's limit go to ``<name>_data`` beside it."""
-    model.producer_name, model.producer_version = "compactor", compactor.__version__
-    if constant_bytes(model) > _INLINE_LIMIT:
-        ir.save(model, path, external_data=f"{path.name}_data")
-    else:
-        ir.save(model, path)
 
 
 def describe_stage(name: str, model: ir.Model, path: Path, root: Path, *, macs: int) -> dict[str, Any]:
@@ -43,8 +32,13 @@ def describe_stage(name: str, model: ir.Model, path: Path, root: Path, *, macs: 
         "macs_per_token": macs,
         "parameters": count_parameters(model),
         "operators": dict(sorted(saved_operators(path).items())),
-        "executed_operators": dict(sorted(executed_operators(path).items())),
+        "executed_operators": None,
     }
+
+
+def add_executed_operators(stage: dict[str, Any], path: Path) -> None:
+    """Count what ONNX Runtime makes of the file at start-up; it loads the weights, so free the graphs first."""
+    stage["executed_operators"] = dict(sorted(executed_operators(path).items()))
 
 
 def describe_masked(model: ir.Model) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Pad widths up with zeros to a multiple that the target's kernels like.
 
-fp16 tensor cores want multiples of 8. Padding is exact: a zero Q.K channel adds nothing to the logits, a zero V
+fp16 tensor cores want multiples of 8; int8 kernels on CPU write whole cache lines where a width is a multiple of 16, and
+read them where it is one of 64. Padding is exact: a zero Q.K channel adds nothing to the logits, a zero V
 channel meets a zero row of Wo, and a zero neuron meets a zero row of W2.
 """
 
@@ -23,13 +24,16 @@ class AlignWidthsPass(RewritePass):
 
     Attributes:
         head: Multiple for the Q.K and V width of a head; 1 leaves them.
-        neurons: Multiple for feed-forward widths; 1 leaves them.
+        neurons: Multiple for feed-forward widths, a power of two; 1 leaves them.
+        waste: Largest share of neurons that may be added. A block that would grow more is rounded to half the multiple,
+            or a quarter, and so on.
         same: Also give Q.K and V the same width, which fused GPU kernels ask for.
     """
 
     name: ClassVar[str] = "align-widths"
     head: int = 1
     neurons: int = 1
+    waste: float = 1.0
     same: bool = False
 
     def call(self, model: ir.Model) -> RewriteResult:
@@ -53,7 +57,7 @@ class AlignWidthsPass(RewritePass):
                 block.node.outputs[0].shape = None
                 applied.append(Applied(block.layer, "padded-channel", (new_qk - qk + new_v - v) * heads))
         for feed_forward in feed_forward_blocks(model.graph):
-            width = _round_up(feed_forward.width, self.neurons)
+            width = self._neurons(feed_forward.width)
             extra = width - feed_forward.width
             if extra:
                 for layer in feed_forward.inputs:
@@ -63,6 +67,13 @@ class AlignWidthsPass(RewritePass):
                     node.outputs[0].shape = None
                 applied.append(Applied(feed_forward.layer, "padded-neuron", extra))
         return RewriteResult.of(model, applied)
+
+    def _neurons(self, width: int) -> int:
+        """The width that ``width`` neurons are padded to."""
+        multiple = self.neurons
+        while multiple > 1 and _round_up(width, multiple) > width * (1 + self.waste):
+            multiple //= 2
+        return _round_up(width, max(multiple, 1))
 
 
 def _round_up(width: int, multiple: int) -> int:

@@ -23,6 +23,7 @@ from compactor.passes.remove_dead_neurons import RemoveDeadNeuronsPass
 from compactor.passes.remove_empty_sublayers import RemoveEmptySublayersPass
 from compactor.passes.simplify_masks import SimplifyMasksPass
 from compactor.passes.trim_head_channels import TrimHeadChannelsPass
+from compactor.passes.write_masks_as_floats import WriteMasksAsFloatsPass
 from compactor.passes.write_residuals_as_sum import WriteResidualsAsSumPass
 
 PASSES: tuple[type[RewritePass], ...] = (
@@ -38,6 +39,7 @@ PASSES: tuple[type[RewritePass], ...] = (
     AlignWidthsPass,
     PackTokensPass,
     WriteResidualsAsSumPass,
+    WriteMasksAsFloatsPass,
     FuseCudaAttentionPass,
     FuseSkipLayerNormPass,
     FuseBiasGeluPass,

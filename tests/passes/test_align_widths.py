@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compactor.passes._blocks import feed_forward_blocks
 from compactor.passes.align_widths import AlignWidthsPass
 from tests.models import Architecture, build, random_weights
 from tests.passes.strategies import PROPERTY, pruned
@@ -86,7 +87,7 @@ def test_onnx_runtime_agrees():
 
 
 def test_its_text_names_its_options():
-    assert str(AlignWidthsPass(head=8)) == "align-widths{head=8,neurons=1,same=False}"
+    assert str(AlignWidthsPass(head=8)) == "align-widths{head=8,neurons=1,waste=1.0,same=False}"
 
 
 @PROPERTY
@@ -110,3 +111,13 @@ def test_dense_weights_are_not_edited_in_place():
     for name, tensor in kept.items():
         if name in model.graph.initializers:
             assert model.graph.initializers[name].const_value is tensor
+
+
+WASTE = [(523, 544), (187, 192), (61, 64), (74, 76), (64, 64), (1000, 1024), (17, 17)]
+
+
+@pytest.mark.parametrize(("width", "padded"), WASTE)
+def test_a_block_is_padded_to_a_smaller_multiple_rather_than_by_much(width, padded):
+    model = build(Architecture(neurons=width))
+    AlignWidthsPass(neurons=64, waste=0.05)(model)
+    assert {block.width for block in feed_forward_blocks(model.graph)} == {padded}
