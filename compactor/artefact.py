@@ -73,7 +73,11 @@ class ArtefactWriter:
             _remove_stale_siblings(self._out)
             self.directory, self._lock = _make_temporary(self._out)
         except OSError as error:
-            raise as_output_error(error, self._out) or error from error
+            raise as_output_error(error, self._out) or OutputError(
+                f"the output folder cannot be made: {error.strerror}",
+                where=str(error.filename or self._out),
+                todo="check the path: every part of it but the last must be a folder",
+            ) from error
         return self
 
     def __exit__(
