@@ -44,7 +44,7 @@ def test_a_wrong_count_fails(kind: str, changes: dict[str, int], message: str) -
 def test_the_slow_fused_norm_is_refused_on_cpu_alone() -> None:
     stage = _stage(executed_operators=GOOD | {"com.microsoft::SkipLayerNormalization": 2})
     check_emission(stage, target="cuda", attentions=3, quantized=15)
-    with pytest.raises(VerificationError, match="no 'com.microsoft::SkipLayerNormalization', but has 2"):
+    with pytest.raises(VerificationError, match="SkipLayerNormalization', but has 2"):
         check_emission(stage, target="cpu", attentions=3, quantized=15)
 
 

@@ -84,3 +84,27 @@ def test_a_base_model_without_its_pooler(tmp_path: Path) -> None:
     folder = checkpoints.write(tmp_path / "model", tensors)
     loaded = load_model(read_checkpoint(folder), "feature-extraction")
     assert loaded.module.pooler is None
+
+
+def test_a_model_that_overflows_by_itself(tmp_path: Path) -> None:
+    tensors = checkpoints.tensors()
+    tensors["classifier.weight"] *= 3e38
+    loaded = load_model(read_checkpoint(checkpoints.write(tmp_path / "model", tensors)))
+    with pytest.raises(ModelDirectoryError, match="own 'logits' is not finite on case"):
+        loaded.run(loaded.cases[0])
+
+
+def test_a_model_that_fails_by_itself(tmp_path: Path) -> None:
+    tensors = checkpoints.tensors()
+    tensors["qa_outputs.weight"], tensors["qa_outputs.bias"] = torch.ones(3, checkpoints.WIDTH), torch.ones(3)
+    folder = checkpoints.write(tmp_path / "model", tensors, checkpoints.config(num_labels=3))
+    loaded = load_model(read_checkpoint(folder), "question-answering")
+    with pytest.raises(ModelDirectoryError, match="'BertForQuestionAnswering' fails on case"):
+        loaded.run(loaded.cases[0])
+
+
+@pytest.mark.parametrize("padding", [None, -1])
+def test_a_padding_id_that_is_no_token(padding: int | None, tmp_path: Path) -> None:
+    folder = checkpoints.write(tmp_path / "model", model_config=checkpoints.config() | {"pad_token_id": padding})
+    loaded = load_model(read_checkpoint(folder))
+    assert all(case.feeds["input_ids"].min() >= 0 for case in loaded.cases)

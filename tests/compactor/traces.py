@@ -1,18 +1,25 @@
-"""Tracing is most of the time of a small export: tests that export one model in many ways trace it once."""
+"""What makes small models fit for tests of an export: one trace for many exports, and int8 for small weights too."""
 
 from __future__ import annotations
+
+import functools
 
 import onnx_ir as ir
 import pytest
 
 import compactor.exporting
+import compactor.pipeline
 from compactor.importer import LoadedModel, trace
+from compactor.passes.quantize_linears import QuantizeLinearsPass
 
 _kept: dict[tuple[str, str], ir.Model] = {}
 
 
 def trace_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make ``export`` trace each model directory once for a task; its folder must not change meanwhile."""
+    """Make ``export`` trace each model directory once for a task; its folder must not change meanwhile.
+
+    Tracing is most of the time of a small export.
+    """
 
     def traced(loaded: LoadedModel) -> ir.Model:
         key = (loaded.where, loaded.task.name)
@@ -21,3 +28,9 @@ def trace_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return _kept[key].clone()
 
     monkeypatch.setattr(compactor.exporting, "trace", traced)
+
+
+def quantize_small_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make int8 take every linear layer, where an export of a real model leaves the smallest in float32."""
+    everything = functools.partial(QuantizeLinearsPass, min_elements=0)
+    monkeypatch.setattr(compactor.pipeline, "QuantizeLinearsPass", everything)
