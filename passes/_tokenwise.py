@@ -17,13 +17,14 @@ _VARIADIC = ("Sum", "Max", "Min", "Where", "Cast", "Identity", "Clip")
 def token_shape(value: ir.Value, mask: ir.Value) -> bool:
     """Whether the known shape of ``value`` is (B, S, W), with the symbols of ``mask`` (B, S)."""
     shape, reference = value.shape, mask.shape
-    return (
-        shape is not None
-        and reference is not None
-        and len(shape) == 3
-        and shape[0] == reference[0]
-        and shape[1] == reference[1]
-    )
+    if shape is None or reference is None or len(shape) != 3:
+        return False
+    return all(_same_size(shape[axis], reference[axis]) for axis in (0, 1))
+
+
+def _same_size(a: int | ir.SymbolicDim, b: int | ir.SymbolicDim) -> bool:
+    """Whether two dimensions are known to be equal; two without a name are not."""
+    return a == b and (isinstance(a, int) or a.value is not None)
 
 
 def token_wise_nodes(graph: ir.Graph, mask: ir.Value) -> set[ir.Node]:

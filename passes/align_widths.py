@@ -1,7 +1,7 @@
 """Pad widths up with zeros to a multiple that the target's kernels like.
 
-fp16 tensor cores want multiples of 8; int8 kernels on CPU write whole cache lines where a width is a multiple of 16, and
-read them where it is one of 64. Padding is exact: a zero Q.K channel adds nothing to the logits, a zero V
+fp16 tensor cores want multiples of 8; int8 kernels on CPU write whole cache lines where a width is a multiple of 16,
+and read them where it is one of 64. Padding is exact: a zero Q.K channel adds nothing to the logits, a zero V
 channel meets a zero row of Wo, and a zero neuron meets a zero row of W2.
 """
 

@@ -72,7 +72,7 @@ class _Plan:
     mask: ir.Value
     attentions: tuple[ir.Node, ...]
     region: frozenset[ir.Node]
-    entries: tuple[ir.Value, ...]  # (B, S, W) values computed outside and read inside
+    entries: Mapping[ir.Value, int]  # (B, S, W) values computed outside and read inside, with W
     exits: tuple[ir.Value, ...]  # (T, W) values computed inside and read outside
 
 
@@ -94,13 +94,13 @@ def _plan(graph: ir.Graph) -> _Plan:
         value = node.outputs[0]
         if value.is_graph_output() or any(usage.node not in region for usage in value.uses()):
             raise NoMatch(f"the result of '{node.name}' is read by more than token-wise operators")
-    entries = dict.fromkeys(
-        value
+    entries = {
+        value: _width(value)
         for node in graph
         if node in region
         for value in node.inputs
         if value is not None and constant(value) is None and value.producer() not in region
-    )
+    }
     exits = []
     for node in graph:
         if node not in region:
@@ -110,7 +110,18 @@ def _plan(graph: ir.Graph) -> _Plan:
             if outside or value.is_graph_output():
                 exits.append(value)
                 _check_readers(value, region)
-    return _Plan(mask, attentions, frozenset(region), tuple(entries), tuple(exits))
+    return _Plan(mask, attentions, frozenset(region), entries, tuple(exits))
+
+
+def _width(value: ir.Value) -> int:
+    """W of a (B, S, W) value: its static shape, or the rows of a weight that multiplies it. Raises NoMatch."""
+    if value.shape is not None and isinstance(value.shape[-1], int):
+        return value.shape[-1]
+    for usage in value.uses():
+        weight = constant(usage.node.inputs[1]) if usage.node.op_type == "MatMul" else None
+        if weight is not None and usage.idx == 0:
+            return int(weight.shape[0])
+    raise NoMatch(f"the width of '{value.name}' is not known")
 
 
 def _around_attention(graph: ir.Graph, attentions: tuple[ir.Node, ...], token_wise: set[ir.Node]) -> set[ir.Node]:
@@ -175,26 +186,15 @@ class _Packer:
         self.graph, self.plan, self.fill = graph, plan, fill
 
     def rewrite(self) -> None:
-        widths = {value: self._width(value) for value in self.plan.entries}
         positions, tokens, self.spread, self.visible = self._index_nodes()
         self.graph.insert_before(self.graph[0], positions)
         for value in self.plan.exits:
             self._unpack(value)
-        for value, width in widths.items():
+        for value, width in self.plan.entries.items():
             self._pack(value, width, tokens)
         for node in self.plan.region:
             for value in node.outputs:
                 value.shape = None
-
-    def _width(self, value: ir.Value) -> int:
-        """W of a (B, S, W) value: its static shape, or the rows of a weight that multiplies it."""
-        if value.shape is not None and isinstance(value.shape[-1], int):
-            return value.shape[-1]
-        for usage in value.uses():
-            weight = constant(usage.node.inputs[1]) if usage.node.op_type == "MatMul" else None
-            if weight is not None and usage.idx == 0:
-                return int(weight.shape[0])
-        raise AssertionError(f"pass developer: the width of '{value.name}' is unknown; run shape inference first")
 
     def _index_nodes(self) -> tuple[list[ir.Node], ir.Value, ir.Value, ir.Value]:
         """Nodes for: tokens (T,) flat positions kept; spread (B, S) row of the packed matrix; visible (B, S, 1)."""
