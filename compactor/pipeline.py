@@ -77,8 +77,9 @@ def lowering(target: str, task: Task, *, pack: bool) -> list[AnyPass]:
         fill = dict.fromkeys(task.outputs, FILL_LOGITS if task.logits else 0.0)
         passes.append(PackTokensPass(fill=fill))
     if target == "cpu":
-        if not pack:  # ORT fuses (B, S, D) residuals into a kernel that is slow on CPU, packed (T, D) ones it does not
-            passes.append(WriteResidualsAsSumPass())
+        # ORT fuses (B, S, D) residuals into a kernel that is slow on CPU; packed (T, D) ones, where packing was not
+        # refused, it does not.
+        passes.append(WriteResidualsAsSumPass(packed=pack))
         passes.append(WriteMasksAsFloatsPass())
     elif target == "cuda":
         passes += [

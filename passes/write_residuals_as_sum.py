@@ -19,15 +19,23 @@ from compactor.passes._match import constant, layer_of
 
 @dataclasses.dataclass(frozen=True)
 class WriteResidualsAsSumPass(RewritePass):
-    """Turn each ``Add`` of two activations that a ``LayerNormalization`` reads into ``Sum``."""
+    """Turn each ``Add`` of two activations that a ``LayerNormalization`` reads into ``Sum``.
+
+    Attributes:
+        packed: Leave alone those that token packing made (T, D) matrices, which carry no shape: ONNX Runtime does not
+            fuse them, and runs ``Add`` on all threads, ``Sum`` on one.
+    """
 
     name: ClassVar[str] = "write-residuals-as-sum"
+    packed: bool = False
 
     def call(self, model: ir.Model) -> RewriteResult:
         """Rewrite the main graph's residuals."""
         applied = []
         for node in model.graph:
             if node.op_type != "Add" or node.domain or any(constant(value) is not None for value in node.inputs):
+                continue
+            if self.packed and node.outputs[0].shape is None:
                 continue
             if any(usage.node.op_type == "LayerNormalization" for usage in node.outputs[0].uses()):
                 node.op_type = "Sum"

@@ -71,6 +71,7 @@ def test_cpu(model: Path, tmp_path: Path) -> None:
         assert counts["com.microsoft::DynamicQuantizeMatMul"] == 2 + 4 + 1
         assert "com.microsoft::SkipLayerNormalization" not in counts
         assert stages["compact"][kind]["Attention"] == 2
+        assert "Sum" not in stages["compact"][kind]  # packed residuals need it not
         assert "com.microsoft::SkipLayerNormalization" not in stages["compact"][kind]
 
 
@@ -114,6 +115,17 @@ def test_cpu_unpacked(model: Path, tmp_path: Path) -> None:
     assert "NonZero" not in _stages(result.manifest)["compact"]["operators"]
     assert result.manifest["layers"] == PLANTED
     _check_numbers(result.path / "onnx" / "model.onnx", 1e-4)
+
+
+def test_a_model_that_packing_refuses_is_exported_unpacked(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compactor.passes.pack_tokens, "hides_padding", lambda value: False)
+    manifest = export(model, tmp_path / "out", precision=["fp32"]).manifest
+    (refusal,) = (entry for entry in manifest["refused"] if entry["pass"] == "pack-tokens")
+    assert "not proven to hide padding" in refusal["reason"]
+    for kind in ("operators", "executed_operators"):
+        assert "com.microsoft::SkipLayerNormalization" not in _stages(manifest)["compact"][kind]
 
 
 def test_packed_outputs_do_not_depend_on_what_padding_holds(model: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_structure_reads_as_the_design() -> None:
 @pytest.mark.parametrize(
     ("target", "pack", "names"),
     [
-        ("cpu", True, ["align-widths", "pack-tokens", "write-masks-as-floats"]),
+        ("cpu", True, ["align-widths", "pack-tokens", "write-residuals-as-sum", "write-masks-as-floats"]),
         ("cpu", False, ["align-widths", "write-residuals-as-sum", "write-masks-as-floats"]),
         (
             "cuda",
