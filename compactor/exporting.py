@@ -22,7 +22,7 @@ from compactor.manifest import MANIFEST_NAME, SCHEMA_VERSION
 from compactor.pipeline import Record, canonicalisation, finishing, lowering, precision_passes, run_passes, structure
 from compactor.runtime.verification import Tolerance
 from compactor.serialization import write_graph
-from compactor.stages import add_executed_operators, describe_masked, describe_stage, macs_per_token
+from compactor.stages import count_operators, describe_masked, describe_stage, macs_per_token
 from compactor.targets import choose_precisions, find_target
 from compactor.verifying import EXACT, HALF, Candidate, References, int8_tolerance, verify_candidates
 
@@ -127,7 +127,7 @@ def export(
 
         say("checking what ONNX Runtime makes of it")
         for stage, candidate in zip(stages[1:], candidates, strict=True):
-            add_executed_operators(stage, candidate.path)
+            count_operators(stage, candidate.path)
             check_emission(stage, target=target, attentions=attentions, quantized=quantized[candidate.stage])
 
         say("verifying against the masked model")

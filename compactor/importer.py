@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import inspect
 import logging
 import os
@@ -165,9 +166,27 @@ def trace(loaded: LoadedModel) -> ir.Model:
             todo="run again with --debug for the exporter's own report",
         ) from error
     assert program is not None
-    model: ir.Model = program.model
+    model: ir.Model = program.model.clone()
+    _forget_weights(loaded.module, program.model, kept=model)
     _keep_outputs(model, produced, loaded)
     return model
+
+
+def _forget_weights(module: Any, traced: ir.Model, kept: ir.Model) -> None:
+    """Let go of the weights in ``traced``, and of those of ``module`` in nodes that its optimization dropped.
+
+    onnxscript's optimizer keeps the graphs and nodes it last saw for as long as the process lives, and with them a
+    copy of the model.
+    """
+    for value in traced.graph.initializers.values():
+        value.const_value = None
+    weights = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+    wanted = {id(value) for value in kept.graph.initializers.values()}
+    for value in gc.get_objects():
+        if not issubclass(type(value), ir.Value):  # isinstance() would wake lazy proxies
+            continue
+        if id(getattr(value.const_value, "raw", None)) in weights and id(value) not in wanted:
+            value.const_value = None
 
 
 def _keep_outputs(model: ir.Model, produced: list[str], loaded: LoadedModel) -> None:

@@ -31,13 +31,14 @@ def describe_stage(name: str, model: ir.Model, path: Path, root: Path, *, macs: 
         "bytes": path.stat().st_size + (data.stat().st_size if data.exists() else 0),
         "macs_per_token": macs,
         "parameters": count_parameters(model),
-        "operators": dict(sorted(saved_operators(path).items())),
+        "operators": {},
         "executed_operators": None,
     }
 
 
-def add_executed_operators(stage: dict[str, Any], path: Path) -> None:
-    """Count what ONNX Runtime makes of the file at start-up; it loads the weights, so free the graphs first."""
+def count_operators(stage: dict[str, Any], path: Path) -> None:
+    """Count the file's operators, and what ONNX Runtime makes of them. Both read the weights: free the graphs first."""
+    stage["operators"] = dict(sorted(saved_operators(path).items()))
     stage["executed_operators"] = dict(sorted(executed_operators(path).items()))
 
 

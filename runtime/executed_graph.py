@@ -34,6 +34,7 @@ def executed_operators(
         # The weights go to a file beside the graph, which is then small, never over 2 GiB, and read without them.
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "64")
+        options.add_session_config_entry("session.disable_prepacking", "1")  # a third of the memory, for nothing here
         open_with_options(model, options, provider=provider)
         return saved_operators(rewritten)
 
