@@ -141,7 +141,7 @@ def export(
             "recipe": {
                 "precision": list(precisions),
                 "layout": layout,
-                "pack": packs,
+                "pack": record.count("packed-operator") > 0,
                 "passes": record.passes,
                 "opset": opset,
             },
