@@ -22,7 +22,7 @@ def command(as_json: bool) -> None:
     with console.working():
         from compactor.passes.registry import PASSES
 
-        rows = [(each.name, (inspect.getdoc(each) or "").partition("\n")[0]) for each in PASSES]
+        rows = [(each.name, (inspect.getdoc(each) or "").partition("\n")[0].replace("``", "")) for each in PASSES]
     if as_json:
         console.document([{"name": name, "summary": summary} for name, summary in rows])
     else:
