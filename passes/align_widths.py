@@ -24,16 +24,16 @@ class AlignWidthsPass(RewritePass):
 
     Attributes:
         head: Multiple for the Q.K and V width of a head; 1 leaves them.
-        neurons: Multiple for feed-forward widths, a power of two; 1 leaves them.
-        waste: Largest share of neurons that may be added. A block that would grow more is rounded to half the multiple,
-            or a quarter, and so on.
+        neurons: Multiple for feed-forward widths; 1 leaves them.
+        waste: Largest share of neurons that may be added; None sets no limit. A block that would grow more is rounded
+            to a half or a quarter of the multiple, or left alone. A multiple of that quarter is good enough and stays.
         same: Also give Q.K and V the same width, which fused GPU kernels ask for.
     """
 
     name: ClassVar[str] = "align-widths"
     head: int = 1
     neurons: int = 1
-    waste: float = 1.0
+    waste: float | None = None
     same: bool = False
 
     def call(self, model: ir.Model) -> RewriteResult:
@@ -70,10 +70,13 @@ class AlignWidthsPass(RewritePass):
 
     def _neurons(self, width: int) -> int:
         """The width that ``width`` neurons are padded to."""
-        multiple = self.neurons
-        while multiple > 1 and _round_up(width, multiple) > width * (1 + self.waste):
-            multiple //= 2
-        return _round_up(width, max(multiple, 1))
+        if self.waste is None:
+            return _round_up(width, self.neurons)
+        multiples = [max(self.neurons // part, 1) for part in (1, 2, 4)]
+        if width % multiples[-1] == 0:
+            return width
+        limit = width * (1 + self.waste)
+        return next((padded for m in multiples if (padded := _round_up(width, m)) <= limit), width)
 
 
 def _round_up(width: int, multiple: int) -> int:

@@ -87,7 +87,7 @@ def test_onnx_runtime_agrees():
 
 
 def test_its_text_names_its_options():
-    assert str(AlignWidthsPass(head=8)) == "align-widths{head=8,neurons=1,waste=1.0,same=False}"
+    assert str(AlignWidthsPass(head=8)) == "align-widths{head=8,neurons=1,waste=None,same=False}"
 
 
 @PROPERTY
@@ -113,11 +113,12 @@ def test_dense_weights_are_not_edited_in_place():
             assert model.graph.initializers[name].const_value is tensor
 
 
-WASTE = [(523, 544), (187, 192), (61, 64), (74, 76), (64, 64), (1000, 1024), (17, 17)]
+WASTE = [(523, 544), (187, 192), (61, 64), (74, 74), (64, 64), (1000, 1024), (17, 17), (1218, 1248), (1248, 1248)]
 
 
 @pytest.mark.parametrize(("width", "padded"), WASTE)
 def test_a_block_is_padded_to_a_smaller_multiple_rather_than_by_much(width, padded):
     model = build(Architecture(neurons=width))
-    AlignWidthsPass(neurons=64, waste=0.05)(model)
-    assert {block.width for block in feed_forward_blocks(model.graph)} == {padded}
+    for _ in range(2):
+        AlignWidthsPass(neurons=64, waste=0.05)(model)
+        assert {block.width for block in feed_forward_blocks(model.graph)} == {padded}

@@ -221,7 +221,7 @@ def test_a_graph_without_floats_is_none_of_its_business():
 
 
 @PROPERTY
-@given(architectures(form="3d", mask="plain", dtype=np.float32))
+@given(architectures(form="3d", mask="plain", dtype=np.float32, width=16))  # a norm over two values is a coin toss
 def test_any_model_still_runs_and_stays_close(arch):
     model = build(arch)
     feeds = random_feeds(model, padding_mask("left"))
