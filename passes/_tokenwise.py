@@ -56,7 +56,7 @@ def _treats_rows_alone(node: ir.Node) -> bool:
         weight = constant(node.inputs[1])
         return weight is not None and weight.ndim == 2
     if node.op_type in ("LayerNormalization", "RMSNormalization"):
-        return bool(attribute(node, "axis", -1) == -1)  # counted from the front, it is another axis of the packed matrix
+        return bool(attribute(node, "axis", -1) == -1)  # counted from the front, it is another axis once packed
     if is_pointwise(node) or node.op_type in _VARIADIC:
         return all(array.ndim == 0 or (array.ndim <= 2 and array.size == array.shape[-1]) for array in constants)
     return False
