@@ -18,6 +18,7 @@ class ExitCode(enum.IntEnum):
     MODEL = 3
     VERIFICATION = 4
     IO = 5
+    NOISY = 6
     INTERRUPTED = 130
 
 
@@ -59,3 +60,9 @@ class OutputError(CompactorError):
     """The output could not be written: it exists, or the disk is full (exit code 5)."""
 
     exit_code = ExitCode.IO
+
+
+class MeasurementError(CompactorError):
+    """What was measured cannot be trusted, or has become slower (exit code 6)."""
+
+    exit_code = ExitCode.NOISY

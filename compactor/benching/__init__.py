@@ -1,0 +1,1 @@
+"""Measurement: what ``compactor bench`` does between its options and its report."""

@@ -1,0 +1,1 @@
+"""The engines that run a variant; see ``open_engine``."""

@@ -1,0 +1,1 @@
+"""The report for people: Markdown and one self-contained HTML page, both made from ``report.json``."""
