@@ -27,7 +27,6 @@ class Variant:
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
         path: The graph's file, or the model directory that PyTorch loads.
         options: The engine's own: ``{"compile": True}`` for PyTorch, properties for OpenVINO.
-        python: The interpreter that runs it; None takes this one.
         reason: Why it cannot run here, ``not run: no CUDA device``; None where it can.
     """
 
@@ -39,7 +38,6 @@ class Variant:
     precision: str
     path: Path
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    python: str | None = None
     reason: str | None = None
 
     def to_json(self) -> dict[str, Any]:

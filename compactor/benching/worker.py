@@ -1,0 +1,133 @@
+"""One measurement in one process: what ``processes.py`` starts, and the only place where a variant runs.
+
+    python -m compactor.benching.worker SPEC.json
+
+A session's idle threads spin, its allocator keeps what it got, and torch brings thread pools of its own: two variants
+in one process disturb each other. The process reads what to do from a file and leaves ``result.json`` in the folder that
+the file names; whatever the engine prints cannot spoil it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compactor.benching.plan import Variant
+from compactor.errors import CompactorError
+from compactor.runtime.errors import ProviderUnavailableError
+from compactor.runtime.sampling import Clock, peak_memory_bytes, sample
+
+RESULT = "result.json"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Do what the spec says; an error becomes part of the result."""
+    spec = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+    try:
+        result = work(spec)
+    except (CompactorError, ProviderUnavailableError) as error:
+        result = {"error": {"what": error.what, "where": error.where, "todo": error.todo}}
+    except Exception as error:
+        result = {"error": {"what": f"{type(error).__name__}: {error}", "where": None, "todo": None}}
+    (Path(spec["folder"]) / RESULT).write_text(json.dumps(result, allow_nan=False), encoding="utf-8")
+    return 0
+
+
+def work(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The result of ``spec["mode"]``.
+
+    ``time`` samples each case, ``serve`` plays the server scenario, ``outputs`` runs each batch once and keeps what it
+    gave, ``macs`` counts multiply-adds, ``profile`` says where the time goes, ``peak`` measures the machine itself.
+    """
+    if spec["affinity"] is not None:
+        os.sched_setaffinity(0, spec["affinity"])
+    if spec["mode"] == "peak":
+        from compactor.benching.peak import peak
+
+        return peak(spec)
+    variant = Variant.from_json(spec["variant"])
+    if spec["mode"] == "profile":
+        from compactor.benching.counters import profile
+
+        return profile(spec)
+
+    from compactor.benching.engines import open_engine
+
+    before = peak_memory_bytes()
+    start = time.perf_counter()
+    engine = open_engine(variant, threads=spec["threads"], spinning=spec["spinning"])
+    load_ms = 1e3 * (time.perf_counter() - start)
+    if spec["mode"] == "macs":
+        from compactor.benching.counters import torch_macs
+
+        found = torch_macs(engine, spec)
+    elif spec["mode"] == "serve":
+        from compactor.benching.serving import run
+
+        found = run(engine, spec)
+    else:
+        found = {"cases": {case["id"]: _run_case(engine, case, spec) for case in spec["cases"]}}
+    return {
+        "environment": engine.environment,
+        "load_ms": round(load_ms, 3),
+        "rss_before_bytes": before,
+        "peak_rss_bytes": peak_memory_bytes(),
+        **found,
+    }
+
+
+def _run_case(engine: Any, case: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Time one case, or only run it; then keep the outputs where they are wanted."""
+    import numpy as np
+
+    batches = []
+    for file in case["files"]:
+        with np.load(file) as arrays:
+            batches.append(engine.prepare(dict(arrays)))
+    found: dict[str, Any] = {}
+    if spec["mode"] == "time":
+        found = _time_case(engine, batches, Clock(**spec["clock"]), whole_pass=spec["sample"] == "pass")
+    if spec["keep_outputs"]:  # after the clock has stopped
+        for index, batch in enumerate(batches):
+            np.savez(Path(spec["folder"]) / f"{case['id']}.{index}.npz", **engine.run(batch))
+    return found
+
+
+def _time_case(engine: Any, batches: Sequence[Any], clock: Clock, *, whole_pass: bool) -> dict[str, Any]:
+    """The samples in milliseconds: of one batch after the other in turn, or of all of them in one pass."""
+    start = time.perf_counter()
+    engine.run(batches[0])
+    first_ms = 1e3 * (time.perf_counter() - start)
+    call = functools.partial(_run_all, engine, batches) if whole_pass else _InTurn(engine, batches)
+    samples, usage = sample(call, clock)
+    return {
+        "first_ms": round(first_ms, 4),
+        "samples_ms": [round(milliseconds, 4) for milliseconds in samples],
+        "usage": usage.to_json(),
+    }
+
+
+def _run_all(engine: Any, batches: Sequence[Any]) -> None:
+    for batch in batches:
+        engine.run(batch)
+
+
+class _InTurn:
+    """Runs the next batch at each call, and starts again behind the last."""
+
+    def __init__(self, engine: Any, batches: Sequence[Any]) -> None:
+        self._engine, self._batches, self._next = engine, batches, 0
+
+    def __call__(self) -> None:
+        self._engine.run(self._batches[self._next])
+        self._next = (self._next + 1) % len(self._batches)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
