@@ -84,8 +84,15 @@ class Meter:
         )
 
 
-def sample(call: Callable[[], object], clock: Clock) -> tuple[list[float], Usage]:
-    """Warm up, then time calls. Returns the milliseconds of each, and the usage while sampling."""
+def sample(call: Callable[[], object], clock: Clock, *, cycle: int = 1) -> tuple[list[float], Usage]:
+    """Warm up, then time calls. Returns the milliseconds of each, and the usage while sampling.
+
+    Args:
+        call: What is timed.
+        clock: How long.
+        cycle: Sampling ends behind a multiple of this many calls, even beyond the clock's largest number: where calls take
+            turns on inputs of different lengths, a fast and a slow variant must see the same mix.
+    """
     start, calls = time.perf_counter(), 0
     while calls < clock.warm_up_calls or time.perf_counter() - start < clock.warm_up_s:
         call()
@@ -93,7 +100,9 @@ def sample(call: Callable[[], object], clock: Clock) -> tuple[list[float], Usage
     times: list[float] = []
     total = 0.0
     meter = Meter()
-    while len(times) < clock.max_samples and (len(times) < clock.min_samples or total < clock.measure_s):
+    while len(times) % cycle or (
+        len(times) < clock.max_samples and (len(times) < clock.min_samples or total < clock.measure_s)
+    ):
         start = time.perf_counter()
         call()
         elapsed = time.perf_counter() - start

@@ -104,8 +104,10 @@ def _time_case(engine: Any, batches: Sequence[Any], clock: Clock, *, whole_pass:
     start = time.perf_counter()
     engine.run(batches[0])
     first_ms = 1e3 * (time.perf_counter() - start)
-    call = functools.partial(_run_all, engine, batches) if whole_pass else _InTurn(engine, batches)
-    samples, usage = sample(call, clock)
+    if whole_pass:
+        samples, usage = sample(functools.partial(_run_all, engine, batches), clock)
+    else:
+        samples, usage = sample(_InTurn(engine, batches), clock, cycle=len(batches))
     return {
         "first_ms": round(first_ms, 4),
         "samples_ms": [round(milliseconds, 4) for milliseconds in samples],

@@ -20,6 +20,12 @@ def test_sampling_ends_at_the_largest_number():
     assert len(times) == 17
 
 
+@pytest.mark.parametrize(("clock", "expected"), [(Clock(0, 0, 0, 4, 100), 6), (Clock(0, 0, 1e9, 1, 7), 9)])
+def test_sampling_ends_behind_whole_cycles(clock, expected):
+    times, _ = sample(lambda: None, clock, cycle=3)
+    assert len(times) == expected
+
+
 def test_warm_up_goes_on_until_its_time_has_passed():
     calls = []
     sample(lambda: calls.append(time.perf_counter()), Clock(0.05, 1, 0, 1, 1))
