@@ -90,8 +90,8 @@ def sample(call: Callable[[], object], clock: Clock, *, cycle: int = 1) -> tuple
     Args:
         call: What is timed.
         clock: How long.
-        cycle: Sampling ends behind a multiple of this many calls, even beyond the clock's largest number: where calls take
-            turns on inputs of different lengths, a fast and a slow variant must see the same mix.
+        cycle: Sampling ends behind a multiple of this many calls, even beyond the clock's largest number: where calls
+            take turns on inputs of different lengths, a fast and a slow variant must see the same mix.
     """
     start, calls = time.perf_counter(), 0
     while calls < clock.warm_up_calls or time.perf_counter() - start < clock.warm_up_s:

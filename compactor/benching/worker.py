@@ -3,8 +3,8 @@
     python -m compactor.benching.worker SPEC.json
 
 A session's idle threads spin, its allocator keeps what it got, and torch brings thread pools of its own: two variants
-in one process disturb each other. The process reads what to do from a file and leaves ``result.json`` in the folder that
-the file names; whatever the engine prints cannot spoil it.
+in one process disturb each other. The process reads what to do from a file and leaves ``result.json`` in the folder
+that the file names; whatever the engine prints cannot spoil it.
 """
 
 from __future__ import annotations
