@@ -1,4 +1,4 @@
-# Every target does its own set-up; nothing is installed outside .venv and .venv-transformers4.
+# Every target does its own set-up; nothing is installed outside .venv, .venv-gpu and .venv-transformers4.
 # Set-up is repeated only when pyproject.toml or the constraints change: their hash names the stamp file.
 
 PYTHON ?= python3
@@ -9,11 +9,12 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_
 SOURCES := compactor passes runtime benchmarks examples tests
 hash = $(shell cat pyproject.toml $(1) | sha256sum | cut -c1-16)
 MAIN := .venv/setup-$(call hash,constraints.txt)
-BENCH := .venv/bench-$(call hash,constraints.txt)
+PEERS := .venv/peers-$(call hash,constraints.txt)
+GPU := .venv-gpu/setup-$(call hash,constraints.txt)
 TRANSFORMERS4 := .venv-transformers4/setup-$(call hash,constraints-transformers4.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-transformers4 lint types fix wheel bench clean
+.PHONY: help setup demo test test-transformers4 lint types fix wheel bench bench-gpu clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,25 +45,36 @@ wheel: $(MAIN) ## build the wheel into dist/
 	rm -rf build/lib build/bdist.* dist
 	.venv/bin/python -m build --wheel
 
-bench: $(BENCH) ## measure paper-sized models against the stock recipe and OpenVINO (minutes)
-	OPENVINO_PYTHON=$(CURDIR)/.venv/bin/python .venv/bin/python -m benchmarks.paper_shapes
+bench: $(PEERS) ## measure published sizes on this CPU, and the other engines beside ours (an hour)
+	.venv/bin/python benchmarks/peers.py
+	.venv/bin/python benchmarks/paper.py
+
+bench-gpu: $(GPU) ## fill the GPU columns, on a machine with an NVIDIA GPU
+	.venv-gpu/bin/python benchmarks/paper.py --provider cuda --out benchmarks/results/paper-gpu.json
 
 clean: ## remove the environments and everything built
-	rm -rf .venv .venv-transformers4 build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-out
+	rm -rf .venv .venv-gpu .venv-transformers4 build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-out
 
 $(MAIN): | .venv/bin/python
 	.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
-$(BENCH): $(MAIN)
-	.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+$(PEERS): $(MAIN)
+	.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[peers]'
+	touch $@
+
+# The two distributions of ONNX Runtime fill the same folder: one leaves before the other comes.
+$(GPU): | .venv-gpu/bin/python
+	.venv-gpu/bin/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	.venv-gpu/bin/python -m pip uninstall --quiet --yes onnxruntime
+	.venv-gpu/bin/python -m pip install --quiet -c constraints.txt 'onnxruntime-gpu[cuda,cudnn]>=1.24'
 	touch $@
 
 $(TRANSFORMERS4): | .venv-transformers4/bin/python
 	.venv-transformers4/bin/python -m pip install --quiet -c constraints-transformers4.txt -e '.[test,optimum]'
 	touch $@
 
-.venv/bin/python .venv-transformers4/bin/python:
+.venv/bin/python .venv-gpu/bin/python .venv-transformers4/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "compactor needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(@D:/bin=)
 
