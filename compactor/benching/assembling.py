@@ -10,11 +10,9 @@ from typing import Any
 
 from compactor.benching.plan import Case, Settings, Variant
 from compactor.benching.processes import Measured, Measurements
+from compactor.benching.report import KIND, SCHEMA_VERSION
 from compactor.benching.statistics import ratio, summarise
 from compactor.benching.verdict import judge
-
-SCHEMA_VERSION = 1
-KIND = "compactor-bench"
 
 
 @dataclasses.dataclass

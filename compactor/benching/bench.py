@@ -1,0 +1,372 @@
+"""``compactor bench`` from its options to its report: what runs, on what, how often, and what is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from compactor.artefact import as_output_error
+from compactor.benching.assembling import Extras, assemble
+from compactor.benching.card import machine_card
+from compactor.benching.counters import file_bytes, model_hash, parameters
+from compactor.benching.plan import Case, Scenario, Settings, Variant
+from compactor.benching.processes import Measurements, Say, measure, run_worker
+from compactor.benching.quality import judge_quality
+from compactor.benching.report import REPORT_NAME, dump_report
+from compactor.benching.targets import Targets, resolve_targets
+from compactor.benching.workload import Workload, plan_workload
+from compactor.errors import OutputError, UsageError
+from compactor.runtime.sampling import Clock
+from compactor.runtime.threads import explain_threads
+
+BATCHES = (1, 8)
+LENGTHS = (32, 128, 384)
+
+_ROUNDS = {"single": 8, "offline": 8, "server": 2}
+_QUICK_ROUNDS = {"single": 3, "offline": 3, "server": 1}
+_CLOCK = Clock(warm_up_s=0.3, warm_up_calls=2, measure_s=1.0, min_samples=3, max_samples=2000)
+_PASS_CLOCK = Clock(warm_up_s=0.3, warm_up_calls=1, measure_s=1.0, min_samples=2, max_samples=200)
+_QUICK_S = 0.3
+_SERVE_S = 10.0
+_QUICK_SERVE_S = 3.0
+_BOUND = 5.0  # of the server scenario, in medians of the baseline's lone request
+_PROFILE_RUNS = 10
+_PEAK = {"size": 2048, "seconds": 1.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """The arguments of ``bench`` that say what to measure; see there."""
+
+    targets: Sequence[Path]
+    baseline: Path | None = None
+    providers: Sequence[str] = ("cpu",)
+    threads: int | None = None
+    batches: Sequence[int] = BATCHES
+    seqs: Sequence[int] = LENGTHS
+    lengths: Path | None = None
+    data: Path | None = None
+    scenario: Scenario = "single"
+    qps: float | None = None
+    duration_s: float | None = None
+    bound_ms: float | None = None
+    metric: str | None = None
+    rounds: int | None = None
+    quick: bool = False
+    seed: int = 17
+    affinity: Sequence[int] | None = None
+    spinning: bool = True
+    profile: bool = False
+    profile_layers: bool = False
+
+
+def bench(
+    targets: Sequence[str | Path],
+    *,
+    baseline: str | Path | None = None,
+    providers: Sequence[str] = ("cpu",),
+    threads: int | None = None,
+    batch: Sequence[int] | None = None,
+    seq: Sequence[int] | None = None,
+    lengths: str | Path | None = None,
+    data: str | Path | None = None,
+    scenario: Scenario = "single",
+    qps: float | None = None,
+    duration_s: float | None = None,
+    bound_ms: float | None = None,
+    metric: str | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    quick: bool = False,
+    rounds: int | None = None,
+    seed: int = 17,
+    affinity: Sequence[int] | None = None,
+    spinning: bool = True,
+    profile: bool = False,
+    profile_layers: bool = False,
+    command: str = "",
+    progress: Say | None = None,
+) -> dict[str, Any]:
+    """Measure, and return the report; an interrupt gives a report of what was measured until then.
+
+    Args:
+        targets: Artefact folders, graphs, model directories.
+        baseline: What the others are compared with; the first variant where it is None.
+        providers: ``cpu``, ``cuda``, ``openvino``, ``torch``.
+        threads: Of each variant; one for each usable core where it is None.
+        batch: Batch sizes.
+        seq: Lengths of random inputs.
+        lengths: A file of lengths for random inputs.
+        data: A file of labelled text.
+        scenario: ``single``, ``offline`` or ``server``.
+        qps: The rate of the server scenario; None searches for the highest.
+        duration_s: Of one probe of the server scenario; in the others, of sampling each case in each process.
+        bound_ms: What the server's high percentile must stay under.
+        metric: The quality metric; the task's own where it is None and there are labels.
+        out: A folder for ``report.json``, ``report.md`` and ``report.html``.
+        overwrite: Replace a report that is there.
+        quick: Fewer rounds and shorter ones: a look, not a result.
+        rounds: How often each variant is started anew.
+        seed: Of the inputs, the arrivals and the bootstrap.
+        affinity: Logical CPUs to pin the processes to.
+        spinning: Let idle threads wait busily.
+        profile: Say where the time goes, by operator.
+        profile_layers: And by layer.
+        command: What the report says one should type to get it again.
+        progress: Told what is going on.
+
+    Raises:
+        ModelDirectoryError: A target is damaged, or cannot be measured.
+        UsageError: The request contradicts itself or its targets.
+        ProviderUnavailableError: The only provider asked for is not here.
+        OutputError: There is a report in ``out``, or it cannot be written.
+    """
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        _refuse_existing(folder, overwrite=overwrite)
+    request = Request(
+        targets=[Path(target) for target in targets],
+        baseline=None if baseline is None else Path(baseline),
+        providers=providers,
+        threads=threads,
+        batches=batch or BATCHES,
+        seqs=seq or LENGTHS,
+        lengths=None if lengths is None else Path(lengths),
+        data=None if data is None else Path(data),
+        scenario=scenario,
+        qps=qps,
+        duration_s=duration_s,
+        bound_ms=bound_ms,
+        metric=metric,
+        rounds=rounds,
+        quick=quick,
+        seed=seed,
+        affinity=affinity,
+        spinning=spinning,
+        profile=profile or profile_layers,
+        profile_layers=profile_layers,
+    )
+    report = _bench(request, command, progress or (lambda _: None))
+    if folder is not None:
+        write_report(report, folder)
+    return report
+
+
+def _bench(request: Request, command: str, say: Say) -> dict[str, Any]:
+    """The flow: targets, inputs, times, all that stands beside them."""
+    start = time.monotonic()
+    settings = plan_settings(request)
+    say("reading the targets")
+    targets = resolve_targets(request.targets, baseline=request.baseline, providers=request.providers)
+    with tempfile.TemporaryDirectory(prefix="compactor-bench-") as temporary:
+        folder = Path(temporary)
+        say("writing the inputs")
+        workload = plan_workload(
+            folder / "inputs",
+            targets,
+            scenario=request.scenario,
+            batches=request.batches,
+            seqs=request.seqs,
+            lengths=request.lengths,
+            data=request.data,
+            metric=request.metric,
+            seed=request.seed,
+        )
+        extras = Extras(layers=targets.layers, machine=machine_card(), notes=[*targets.notes, *workload.notes])
+        for variant in targets.variants:
+            extras.counters[variant.id] = {
+                "file_bytes": file_bytes(variant),
+                "parameters": parameters(variant),
+                "sha256": model_hash(variant),
+            }
+        serve = _plan_server(request, targets, workload, settings, say)
+        measurements = measure(targets.variants, workload.cases, settings, say=say, serve=serve)
+        if not measurements.interrupted:
+            try:
+                _find_extras(extras, request, targets, workload, settings, measurements, folder, say)
+            except KeyboardInterrupt:
+                say("interrupted: keeping what is measured so far")
+                measurements.interrupted = True
+    return assemble(
+        title=targets.title,
+        command=command,
+        variants=targets.variants,
+        baseline=targets.baseline,
+        cases=workload.cases if serve is None else [],
+        workload=workload.to_json(),
+        settings=settings,
+        measurements=measurements,
+        extras=extras,
+        duration_s=time.monotonic() - start,
+        metric=workload.metric,
+        serve=serve,
+    )
+
+
+def plan_settings(request: Request) -> Settings:
+    """How to measure: the request, with its gaps filled.
+
+    Raises:
+        UsageError: The number of threads or rounds is below one.
+    """
+    if request.rounds is not None and request.rounds < 1:
+        raise UsageError(f"expected at least 1 round, got {request.rounds}")
+    try:
+        plan = explain_threads(request.threads)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    clock = _PASS_CLOCK if request.scenario == "offline" else _CLOCK
+    seconds = request.duration_s if request.scenario != "server" else None
+    if seconds is not None or request.quick:
+        clock = dataclasses.replace(clock, measure_s=_QUICK_S if seconds is None else seconds)
+    rounds = request.rounds or (_QUICK_ROUNDS if request.quick else _ROUNDS)[request.scenario]
+    return Settings(
+        scenario=request.scenario,
+        threads=plan.threads,
+        threads_reason=plan.reason,
+        affinity=request.affinity,
+        spinning=request.spinning,
+        rounds=rounds,
+        clock=clock,
+        seed=request.seed,
+        quick=request.quick,
+    )
+
+
+def write_report(report: dict[str, Any], folder: Path) -> None:
+    """Write ``report.json``, and the two pages made from it.
+
+    Raises:
+        OutputError: The folder cannot be written to.
+    """
+    from compactor.reporting.page import write_reports
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = dump_report(report)  # before the old one is touched
+        (folder / REPORT_NAME).write_text(text, encoding="utf-8")
+        write_reports(report, folder)
+    except OSError as error:
+        raise as_output_error(error, folder) or error from error
+
+
+def _refuse_existing(out: Path, *, overwrite: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise OutputError("the output is a file", where=str(out), todo="give a folder")
+    if (out / REPORT_NAME).exists() and not overwrite:
+        raise OutputError(
+            "there is a report already", where=str(out), todo="choose another folder, or pass --overwrite"
+        )
+
+
+def _plan_server(
+    request: Request, targets: Targets, workload: Workload, settings: Settings, say: Say
+) -> dict[str, Any] | None:
+    """The block of the server scenario; None in the others."""
+    if request.scenario != "server":
+        return None
+    bound = request.bound_ms
+    if bound is None:
+        bound = _BOUND * _lone_request_ms(targets, workload, settings, say)
+        workload.notes.append(
+            f"The bound of {bound:.1f} ms is {_BOUND:g} times what the baseline takes for a request alone; "
+            "--p99-bound sets another."
+        )
+    return {
+        "queries": str(workload.queries),
+        "max_batch": max(request.batches),
+        "qps": request.qps,
+        "duration_s": request.duration_s or (_QUICK_SERVE_S if request.quick else _SERVE_S),
+        "bound_ms": bound,
+        "seed": request.seed,
+    }
+
+
+def _lone_request_ms(targets: Targets, workload: Workload, settings: Settings, say: Say) -> float:
+    """The median of the baseline, one request after the other."""
+    import statistics
+
+    able = [variant for variant in targets.variants if variant.reason is None]
+    for variant in sorted(able, key=lambda variant: variant.id != targets.baseline):
+        say(f"one request at a time: {variant.name}")
+        found = run_worker("time", variant, workload.lone, settings)
+        if "error" not in found:
+            return statistics.median(sample for case in found["cases"].values() for sample in case["samples_ms"])
+    raise UsageError("no variant could answer a single request", todo="run the single scenario to see why")
+
+
+def _find_extras(
+    extras: Extras,
+    request: Request,
+    targets: Targets,
+    workload: Workload,
+    settings: Settings,
+    measurements: Measurements,
+    folder: Path,
+    say: Say,
+) -> None:
+    """What stands beside the times and needs the variants to run once more: quality, multiply-adds, profiles, peak."""
+    able = [
+        variant
+        for variant in targets.variants
+        if variant.id in measurements.variants and measurements.variants[variant.id].error is None
+    ]
+    if workload.labels is not None:
+        extras.quality = _measure_quality(able, targets, workload, settings, folder, say)
+    for variant in able:
+        _count_and_profile(extras, variant, workload.cases, request, settings, say)
+    say("measuring the machine's peak")
+    provider = "cuda" if "cuda" in request.providers else "cpu"
+    found = run_worker("peak", None, [], settings, peak={**_PEAK, "provider": provider})
+    if "error" in found:
+        extras.notes.append(f"The machine's peak could not be measured: {found['error']['what']}.")
+    else:
+        extras.peak = found["peak"]
+
+
+def _measure_quality(
+    variants: Sequence[Variant],
+    targets: Targets,
+    workload: Workload,
+    settings: Settings,
+    folder: Path,
+    say: Say,
+) -> dict[str, dict[str, Any]]:
+    """The ``quality`` block of each variant."""
+    outputs = {}
+    for variant in variants:
+        say(f"answering {workload.examples} examples: {variant.name}")
+        kept = folder / "outputs" / variant.id
+        found = run_worker("outputs", variant, [workload.scoring], settings, outputs=kept)
+        if "error" in found:
+            continue
+        outputs[variant.id] = [kept / f"{workload.scoring.id}.{i}.npz" for i in range(len(workload.scoring.files))]
+    return judge_quality(workload, outputs, baseline=targets.baseline)
+
+
+def _count_and_profile(
+    extras: Extras, variant: Variant, cases: Sequence[Case], request: Request, settings: Settings, say: Say
+) -> None:
+    """Multiply-adds of each case, and where the time of each goes."""
+    if variant.engine == "torch":
+        say(f"counting multiply-adds: {variant.name}")
+        found = run_worker("macs", variant, cases, settings)
+        if "error" not in found:
+            extras.macs[variant.id] = found["macs"]
+        return
+    if variant.engine != "onnxruntime":
+        return
+    say(f"counting multiply-adds: {variant.name}")
+    runs = _PROFILE_RUNS if request.profile else 1
+    block = {"runs": runs, "layers": request.profile_layers}
+    found = run_worker("profile", variant, cases, settings, profile=block)
+    if "error" in found:
+        extras.notes.append(f"{variant.name} could not be profiled: {found['error']['what']}.")
+        return
+    extras.macs[variant.id] = {case: entry["macs"] for case, entry in found["profile"].items()}
+    if request.profile or variant.provider != "cpu":
+        extras.profiles[variant.id] = next(iter(found["profile"].values()))
