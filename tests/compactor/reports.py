@@ -100,7 +100,7 @@ def make_report(
         layers: Whether the heads and neurons of each layer are known.
         peak: Whether the machine's own limit was measured.
         reasons: Why the report is INVALID; empty makes it VALID.
-        interrupted: Whether the user stopped it.
+        interrupted: Whether the user stopped it, after three rounds.
         quick: Whether it ran in a hurry.
         data: Whether the inputs came from a labelled file.
         rounds: Processes of each row.
@@ -111,6 +111,7 @@ def make_report(
         seed: Of all random numbers.
     """
     generator = np.random.default_rng(seed)
+    done = min(rounds, 3) if interrupted else rounds
     failed = dict(failed or {})
     not_run = {key: NO_CUDA for key in variants if "cuda" in key} if not_run is None else dict(not_run)
     shapes = [_case(case) for case in cases]
@@ -143,7 +144,7 @@ def make_report(
                 "peak_rss_bytes": None if why else 210_000_000 + 3 * kind.file_bytes,
                 "rss_before_bytes": None if why else 61_000_000,
             },
-            "load_ms": [] if why else _round(generator.normal(4 + kind.file_bytes / 4e5, 2.0, rounds)),
+            "load_ms": [] if why else _round(generator.normal(4 + kind.file_bytes / 4e5, 2.0, done)),
             "results": [],
             "server": None,
             "quality": None,
@@ -154,7 +155,7 @@ def make_report(
                 row["server"] = _server(kind, factor, generator)
             else:
                 row["results"] = [
-                    _result(kind, case, base, scenario, factor, rounds, samples, peaks if peak else None, generator)
+                    _result(kind, case, base, scenario, factor, done, samples, peaks if peak else None, generator)
                     for case in shapes
                 ]
             if quality:

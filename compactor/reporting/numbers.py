@@ -1,0 +1,104 @@
+"""Numbers as people read them: three digits, units, intervals; never more digits than the measurement has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from compactor.console import format_bytes, format_count
+
+MINUS = "\N{MINUS SIGN}"
+
+__all__ = [
+    "MINUS",
+    "bytes_text",
+    "count",
+    "digits",
+    "duration",
+    "error_text",
+    "interval",
+    "percent",
+    "points",
+    "rate",
+    "score",
+    "signed",
+    "times",
+]
+
+bytes_text = format_bytes
+count = format_count
+
+
+def digits(value: float) -> str:
+    """Three digits, and thousands apart: ``0.773``, ``9.42``, ``83.4``, ``1,240``.
+
+    >>> [digits(number) for number in (0, 0.00123, 0.7731, 9.4249, 83.41, 661.2, 1239.7)]
+    ['0', '0.00123', '0.773', '9.42', '83.4', '661', '1,240']
+    """
+    size = abs(value)
+    if size >= 99.95:
+        text = f"{size:,.0f}"
+    elif size >= 9.995:
+        text = f"{size:.1f}"
+    elif size >= 0.9995:
+        text = f"{size:.2f}"
+    elif size >= 0.09995:
+        text = f"{size:.3f}"
+    else:
+        text = f"{size:.3g}"
+    return f"{MINUS}{text}" if value < 0 and text != "0" else text
+
+
+def duration(ms: float) -> str:
+    """A time for a sentence: ``0.773 ms``, ``9.42 ms``, ``1.24 s``."""
+    return f"{digits(ms / 1e3)} s" if ms >= 999.5 else f"{digits(ms)} ms"
+
+
+def times(value: float) -> str:
+    """A ratio: ``9.54×``, ``10.2×``, ``0.83×``."""
+    return f"{value:,.0f}×" if value >= 99.95 else f"{value:.1f}×" if value >= 9.995 else f"{value:.2f}×"
+
+
+def interval(low: float, high: float) -> str:
+    """The two ends of an interval of ratios: ``[9.27, 9.84]``."""
+    return f"[{times(low)[:-1]}, {times(high)[:-1]}]"
+
+
+def rate(per_second: float) -> str:
+    """Things per second: ``385``, ``49.3 k``."""
+    return digits(per_second) if per_second < 9999.5 else format_count(int(per_second))
+
+
+def percent(share: float) -> str:
+    """A share of one: ``33.5 %``."""
+    return f"{100 * share:.1f} %"
+
+
+def score(value: float, se: float) -> str:
+    """A metric with its standard error, in percent: ``84.63 ± 1.22 %``."""
+    return f"{signed(100 * value, plus=False)} ± {100 * se:.2f} %"
+
+
+def points(difference: Mapping[str, Any]) -> str:
+    """A paired difference of a metric, in points: a minus sign, ``0.12 ± 0.41``."""
+    return f"{signed(100 * difference['value'])} ± {100 * difference['se']:.2f}"
+
+
+def signed(value: float, *, plus: bool = True) -> str:
+    """Two decimals and a sign; nothing before zero."""
+    text = f"{abs(value):.2f}"
+    if float(text) == 0:
+        return text
+    return f"{MINUS if value < 0 else '+' if plus else ''}{text}"
+
+
+def error_text(why: Mapping[str, Any] | None) -> str:
+    """What went wrong in one line, with where and what to do when they are known."""
+    if why is None:
+        return "no reason given"
+    parts = [str(why["what"])]
+    if why.get("where"):
+        parts.append(f"at {why['where']}")
+    if why.get("todo"):
+        parts.append(str(why["todo"]))
+    return "; ".join(parts)
