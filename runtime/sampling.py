@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import resource
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -111,10 +112,18 @@ def sample(call: Callable[[], object], clock: Clock, *, cycle: int = 1) -> tuple
     return times, meter.read()
 
 
-def peak_memory_bytes() -> int:
-    """The largest resident memory of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if os.uname().sysname == "Darwin" else peak * 1024  # macOS counts bytes, Linux kilobytes
+def peak_memory_bytes(root: Path = Path("/")) -> int:
+    """The largest resident memory of this process so far.
+
+    Where the kernel tells, it is that of the running program alone: ``getrusage`` also counts the process that started
+    it, as it was when it was copied.
+    """
+    try:
+        status = (root / "proc/self/status").read_text(encoding="utf-8")
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError, ValueError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes
 
 
 @dataclasses.dataclass(frozen=True)

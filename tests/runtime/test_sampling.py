@@ -1,8 +1,11 @@
 """Sampling: enough calls, all of them kept, and a meter that reads the kernel's counters."""
 
 import os
+import subprocess
+import sys
 import time
 
+import numpy as np
 import pytest
 
 from compactor.runtime.sampling import Clock, Meter, peak_memory_bytes, sample
@@ -56,3 +59,15 @@ def test_what_the_kernel_does_not_tell_is_unknown(tmp_path):
 def test_peak_memory_is_in_bytes():
     held = bytearray(64 * 2**20)
     assert peak_memory_bytes() > len(held)
+
+
+def test_peak_memory_is_that_of_the_program_alone():
+    held = np.ones(256 * 2**20, np.uint8)  # of this process, which is copied to start the other one
+    script = "from compactor.runtime.sampling import peak_memory_bytes; print(peak_memory_bytes())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < held.nbytes
+
+
+def test_without_proc_peak_memory_comes_from_getrusage(tmp_path):
+    held = bytearray(64 * 2**20)
+    assert peak_memory_bytes(tmp_path) > len(held)
