@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,19 @@ from compactor.artefact import as_output_error
 from compactor.benching.assembling import Extras, assemble
 from compactor.benching.card import machine_card
 from compactor.benching.counters import file_bytes, model_hash, parameters
+from compactor.benching.inputs import InputSpec
 from compactor.benching.plan import Case, Scenario, Settings, Variant
 from compactor.benching.processes import Measurements, Say, measure, run_worker
 from compactor.benching.quality import judge_quality
 from compactor.benching.report import REPORT_NAME, dump_report
 from compactor.benching.targets import Targets, resolve_targets
-from compactor.benching.workload import Workload, plan_workload
+from compactor.benching.workload import Workload, from_data, from_lengths, synthetic
 from compactor.errors import OutputError, UsageError
 from compactor.runtime.sampling import Clock
 from compactor.runtime.threads import explain_threads
+from compactor.tasks import TASKS
 
 BATCHES = (1, 8)
-LENGTHS = (32, 128, 384)
 
 _ROUNDS = {"single": 8, "offline": 8, "server": 2}
 _QUICK_ROUNDS = {"single": 3, "offline": 3, "server": 1}
@@ -33,6 +35,8 @@ _PASS_CLOCK = Clock(warm_up_s=0.3, warm_up_calls=1, measure_s=1.0, min_samples=2
 _QUICK_S = 0.3
 _SERVE_S = 10.0
 _QUICK_SERVE_S = 3.0
+_TIMED: Mapping[str, int] = {"single": 128, "offline": 512, "server": 4096}  # examples of a file that are timed
+_QUICK_TIMED = 64
 _BOUND = 5.0  # of the server scenario, in medians of the baseline's lone request
 _PROFILE_RUNS = 10
 _PEAK = {"size": 2048, "seconds": 1.0}
@@ -47,7 +51,7 @@ class Request:
     providers: Sequence[str] = ("cpu",)
     threads: int | None = None
     batches: Sequence[int] = BATCHES
-    seqs: Sequence[int] = LENGTHS
+    seqs: Sequence[int] | None = None
     lengths: Path | None = None
     data: Path | None = None
     scenario: Scenario = "single"
@@ -99,7 +103,7 @@ def bench(
         providers: ``cpu``, ``cuda``, ``openvino``, ``torch``.
         threads: Of each variant; one for each usable core where it is None.
         batch: Batch sizes.
-        seq: Lengths of random inputs.
+        seq: Lengths of random inputs; None takes those of 32, 128 and 384 that the models take.
         lengths: A file of lengths for random inputs.
         data: A file of labelled text.
         scenario: ``single``, ``offline`` or ``server``.
@@ -134,7 +138,7 @@ def bench(
         providers=providers,
         threads=threads,
         batches=batch or BATCHES,
-        seqs=seq or LENGTHS,
+        seqs=seq,
         lengths=None if lengths is None else Path(lengths),
         data=None if data is None else Path(data),
         scenario=scenario,
@@ -165,17 +169,7 @@ def _bench(request: Request, command: str, say: Say) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="compactor-bench-") as temporary:
         folder = Path(temporary)
         say("writing the inputs")
-        workload = plan_workload(
-            folder / "inputs",
-            targets,
-            scenario=request.scenario,
-            batches=request.batches,
-            seqs=request.seqs,
-            lengths=request.lengths,
-            data=request.data,
-            metric=request.metric,
-            seed=request.seed,
-        )
+        workload = plan_workload(folder / "inputs", request, targets)
         extras = Extras(layers=targets.layers, machine=machine_card(), notes=[*targets.notes, *workload.notes])
         for variant in targets.variants:
             extras.counters[variant.id] = {
@@ -183,7 +177,7 @@ def _bench(request: Request, command: str, say: Say) -> dict[str, Any]:
                 "parameters": parameters(variant),
                 "sha256": model_hash(variant),
             }
-        serve = _plan_server(request, targets, workload, settings, say)
+        serve = _plan_server(folder, request, targets, workload, settings, extras.notes, say)
         measurements = measure(targets.variants, workload.cases, settings, say=say, serve=serve)
         if not measurements.interrupted:
             try:
@@ -205,6 +199,36 @@ def _bench(request: Request, command: str, say: Say) -> dict[str, Any]:
         metric=workload.metric,
         serve=serve,
     )
+
+
+def plan_workload(folder: Path, request: Request, targets: Targets) -> Workload:
+    """The inputs, written to ``folder``.
+
+    Raises:
+        UsageError: A file cannot be used, or a shape is not one that the targets take.
+        ModelDirectoryError: There is no usable tokenizer.
+    """
+    spec = _input_spec(targets)
+    batches, scenario, seed = request.batches, request.scenario, request.seed
+    limit = _QUICK_TIMED if request.quick else _TIMED[scenario]
+    if request.data is not None:
+        workload = from_data(folder, request.data, spec, batches=batches, scenario=scenario, limit=limit)
+    elif request.lengths is not None:
+        workload = from_lengths(
+            folder, request.lengths, spec, batches=batches, scenario=scenario, limit=limit, seed=seed
+        )
+    else:
+        workload = synthetic(folder, spec, batches=batches, seqs=request.seqs, scenario=scenario, seed=seed)
+    targets.refuse_other_shapes(workload.cases)
+    return workload
+
+
+def _input_spec(targets: Targets) -> InputSpec:
+    """What the targets take; a bare graph says little, and nothing of its task."""
+    task = TASKS["image-classification" if targets.image else targets.task or "feature-extraction"]
+    spec = InputSpec.from_config(targets.config, task, targets.tokenizer or Path())
+    folder = spec.folder if targets.tokenizer is not None else None
+    return dataclasses.replace(spec, max_tokens=targets.max_length, task=targets.task, folder=folder)
 
 
 def plan_settings(request: Request) -> Settings:
@@ -264,17 +288,16 @@ def _refuse_existing(out: Path, *, overwrite: bool) -> None:
 
 
 def _plan_server(
-    request: Request, targets: Targets, workload: Workload, settings: Settings, say: Say
+    folder: Path, request: Request, targets: Targets, workload: Workload, settings: Settings, notes: list[str], say: Say
 ) -> dict[str, Any] | None:
     """The block of the server scenario; None in the others."""
     if request.scenario != "server":
         return None
     bound = request.bound_ms
     if bound is None:
-        bound = _BOUND * _lone_request_ms(targets, workload, settings, say)
-        workload.notes.append(
-            f"The bound of {bound:.1f} ms is {_BOUND:g} times what the baseline takes for a request alone; "
-            "--p99-bound sets another."
+        bound = _BOUND * _lone_request_ms(folder, request, targets, settings, say)
+        notes.append(
+            f"The bound of {bound:.1f} ms is {_BOUND:g} times the median of a request alone; --p99-bound sets another."
         )
     return {
         "queries": str(workload.queries),
@@ -286,17 +309,25 @@ def _plan_server(
     }
 
 
-def _lone_request_ms(targets: Targets, workload: Workload, settings: Settings, say: Say) -> float:
-    """The median of the baseline, one request after the other."""
-    import statistics
+def _lone_request_ms(folder: Path, request: Request, targets: Targets, settings: Settings, say: Say) -> float:
+    """The median of one request after the other, of the baseline or else the first variant that can answer.
 
-    able = [variant for variant in targets.variants if variant.reason is None]
-    for variant in sorted(able, key=lambda variant: variant.id != targets.baseline):
+    Raises:
+        UsageError: None can.
+    """
+    alone = dataclasses.replace(request, scenario="single", batches=(1,), quick=True)
+    workload = plan_workload(folder / "alone", alone, targets)
+    settings = dataclasses.replace(settings, scenario="single", clock=dataclasses.replace(_CLOCK, measure_s=_QUICK_S))
+    error = "none can run"
+    for variant in sorted(targets.variants, key=lambda variant: variant.id != targets.baseline):
+        if variant.reason is not None:
+            continue
         say(f"one request at a time: {variant.name}")
-        found = run_worker("time", variant, workload.lone, settings)
+        found = run_worker("time", variant, workload.cases, settings)
         if "error" not in found:
             return statistics.median(sample for case in found["cases"].values() for sample in case["samples_ms"])
-    raise UsageError("no variant could answer a single request", todo="run the single scenario to see why")
+        error = found["error"]["what"]
+    raise UsageError(f"no variant could answer a single request: {error}", todo="see the targets, one at a time")
 
 
 def _find_extras(
