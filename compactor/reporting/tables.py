@@ -514,8 +514,7 @@ def _inputs(workload: Mapping[str, Any]) -> str:
         text += f", {workload['examples']:,} examples"
     if lengths is not None:
         text += (
-            f", {lengths['min']:g} to {lengths['max']:g} tokens (median {lengths['median']:g}, "
-            f"p90 {lengths['p90']:g})"
+            f", {lengths['min']:g} to {lengths['max']:g} tokens (median {lengths['median']:g}, p90 {lengths['p90']:g})"
         )
     if workload["sha256"] is not None:
         text += f"; sha256 {workload['sha256']}"

@@ -210,7 +210,9 @@ def _server_words(report: Report, hero: Row) -> tuple[str, str]:
     if base is None or base is hero:
         return head, _alone(report, hero)
     other = base["server"]["best_qps"]
-    return head, f"; {base['name']} " + (f"at up to {rate(other)}" if other is not None else "at no rate that was tried")
+    return head, f"; {base['name']} " + (
+        f"at up to {rate(other)}" if other is not None else "at no rate that was tried"
+    )
 
 
 def _quality_clause(report: Report, hero: Row) -> str:
