@@ -10,7 +10,7 @@ from typing import Any, Literal
 from compactor.runtime.sampling import Clock
 
 Scenario = Literal["single", "offline", "server"]
-EngineName = Literal["onnxruntime", "openvino", "torch"]
+EngineName = Literal["onnxruntime", "openvino", "torch", "ctranslate2"]
 ProviderName = Literal["cpu", "cuda", "tensorrt", "openvino", "torch"]
 
 

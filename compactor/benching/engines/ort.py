@@ -1,0 +1,111 @@
+"""ONNX Runtime: a graph on the CPU, on CUDA or on TensorRT.
+
+On a GPU the inputs and outputs are bound to the device (``compactor.runtime.binding``). Matrices of float32 are
+multiplied as float32 there: ONNX Runtime's own default, TF32, keeps 10 bits of the mantissa, and a row that says fp32
+would not be one. The option ``tf32`` brings it back.
+
+Options: ``tf32`` (false), ``provider_options`` (strings by name, passed on).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compactor.benching.engines.feeding import check_options, choose_inputs
+from compactor.benching.plan import Variant
+from compactor.errors import ModelDirectoryError
+from compactor.runtime.binding import BoundSession
+from compactor.runtime.errors import ProviderUnavailableError
+from compactor.runtime.providers import Provider, cuda_device_names, installed_runtimes
+from compactor.runtime.sessions import open_session, placement
+
+_NUMPY_TYPES: Mapping[str, Any] = {
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(bool)": np.bool_,
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+}
+
+
+class OrtEngine:
+    """A graph in ONNX Runtime, with its default rewrites; see ``Engine``."""
+
+    def __init__(self, variant: Variant, *, threads: int, spinning: bool) -> None:
+        import onnxruntime
+
+        check_options(variant.options, ("tf32", "provider_options"), where=variant.name)
+        provider = Provider(variant.provider)
+        options = _provider_options(provider, variant)
+        self._where = str(variant.path)
+        self._session = _open(variant.path, provider, options, threads=threads, spinning=spinning)
+        self._types = {entry.name: _numpy_type(entry, self._where) for entry in self._session.get_inputs()}
+        self._outputs = [entry.name for entry in self._session.get_outputs()]
+        self._bound = BoundSession(self._session) if provider.needs_gpu else None
+        self.input_names = tuple(self._types)
+        self.environment: dict[str, Any] = {
+            "onnxruntime": onnxruntime.__version__,
+            "distributions": installed_runtimes(),
+            "providers": list(self._session.get_providers()),
+            "threads": threads,
+            "spinning": spinning,
+        }
+        if provider.needs_gpu:
+            self.environment |= {
+                "device": next(iter(cuda_device_names()), "unknown"),
+                "io_binding": True,
+                "provider_options": options,
+                "nodes": placement(self._session),
+            }
+
+    def prepare(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The graph's inputs, of the types it declares."""
+        chosen = choose_inputs(feeds, self._types, where=self._where)
+        if self._bound is not None:
+            self._bound.reserve(chosen)
+        return chosen
+
+    def run(self, prepared: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The graph's outputs; on a GPU with the copies there and back."""
+        if self._bound is not None:
+            return self._bound.run(prepared)
+        return dict(zip(self._outputs, self._session.run(self._outputs, prepared), strict=True))
+
+
+def _provider_options(provider: Provider, variant: Variant) -> dict[str, str]:
+    """What is set on purpose; the rest is ONNX Runtime's default."""
+    options: dict[str, str] = {}
+    if provider is Provider.CUDA:
+        options["use_tf32"] = "1" if variant.options.get("tf32", False) else "0"
+    if provider is Provider.TENSORRT and variant.precision == "fp16":
+        options["trt_fp16_enable"] = "1"  # without it TensorRT computes a graph of float16 in float32
+    return options | dict(variant.options.get("provider_options", {}))
+
+
+def _open(path: Path, provider: Provider, options: dict[str, str], *, threads: int, spinning: bool) -> Any:
+    try:
+        return open_session(path, provider=provider, threads=threads, allow_spinning=spinning, provider_options=options)
+    except ProviderUnavailableError:
+        raise
+    except FileNotFoundError as error:
+        raise ModelDirectoryError(str(error)) from error
+    except Exception as error:  # the classes of ONNX Runtime's errors have no base of their own
+        raise ModelDirectoryError(
+            f"ONNX Runtime cannot open the graph: {str(error).strip().splitlines()[0]}", where=str(path)
+        ) from error
+
+
+def _numpy_type(entry: Any, where: str) -> Any:
+    if entry.type not in _NUMPY_TYPES:
+        raise ModelDirectoryError(
+            f"the input '{entry.name}' is of type {entry.type}, which cannot be filled",
+            where=where,
+            todo=f"types that can be: {', '.join(_NUMPY_TYPES)}",
+        )
+    return _NUMPY_TYPES[entry.type]

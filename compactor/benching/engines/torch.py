@@ -1,0 +1,157 @@
+"""PyTorch: a Hugging Face model directory, its masks folded in, run eagerly or compiled.
+
+This is the dense model with zeros: PyTorch multiplies by every one of them. Outputs are those of the task, in float32.
+
+Options:
+    compile (false): Run what ``torch.compile`` makes, in its default mode.
+    dynamic (true): Compile once for all batch sizes and lengths, as the other engines do; batches of one get a graph
+        of their own, as always in PyTorch. False compiles for each shape anew: the fastest that PyTorch can be.
+    dtype: ``float32``, ``float16`` or ``bfloat16``; the variant's precision when left out.
+    tf32 (false): Let CUDA multiply float32 matrices with 10 bits of mantissa.
+    task, allow_pickle: As of ``compactor export``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compactor.benching.engines.feeding import check_options, choose_inputs
+from compactor.benching.plan import Variant
+from compactor.errors import UsageError
+from compactor.runtime.errors import ProviderUnavailableError
+
+_OPTIONS = ("compile", "dynamic", "dtype", "tf32", "task", "allow_pickle")
+_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+_MAX_COMPILED_SHAPES = 64
+
+
+class TorchEngine:
+    """A model in PyTorch; see ``Engine``.
+
+    Attributes:
+        module: The model itself, not compiled, for counting its operations.
+    """
+
+    def __init__(self, variant: Variant, *, threads: int, spinning: bool) -> None:
+        check_options(variant.options, _OPTIONS, where=variant.name)
+        dtype_name = str(variant.options.get("dtype", _DTYPES.get(variant.precision, variant.precision)))
+        if dtype_name not in _DTYPES.values():
+            raise UsageError(f"PyTorch does not run the model in '{dtype_name}'", where=variant.name)
+        if not spinning and "torch" not in sys.modules:
+            os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read once, when the thread pool's library is loaded
+        import torch
+        import transformers
+
+        device = _device(variant.provider)
+        _set_threads(threads)
+        tf32 = bool(variant.options.get("tf32", False))
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        loaded = _load(variant)
+        self.module = loaded.module.to(device=device, dtype=getattr(torch, dtype_name))
+        self.input_names = loaded.input_names
+        self._task, self._where, self._device = loaded.task, loaded.where, device
+        self._compiled = bool(variant.options.get("compile", False))
+        dynamic = bool(variant.options.get("dynamic", True))
+        self._call = _compile(self.module, dynamic=dynamic) if self._compiled else self.module
+        # Token ids and masks are int64; only pixels have the model's type, and numpy has no bfloat16 to say so.
+        self._types = dict.fromkeys(self.input_names, np.float32 if self._task.image else np.int64)
+        self._cast = getattr(torch, dtype_name) if self._task.image else None
+        self.environment: dict[str, Any] = {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "providers": [device],
+            "dtype": dtype_name,
+            "compile": self._compiled,
+            "attention": getattr(self.module.config, "_attn_implementation", None),
+            "threads": torch.get_num_threads(),
+            "interop_threads": torch.get_num_interop_threads(),
+            "spinning": os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE",
+        }
+        if self._compiled:
+            self.environment["dynamic"] = dynamic
+        if device == "cuda":
+            self.environment |= {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "tf32": tf32}
+
+    def prepare(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+        """The model's inputs as tensors in host memory."""
+        import torch
+
+        chosen = choose_inputs(feeds, self._types, where=self._where)
+        tensors = {name: torch.from_numpy(array) for name, array in chosen.items()}
+        return tensors if self._cast is None else {name: tensor.to(self._cast) for name, tensor in tensors.items()}
+
+    def run(self, prepared: dict[str, Any]) -> dict[str, NDArray[Any]]:
+        """The task's outputs; on CUDA with the copies there and back.
+
+        Raises:
+            ProviderUnavailableError: ``torch.compile`` fails: mostly, there is no C++ compiler.
+        """
+        import torch
+
+        with torch.inference_mode():
+            inputs = {name: tensor.to(self._device) for name, tensor in prepared.items()}
+            try:
+                results = self._call(**inputs)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                raise _compile_error(error) from error
+            if self._device == "cuda":
+                torch.cuda.synchronize()
+            return {name: results[name].cpu().float().numpy() for name in self._task.outputs}
+
+
+def _device(provider: str) -> str:
+    import torch
+
+    if provider != "cuda":
+        return "cpu"
+    if not torch.cuda.is_available():
+        build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs alone"
+        raise ProviderUnavailableError(
+            "PyTorch sees no CUDA device",
+            where=f"PyTorch {torch.__version__}, built for {build}",
+            todo="install a CUDA build of PyTorch, and check the driver with nvidia-smi",
+        )
+    return "cuda"
+
+
+def _set_threads(threads: int) -> None:
+    """Threads of one operator; one operator at a time."""
+    import torch
+
+    torch.set_num_threads(threads)
+    if torch.get_num_interop_threads() != 1:
+        torch.set_num_interop_threads(1)  # may be called once, and only before the first operator
+
+
+def _load(variant: Variant) -> Any:
+    from compactor.checkpoint import read_checkpoint
+    from compactor.importer import load_model
+
+    checkpoint = read_checkpoint(variant.path, allow_pickle=bool(variant.options.get("allow_pickle", False)))
+    return load_model(checkpoint, variant.options.get("task"))
+
+
+def _compile(module: Any, *, dynamic: bool) -> Any:
+    """The compiled model, which fails where it would otherwise quietly run eagerly: after too many shapes."""
+    import torch
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = _MAX_COMPILED_SHAPES
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    return torch.compile(module, dynamic=dynamic)
+
+
+def _compile_error(error: Exception) -> ProviderUnavailableError:
+    reason = getattr(error, "inner_exception", error)  # what the backend said, without dynamo's preface
+    lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
+    return ProviderUnavailableError(
+        f"torch.compile fails: {lines[0] if lines else type(reason).__name__}",
+        where="PyTorch's compiler",
+        todo="it needs a C++ compiler such as g++; or leave the compiled variant out",
+    )
