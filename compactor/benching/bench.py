@@ -14,17 +14,15 @@ from compactor.artefact import as_output_error
 from compactor.benching.assembling import Extras, assemble
 from compactor.benching.card import machine_card
 from compactor.benching.counters import file_bytes, model_hash, parameters
-from compactor.benching.inputs import InputSpec
 from compactor.benching.plan import Case, Scenario, Settings, Variant
 from compactor.benching.processes import Measurements, Say, measure, run_worker
 from compactor.benching.quality import judge_quality
 from compactor.benching.report import REPORT_NAME, dump_report
 from compactor.benching.targets import Targets, resolve_targets
-from compactor.benching.workload import Workload, from_data, from_lengths, synthetic
+from compactor.benching.workload import Workload, plan_workload
 from compactor.errors import OutputError, UsageError
 from compactor.runtime.sampling import Clock
 from compactor.runtime.threads import explain_threads
-from compactor.tasks import TASKS
 
 BATCHES = (1, 8)
 
@@ -169,7 +167,7 @@ def _bench(request: Request, command: str, say: Say) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="compactor-bench-") as temporary:
         folder = Path(temporary)
         say("writing the inputs")
-        workload = plan_workload(folder / "inputs", request, targets)
+        workload = _plan_inputs(folder / "inputs", request, targets)
         extras = Extras(layers=targets.layers, machine=machine_card(), notes=[*targets.notes, *workload.notes])
         for variant in targets.variants:
             extras.counters[variant.id] = {
@@ -201,34 +199,22 @@ def _bench(request: Request, command: str, say: Say) -> dict[str, Any]:
     )
 
 
-def plan_workload(folder: Path, request: Request, targets: Targets) -> Workload:
-    """The inputs, written to ``folder``.
-
-    Raises:
-        UsageError: A file cannot be used, or a shape is not one that the targets take.
-        ModelDirectoryError: There is no usable tokenizer.
-    """
-    spec = _input_spec(targets)
-    batches, scenario, seed = request.batches, request.scenario, request.seed
-    limit = _QUICK_TIMED if request.quick else _TIMED[scenario]
-    if request.data is not None:
-        workload = from_data(folder, request.data, spec, batches=batches, scenario=scenario, limit=limit)
-    elif request.lengths is not None:
-        workload = from_lengths(
-            folder, request.lengths, spec, batches=batches, scenario=scenario, limit=limit, seed=seed
-        )
-    else:
-        workload = synthetic(folder, spec, batches=batches, seqs=request.seqs, scenario=scenario, seed=seed)
+def _plan_inputs(folder: Path, request: Request, targets: Targets) -> Workload:
+    """The inputs, written to ``folder``, once it is known that every target takes them."""
+    workload = plan_workload(
+        folder,
+        targets,
+        scenario=request.scenario,
+        batches=request.batches,
+        seqs=request.seqs,
+        lengths=request.lengths,
+        data=request.data,
+        metric=request.metric,
+        limit=_QUICK_TIMED if request.quick else _TIMED[request.scenario],
+        seed=request.seed,
+    )
     targets.refuse_other_shapes(workload.cases)
     return workload
-
-
-def _input_spec(targets: Targets) -> InputSpec:
-    """What the targets take; a bare graph says little, and nothing of its task."""
-    task = TASKS["image-classification" if targets.image else targets.task or "feature-extraction"]
-    spec = InputSpec.from_config(targets.config, task, targets.tokenizer or Path())
-    folder = spec.folder if targets.tokenizer is not None else None
-    return dataclasses.replace(spec, max_tokens=targets.max_length, task=targets.task, folder=folder)
 
 
 def plan_settings(request: Request) -> Settings:
@@ -315,8 +301,8 @@ def _lone_request_ms(folder: Path, request: Request, targets: Targets, settings:
     Raises:
         UsageError: None can.
     """
-    alone = dataclasses.replace(request, scenario="single", batches=(1,), quick=True)
-    workload = plan_workload(folder / "alone", alone, targets)
+    alone = dataclasses.replace(request, scenario="single", batches=(1,), metric=None, quick=True)
+    workload = _plan_inputs(folder / "alone", alone, targets)
     settings = dataclasses.replace(settings, scenario="single", clock=dataclasses.replace(_CLOCK, measure_s=_QUICK_S))
     error = "none can run"
     for variant in sorted(targets.variants, key=lambda variant: variant.id != targets.baseline):
@@ -346,8 +332,10 @@ def _find_extras(
         for variant in targets.variants
         if variant.id in measurements.variants and measurements.variants[variant.id].error is None
     ]
-    if workload.labels is not None:
-        extras.quality = _measure_quality(able, targets, workload, settings, folder, say)
+    if workload.scoring is not None:
+        extras.quality = _measure_quality(
+            able, targets, workload, workload.scoring, settings, folder, extras.notes, say
+        )
     for variant in able:
         _count_and_profile(extras, variant, workload.cases, request, settings, say)
     say("measuring the machine's peak")
@@ -363,8 +351,10 @@ def _measure_quality(
     variants: Sequence[Variant],
     targets: Targets,
     workload: Workload,
+    scoring: Case,
     settings: Settings,
     folder: Path,
+    notes: list[str],
     say: Say,
 ) -> dict[str, dict[str, Any]]:
     """The ``quality`` block of each variant."""
@@ -372,11 +362,13 @@ def _measure_quality(
     for variant in variants:
         say(f"answering {workload.examples} examples: {variant.name}")
         kept = folder / "outputs" / variant.id
-        found = run_worker("outputs", variant, [workload.scoring], settings, outputs=kept)
+        found = run_worker("outputs", variant, [scoring], settings, outputs=kept)
         if "error" in found:
+            notes.append(f"{variant.name} failed to answer all examples: {found['error']['what']}.")
             continue
-        outputs[variant.id] = [kept / f"{workload.scoring.id}.{i}.npz" for i in range(len(workload.scoring.files))]
-    return judge_quality(workload, outputs, baseline=targets.baseline)
+        outputs[variant.id] = [kept / f"{scoring.id}.{i}.npz" for i in range(len(scoring.files))]
+    say("judging the answers")
+    return judge_quality(workload, outputs, baseline=targets.baseline, notes=notes)
 
 
 def _count_and_profile(
@@ -398,6 +390,8 @@ def _count_and_profile(
     if "error" in found:
         extras.notes.append(f"{variant.name} could not be profiled: {found['error']['what']}.")
         return
-    extras.macs[variant.id] = {case: entry["macs"] for case, entry in found["profile"].items()}
+    extras.notes.extend(note for note in found["notes"] if note not in extras.notes)
+    counted = {case: entry.pop("macs") for case, entry in found["profile"].items()}
+    extras.macs[variant.id] = {case: macs for case, macs in counted.items() if macs is not None}
     if request.profile or variant.provider != "cpu":
         extras.profiles[variant.id] = next(iter(found["profile"].values()))
