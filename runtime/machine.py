@@ -1,7 +1,8 @@
-"""What this machine offers a graph: instructions, cores, the container's CPU quota, memory.
+"""What this machine offers a graph: instructions, caches, cores, the container's CPU quota, memory, GPUs.
 
 Everything is read from files under ``root`` with the standard library alone; what cannot be read, on macOS or
-Windows for instance, is ``None``, which always means *unknown* and never *absent*.
+Windows for instance, is ``None``, which always means *unknown* and never *absent*. Only the GPUs are asked for, of
+NVIDIA's own tool: a machine without the tool has none that could be used.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,40 @@ RELEVANT_ISA = (
 )  # fmt: skip
 
 _NO_MEMORY_LIMIT = 1 << 60  # cgroup v1 writes "no limit" as a huge page-aligned number
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+_PATIENCE_S = 20  # nvidia-smi wakes the GPUs first
+
+# What the firmware calls the maker of a virtual machine, and what the kernel then takes its clock from.
+_FIRMWARE = {
+    "amazon ec2": "Amazon EC2",
+    "google": "Google Compute Engine",
+    "microsoft corporation": "Microsoft Hyper-V",
+    "vmware": "VMware",
+    "innotek gmbh": "VirtualBox",
+    "xen": "Xen",
+    "qemu": "QEMU/KVM",
+    "parallels": "Parallels",
+}
+_CLOCKS = {"kvm-clock": "KVM", "hyperv_clocksource": "Microsoft Hyper-V", "xen": "Xen"}
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheInfo:
+    """One cache of the first core."""
+
+    level: int
+    type: str  # "Data", "Instruction" or "Unified"
+    bytes: int | None
+    shared_by: int | None  # logical CPUs
+
+
+@dataclasses.dataclass(frozen=True)
+class GpuInfo:
+    """One GPU that the driver shows."""
+
+    name: str
+    memory_bytes: int | None
+    driver: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +68,7 @@ class MachineInfo:
     architecture: str
     cpu_model: str | None
     isa: tuple[str, ...] | None
+    caches: tuple[CacheInfo, ...] | None
     physical_cores: int | None
     logical_cores: int | None
     affinity_cores: int | None  # logical CPUs this process may run on
@@ -39,10 +77,12 @@ class MachineInfo:
     memory_bytes: int | None
     memory_limit_bytes: int | None  # the container's
     virtualised: bool | None
+    hypervisor: str | None  # its name; None also where there is none
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
-        return dataclasses.asdict(self) | {"isa": None if self.isa is None else list(self.isa)}
+        fields = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
 
 def describe_machine(root: Path = Path("/")) -> MachineInfo:
@@ -51,6 +91,7 @@ def describe_machine(root: Path = Path("/")) -> MachineInfo:
     flags = _flags(cpuinfo)
     affinity = _affinity()
     core_of = _physical_core_of_each_cpu(root, cpuinfo)
+    virtualised = _virtualised(root, flags)
     physical = len(set(core_of.values())) or None
     return MachineInfo(
         os=platform.system(),
@@ -58,6 +99,7 @@ def describe_machine(root: Path = Path("/")) -> MachineInfo:
         architecture=platform.machine(),
         cpu_model=_cpu_model(cpuinfo),
         isa=None if flags is None else tuple(name for name in RELEVANT_ISA if name in flags),
+        caches=_caches(root),
         physical_cores=physical,
         logical_cores=os.cpu_count(),
         affinity_cores=None if affinity is None else len(affinity),
@@ -65,8 +107,21 @@ def describe_machine(root: Path = Path("/")) -> MachineInfo:
         cpu_quota=_cpu_quota(root),
         memory_bytes=_memory_bytes(root),
         memory_limit_bytes=_memory_limit(root),
-        virtualised=_virtualised(root, flags),
+        virtualised=virtualised,
+        hypervisor=None if virtualised is False else _hypervisor(root),
     )
+
+
+def describe_gpus() -> tuple[GpuInfo, ...] | None:
+    """The GPUs that ``nvidia-smi`` lists; none without that tool, None where it fails."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=_PATIENCE_S)
+    except FileNotFoundError:
+        return ()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return tuple(_gpu(line) for line in done.stdout.splitlines() if line.strip())
 
 
 def describe_int8(machine: MachineInfo) -> str:
@@ -158,6 +213,35 @@ def _cores_within(affinity: set[int] | None, core_of: dict[int, str]) -> int | N
     return len({core_of[cpu] for cpu in affinity})
 
 
+def _caches(root: Path) -> tuple[CacheInfo, ...] | None:
+    """The caches of the first CPU, from the nearest to the farthest."""
+    found = []
+    for folder in sorted((root / "sys/devices/system/cpu/cpu0/cache").glob("index[0-9]*")):
+        level, kind = _read_int(folder / "level"), (_read(folder / "type") or "").strip()
+        if level is not None and kind:
+            shared = _count_cpus(_read(folder / "shared_cpu_list") or "")
+            found.append(CacheInfo(level, kind, _size(_read(folder / "size")), shared))
+    return tuple(sorted(found, key=lambda cache: (cache.level, cache.type))) or None
+
+
+def _size(text: str | None) -> int | None:
+    """Bytes of ``32K``."""
+    found = re.fullmatch(r"(\d+)([KMG]?)", (text or "").strip())
+    return int(found[1]) * _UNITS[found[2]] if found else None
+
+
+def _count_cpus(listed: str) -> int | None:
+    """How many CPUs ``0-3,8`` names."""
+    ranges = re.findall(r"(\d+)(?:-(\d+))?", listed)
+    return sum(int(last or first) - int(first) + 1 for first, last in ranges) or None
+
+
+def _gpu(line: str) -> GpuInfo:
+    """A line such as ``NVIDIA H200, 143771, 570.86.15``: name, MiB, driver."""
+    name, memory, driver = [*(field.strip() for field in line.rsplit(",", 2)), "", ""][:3]
+    return GpuInfo(name, int(memory) * 2**20 if memory.isdigit() else None, driver or None)
+
+
 def _memory_bytes(root: Path) -> int | None:
     for line in (_read(root / "proc/meminfo") or "").splitlines():
         if line.startswith("MemTotal:"):
@@ -172,6 +256,19 @@ def _virtualised(root: Path, flags: set[str] | None) -> bool | None:
         return True
     # Only x86 guests carry the flag, so its absence says nothing on ARM.
     return False if "fpu" in flags else None
+
+
+def _hypervisor(root: Path) -> str | None:
+    """What the guest is told about its host: by Xen itself, by the firmware, or by the clocks on offer."""
+    if (_read(root / "sys/hypervisor/type") or "").strip() == "xen":
+        return "Xen"
+    firmware = (_read(root / "sys/class/dmi/id/sys_vendor") or "").strip().lower()
+    for vendor, name in _FIRMWARE.items():
+        if firmware.startswith(vendor):
+            return name
+    offered = _read(root / "sys/devices/system/clocksource/clocksource0/available_clocksource") or ""
+    clocks = (name for clock, name in _CLOCKS.items() if any(word.startswith(clock) for word in offered.split()))
+    return next(clocks, None)
 
 
 # Container limits. A limit may be set on any group between ours and the top; the tightest one holds.

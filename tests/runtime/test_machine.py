@@ -9,7 +9,14 @@ import sys
 
 import pytest
 
-from compactor.runtime.machine import RELEVANT_ISA, describe_int8, describe_machine
+from compactor.runtime.machine import (
+    RELEVANT_ISA,
+    CacheInfo,
+    GpuInfo,
+    describe_gpus,
+    describe_int8,
+    describe_machine,
+)
 
 X86 = "processor\t: {cpu}\nmodel name\t: Test CPU 9000\nflags\t\t: fpu avx2 {extra}\n\n"
 ARM = "processor\t: {cpu}\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd asimddp i8mm {extra}\n\n"
@@ -62,6 +69,85 @@ def test_reads_model_and_memory(write, tmp_path):
 def test_tells_virtual_machines(write, tmp_path, cpuinfo, virtualised):
     write("proc/cpuinfo", cpuinfo)
     assert describe_machine(tmp_path).virtualised is virtualised
+
+
+def test_reads_caches_of_the_first_core_from_the_nearest_on(write, tmp_path):
+    caches = [
+        (3, "Unified", "32768K", "0-3,8"),
+        (1, "Instruction", "32K", "0"),
+        (1, "Data", "48K", "0-1"),
+        (2, "Unified", "2M", ""),
+    ]
+    for index, (level, kind, size, shared) in enumerate(caches):
+        for name, text in (("level", level), ("type", kind), ("size", size), ("shared_cpu_list", shared)):
+            write(f"sys/devices/system/cpu/cpu0/cache/index{index}/{name}", f"{text}\n")
+    write("sys/devices/system/cpu/cpu0/cache/index4/level", "broken\n")
+    assert describe_machine(tmp_path).caches == (
+        CacheInfo(1, "Data", 48 * 2**10, 2),
+        CacheInfo(1, "Instruction", 32 * 2**10, 1),
+        CacheInfo(2, "Unified", 2 * 2**20, None),
+        CacheInfo(3, "Unified", 32 * 2**20, 5),
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "hypervisor"),
+    [
+        ("sys/hypervisor/type", "xen\n", "Xen"),
+        ("sys/class/dmi/id/sys_vendor", "Amazon EC2\n", "Amazon EC2"),
+        ("sys/class/dmi/id/sys_vendor", "Microsoft Corporation\n", "Microsoft Hyper-V"),
+        ("sys/class/dmi/id/sys_vendor", "QEMU\n", "QEMU/KVM"),
+        ("sys/class/dmi/id/sys_vendor", "Dell Inc.\n", None),
+        ("sys/devices/system/clocksource/clocksource0/available_clocksource", "tsc kvm-clock \n", "KVM"),
+        (
+            "sys/devices/system/clocksource/clocksource0/available_clocksource",
+            "hyperv_clocksource_tsc_page tsc\n",
+            "Microsoft Hyper-V",
+        ),
+    ],
+)
+def test_names_the_hypervisor(write, tmp_path, path, text, hypervisor):
+    write("proc/cpuinfo", cpus(X86, "hypervisor"))
+    write(path, text)
+    assert describe_machine(tmp_path).hypervisor == hypervisor
+
+
+def test_a_machine_of_its_own_has_no_hypervisor_whoever_made_it(write, tmp_path):
+    write("proc/cpuinfo", cpus(X86, ""))
+    write("sys/class/dmi/id/sys_vendor", "Microsoft Corporation\n")  # who also makes laptops
+    assert describe_machine(tmp_path).hypervisor is None
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path, monkeypatch):
+    """Puts a script of that name first on the search path, and nothing else."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    def install(script):
+        tool = tmp_path / "nvidia-smi"
+        tool.write_text(f"#!/bin/sh\n{script}\n")
+        tool.chmod(0o755)
+
+    return install
+
+
+def test_lists_gpus(nvidia_smi):
+    nvidia_smi('echo "NVIDIA H200, 143771, 570.86.15"; echo "Some, odd name, [N/A], 570.86.15"')
+    assert describe_gpus() == (
+        GpuInfo("NVIDIA H200", 143771 * 2**20, "570.86.15"),
+        GpuInfo("Some, odd name", None, "570.86.15"),
+    )
+
+
+def test_asks_for_the_fields_that_it_reads(nvidia_smi):
+    nvidia_smi('[ "$*" = "--query-gpu=name,memory.total,driver_version --format=csv,noheader,nounits" ] || exit 1')
+    assert describe_gpus() == ()
+
+
+def test_no_tool_means_no_gpu_and_a_failing_one_unknown(nvidia_smi):
+    assert describe_gpus() == ()
+    nvidia_smi("echo no devices; exit 9")
+    assert describe_gpus() is None
 
 
 def test_counts_physical_cores_from_the_topology(write, tmp_path, monkeypatch):
