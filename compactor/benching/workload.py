@@ -1,0 +1,400 @@
+"""The inputs that every variant is measured on: random tokens of given lengths, or real text with its labels.
+
+All variants get the same files. Each batch is an ``.npz`` with every input that some variant may want; the queries of
+the server scenario, which come one by one, are ``Examples`` in one file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compactor.benching.datafiles import read_lengths, read_table
+from compactor.benching.inputs import InputSpec
+from compactor.benching.plan import Case, Scenario
+from compactor.benching.quality import choose_metrics
+from compactor.benching.texts import Labelled, tokenize
+from compactor.errors import UsageError
+from compactor.runtime.bucketing import Examples, Rows, by_length, in_order
+
+if TYPE_CHECKING:
+    from compactor.benching.targets import Targets
+
+DEFAULT_LENGTHS = (32, 128, 384)
+SCORING_BATCH = 32
+TIMED_EXAMPLES = 256  # a file may hold so many that a single pass over it outlasts the patience
+_QUERIES = 256  # different ones; the server scenario asks them again and again
+_IMAGE_QUERIES = 32  # they are large
+_LONE = 32  # enough to see a median over lengths
+
+
+@dataclasses.dataclass
+class Workload:
+    """What is measured on.
+
+    Attributes:
+        kind: Where it comes from.
+        spec: The model it is for.
+        cases: What is timed; none in the server scenario.
+        queries: The examples of the server scenario, as ``Examples``; None in the others.
+        lone: Some of these queries one by one; none in the other scenarios.
+        file: The user's file; None for random tokens.
+        sha256: Of that file.
+        labelled: All examples of the file with their labels, as far as it has any; None for random tokens.
+        scoring: All of these examples once, in the file's order, to judge the answers by; None without labels.
+        metrics: What the answers are judged by; none without labels.
+        notes: What the reader should know.
+    """
+
+    kind: Literal["synthetic", "lengths", "data"]
+    spec: InputSpec
+    cases: Sequence[Case]
+    queries: Path | None = None
+    lone: Sequence[Case] = ()
+    file: Path | None = None
+    sha256: str | None = None
+    labelled: Labelled | None = None
+    scoring: Case | None = None
+    metrics: Sequence[str] = ()
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def metric(self) -> str | None:
+        """The metrics as the user writes them."""
+        return ",".join(self.metrics) or None
+
+    @property
+    def examples(self) -> int | None:
+        """How many the file holds; None for random tokens."""
+        return None if self.labelled is None else len(self.labelled.examples)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report's ``workload`` block."""
+        return {
+            "kind": self.kind,
+            "file": None if self.file is None else self.file.name,
+            "sha256": self.sha256,
+            "examples": self.examples,
+            "lengths": None if self.labelled is None else summarise_lengths(self.labelled.examples.lengths),
+            "cases": [
+                {
+                    "id": case.id,
+                    "batch": case.batch,
+                    "seq": case.seq,
+                    "batches": len(case.files),
+                    "examples": case.examples,
+                    "tokens": case.tokens,
+                    "positions": case.positions,
+                    "bucketed": case.bucketed,
+                }
+                for case in self.cases
+            ],
+        }
+
+
+def plan_workload(
+    folder: Path,
+    targets: Targets,
+    *,
+    scenario: Scenario = "single",
+    batches: Sequence[int] = (1,),
+    seqs: Sequence[int] | None = None,
+    lengths: Path | None = None,
+    data: Path | None = None,
+    metric: str | None = None,
+    limit: int | None = TIMED_EXAMPLES,
+    seed: int = 0,
+) -> Workload:
+    """The inputs that the user asked for, written into ``folder``.
+
+    Args:
+        folder: Where the files go.
+        targets: What is measured.
+        scenario: See ``docs/data.md``.
+        batches: Examples in a batch.
+        seqs: Tokens of random examples; None takes the usual ones that fit.
+        lengths: A file of lengths, or of texts without labels.
+        data: A file of labelled texts.
+        metric: One or several, with commas; None takes the task's own.
+        limit: Time at most this many examples of a file; None takes all.
+        seed: Of the random tokens.
+
+    Raises:
+        UsageError: The request contradicts itself, the file or the model.
+        ModelDirectoryError: There is no usable tokenizer.
+    """
+    if lengths is not None and data is not None:
+        raise UsageError("--lengths and --data are two sources of lengths", todo="leave out one of them")
+    if metric is not None and data is None:
+        raise UsageError(f"--metric {metric} needs labelled examples", todo="add --data FILE, or leave out --metric")
+    spec = InputSpec.from_config(
+        targets.config, task=targets.task, folder=targets.tokenizer, image=targets.image, limit=targets.max_length
+    )
+    if lengths is not None:
+        return from_lengths(folder, lengths, spec, batches=batches, scenario=scenario, limit=limit, seed=seed)
+    if data is not None:
+        return from_data(folder, data, spec, batches=batches, scenario=scenario, limit=limit, metric=metric)
+    return synthetic(folder, spec, batches=batches, seqs=seqs, scenario=scenario, seed=seed)
+
+
+def synthetic(
+    folder: Path,
+    spec: InputSpec,
+    *,
+    batches: Sequence[int],
+    seqs: Sequence[int] | None = None,
+    scenario: Scenario = "single",
+    seed: int = 0,
+) -> Workload:
+    """Random tokens, or images, without padding: one case for each length and batch size.
+
+    Args:
+        folder: Where the files go.
+        spec: The model.
+        batches: Examples in a batch.
+        seqs: Tokens in an example; None takes those of 32, 128 and 384 that the model takes. Not for images.
+        scenario: In ``server``, queries of all ``seqs`` in turn.
+        seed: The same seed, the same tokens.
+
+    Raises:
+        UsageError: A length is beyond what the model takes, or a number is no size.
+    """
+    _check_batches(batches)
+    random = np.random.default_rng(seed)
+    if spec.image is not None:
+        if seqs is not None:
+            raise UsageError("this model takes images, which have no length in tokens", todo="leave out --seq")
+        return _images(folder, spec, list(dict.fromkeys(batches)), scenario, random)
+    lengths = list(dict.fromkeys(seqs)) if seqs is not None else default_lengths(spec)
+    for length in lengths:
+        spec.check_length(length)
+    if scenario == "server":
+        rows = [spec.random_tokens(random, lengths[i % len(lengths)]) for i in range(_QUERIES)]
+        return Workload("synthetic", spec, (), **_serve(folder, Examples.join(rows, spec.fill)))
+    cases = []
+    for length in lengths:
+        for batch in dict.fromkeys(batches):
+            file = _write(folder, f"{batch}x{length}", spec.random_tokens(random, batch, length))
+            size = batch * length
+            cases.append(Case(f"{batch}x{length}", batch, length, (file,), batch, size, size))
+    return Workload("synthetic", spec, cases)
+
+
+def default_lengths(spec: InputSpec) -> list[int]:
+    """The usual lengths, as far as the model takes them, or its maximum."""
+    limit = spec.max_tokens
+    return [length for length in DEFAULT_LENGTHS if limit is None or length <= limit] or [limit or DEFAULT_LENGTHS[0]]
+
+
+def from_lengths(
+    folder: Path,
+    file: Path,
+    spec: InputSpec,
+    *,
+    batches: Sequence[int],
+    scenario: Scenario = "single",
+    limit: int | None = None,
+    seed: int = 0,
+) -> Workload:
+    """Random tokens with the lengths in a file; or the texts of a data file, whose labels do not matter.
+
+    Args:
+        folder: Where the files go.
+        file: Whole numbers, or texts.
+        spec: The model; for texts with a tokenizer.
+        batches: Examples in a batch.
+        scenario: See ``docs/data.md``.
+        limit: Time at most this many examples, whose lengths are spread as in all; None takes all.
+        seed: The same seed, the same tokens.
+
+    Raises:
+        UsageError: The file cannot be used, or a length in it is beyond what the model takes.
+    """
+    if spec.image is not None:
+        raise UsageError("this model takes images, which have no length in tokens", todo="leave out --lengths")
+    _check_batches(batches)
+    lengths = read_lengths(file)
+    if lengths is None:
+        labelled = tokenize(read_table(file), spec, labelled=False)
+    else:
+        for length in lengths:
+            spec.check_length(length, where=str(file), option="lengths")
+        random = np.random.default_rng(seed)
+        labelled = Labelled(Examples.join([spec.random_tokens(random, length) for length in lengths], spec.fill), None)
+    return _from_examples("lengths", folder, file, spec, labelled, batches, scenario, limit)
+
+
+def from_data(
+    folder: Path,
+    file: Path,
+    spec: InputSpec,
+    *,
+    batches: Sequence[int],
+    scenario: Scenario = "single",
+    limit: int | None = None,
+    metric: str | None = None,
+    scoring_batch: int = SCORING_BATCH,
+) -> Workload:
+    """Real text and its labels. ``limit`` concerns what is timed; the answers are judged on all examples.
+
+    Args:
+        folder: Where the files go.
+        file: The texts, with labels where the task has any.
+        spec: The model, with a tokenizer.
+        batches: Examples in a batch.
+        scenario: See ``docs/data.md``.
+        limit: Time at most this many examples, whose lengths are spread as in all; None takes all.
+        metric: One or several, with commas; None takes the task's own.
+        scoring_batch: Examples in a batch where answers are judged.
+
+    Raises:
+        UsageError: The file cannot be used, has no labels, or the metric is not for the task.
+        ModelDirectoryError: There is no usable tokenizer.
+    """
+    _check_batches(batches)
+    metrics = choose_metrics(spec.task, metric)
+    labelled = tokenize(read_table(file), spec, labelled=True)
+    workload = _from_examples("data", folder, file, spec, labelled, batches, scenario, limit)
+    if labelled.references is None:
+        return workload
+    examples = labelled.examples
+    if len(examples) < 2:
+        if metric is not None:
+            raise UsageError("a metric needs two examples or more", where=str(file), todo="leave out --metric")
+        workload.notes.append("A single example says nothing about quality, so none is given.")
+        return workload
+    rows = in_order(examples.lengths, scoring_batch)
+    workload.scoring = _case(folder, "scoring", scoring_batch, examples, rows)
+    workload.metrics = metrics
+    return workload
+
+
+def summarise_lengths(lengths: NDArray[np.int64]) -> dict[str, float]:
+    """How long the examples are."""
+    median, p90, p95 = (round(float(value), 1) for value in np.percentile(lengths, (50, 90, 95)))
+    mean = round(float(lengths.mean()), 2)
+    return {
+        "min": int(lengths.min()),
+        "median": median,
+        "p90": p90,
+        "p95": p95,
+        "max": int(lengths.max()),
+        "mean": mean,
+    }
+
+
+def _from_examples(
+    kind: Literal["lengths", "data"],
+    folder: Path,
+    file: Path,
+    spec: InputSpec,
+    labelled: Labelled,
+    batches: Sequence[int],
+    scenario: Scenario,
+    limit: int | None,
+) -> Workload:
+    """The cases of a file's examples."""
+    examples, notes = labelled.examples, list(labelled.notes)
+    timed = _spread(examples.lengths, limit)
+    if len(timed) < len(examples):
+        notes.append(
+            f"Timed on {len(timed)} of the {len(examples)} examples, chosen so that the lengths are as in all."
+        )
+    common: dict[str, Any] = {
+        "file": file,
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "labelled": labelled,
+    }
+    if scenario == "server":
+        chosen = Examples.join([examples[int(row)] for row in timed], examples.padding)
+        return Workload(kind, spec, (), notes=notes, **_serve(folder, chosen), **common)
+
+    sizes = list(dict.fromkeys(min(batch, len(timed)) for batch in batches))
+    if max(batches) > len(timed):
+        notes.append(f"A batch of {max(batches)} is one of {len(timed)}, as there are no more examples.")
+    cases = []
+    for batch in sizes:
+        if scenario == "single":
+            cases.append(_case(folder, f"batch {batch}", batch, examples, _full(timed, batch)))
+            continue
+        ordered = [timed[rows] for rows in in_order(examples.lengths[timed], batch)]
+        if 1 < batch < len(timed):
+            bucketed = [timed[rows] for rows in by_length(examples.lengths[timed], batch)]
+            cases.append(_case(folder, f"batch {batch}, in order", batch, examples, ordered, bucketed=False))
+            cases.append(_case(folder, f"batch {batch}, bucketed", batch, examples, bucketed, bucketed=True))
+        else:  # nothing to put together
+            cases.append(_case(folder, f"batch {batch}", batch, examples, ordered))
+    return Workload(kind, spec, cases, notes=notes, **common)
+
+
+def _spread(lengths: NDArray[np.int64], limit: int | None) -> Rows:
+    """At most ``limit`` examples whose lengths are distributed as those of all, in the order they came."""
+    if limit is None or len(lengths) <= limit:
+        return np.arange(len(lengths))
+    middles = (np.arange(limit) + 0.5) / limit * len(lengths)
+    return np.sort(np.argsort(lengths, kind="stable")[middles.astype(np.intp)])
+
+
+def _full(rows: Rows, batch: int) -> list[Rows]:
+    """Batches in order, each full: a smaller one at the end would be a faster one among the latencies."""
+    return [rows[start : start + batch] for start in range(0, len(rows) - batch + 1, batch)]
+
+
+def _case(
+    folder: Path, name: str, batch: int, examples: Examples, batches: Sequence[Rows], *, bucketed: bool | None = None
+) -> Case:
+    """Write the batches and describe them."""
+    lengths = examples.lengths
+    files = tuple(_write(folder, f"{name}.{i}", examples.batch(rows)) for i, rows in enumerate(batches))
+    return Case(
+        name,
+        batch,
+        None,
+        files,
+        examples=sum(len(rows) for rows in batches),
+        tokens=sum(int(lengths[rows].sum()) for rows in batches),
+        positions=sum(len(rows) * int(lengths[rows].max()) for rows in batches),
+        bucketed=bucketed,
+    )
+
+
+def _images(
+    folder: Path, spec: InputSpec, batches: Sequence[int], scenario: Scenario, random: np.random.Generator
+) -> Workload:
+    if scenario == "server":
+        pixels = spec.random_images(random, _IMAGE_QUERIES)["pixel_values"]
+        queries = Examples.join([{"pixel_values": image} for image in pixels], {})
+        return Workload("synthetic", spec, (), **_serve(folder, queries))
+    cases = []
+    for batch in batches:
+        file = _write(folder, f"batch {batch}", spec.random_images(random, batch))
+        cases.append(Case(f"batch {batch}", batch, None, (file,), batch, 0, 0))
+    return Workload("synthetic", spec, cases)
+
+
+def _check_batches(batches: Sequence[int]) -> None:
+    if not batches or min(batches) < 1:
+        raise UsageError(f"expected batches of 1 or more, got {list(batches)}", todo="change --batch")
+
+
+def _write(folder: Path, name: str, feeds: dict[str, NDArray[Any]]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.npz"
+    arrays: dict[str, Any] = feeds
+    np.savez(path, **arrays)
+    return path
+
+
+def _serve(folder: Path, examples: Examples) -> dict[str, Any]:
+    """Write the queries of the server scenario, and some of them as requests that come alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "queries.npz"
+    examples.save(path)
+    some = np.unique(np.linspace(0, len(examples) - 1, _LONE).round().astype(np.intp))
+    return {"queries": path, "lone": (_case(folder, "alone", 1, examples, [some[[i]] for i in range(len(some))]),)}
