@@ -21,7 +21,7 @@ from compactor.console import printable
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure
 
-WIDTH = 420.0  # of a drawing, in CSS pixels at its natural size: about a phone, or a column of the page
+WIDTH = 350.0  # of a drawing, in CSS pixels at its natural size: about a phone, or a column of the page
 
 # Sentinel colours -> variables of the page. No drawing uses a colour outside this table.
 INK = "#010203"
@@ -49,7 +49,7 @@ _STYLE = {
     "font.size": 11.0,
     "axes.edgecolor": GRID,
     "axes.labelcolor": MUTED,
-    "axes.labelsize": 11.0,
+    "axes.labelsize": 11.5,
     "axes.facecolor": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -59,8 +59,8 @@ _STYLE = {
     "grid.linewidth": 0.8,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
-    "xtick.labelsize": 10.5,
-    "ytick.labelsize": 10.5,
+    "xtick.labelsize": 11.0,
+    "ytick.labelsize": 11.0,
     "xtick.major.size": 0.0,
     "ytick.major.size": 0.0,
     "xtick.minor.size": 0.0,
@@ -125,7 +125,7 @@ def pixels(figure: MatplotlibFigure) -> Any:
 
 
 def framed(
-    figure: MatplotlibFigure, *, left: float = 52, right: float = 12, top: float = 12, bottom: float = 44
+    figure: MatplotlibFigure, *, left: float = 52, right: float = 12, top: float = 12, bottom: float = 38
 ) -> Any:
     """Axes with margins in pixels."""
     height = figure.get_figheight() * 72

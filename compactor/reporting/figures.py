@@ -44,8 +44,8 @@ from compactor.reporting.words import (
     result_of,
 )
 
-_SMALL = 10.0  # pixels
-_NAME = 12.0
+_SMALL = 10.5  # pixels
+_NAME = 12.5
 _NAMED_OPERATORS = 7  # as many as there are colours beside that of the rest
 
 
@@ -229,7 +229,7 @@ def operators_figure(report: Report) -> Figure | None:
         for index, row in enumerate(rows):
             top = 4 + 54 * index
             profile = row["profile"]
-            axes.text(0, top + 11, shorten(row["name"], 34), fontsize=_NAME, fontweight="bold")
+            axes.text(0, top + 11, shorten(row["name"], 26), fontsize=_NAME, fontweight="bold")
             each = f"{digits(profile['total_ms'] / max(profile['runs'], 1))} ms a run"
             axes.text(WIDTH, top + 11, each, fontsize=_NAME, ha="right", color=MUTED)
             shares = dict.fromkeys(named, 0.0)
@@ -243,7 +243,7 @@ def operators_figure(report: Report) -> Figure | None:
                 width = share * WIDTH
                 axes.barh(top + 31, width, left=left, height=24, color=SERIES[series], edgecolor=PAPER, linewidth=1.0)
                 if width > 14:
-                    mark = str(place + 1) if place < len(named) else "…"
+                    mark = _letter(place) if place < len(named) else "…"
                     axes.text(
                         left + width / 2, top + 35, mark, fontsize=_SMALL, fontweight="bold", color=PAPER, ha="center"
                     )
@@ -254,7 +254,7 @@ def operators_figure(report: Report) -> Figure | None:
         + ", ".join(f"{operator['name']} {percent(operator['share'])}" for operator in row["profile"]["operators"][:5])
         for row in rows
     )
-    keys = [Key(index + 1, str(index + 1), name) for index, name in enumerate(named)]
+    keys = [Key(index + 1, _letter(index), name) for index, name in enumerate(named)]
     if len(weights) > len(named):
         keys.append(Key(0, "…", f"{len(weights) - len(named)} others"))
     drawing = draw("operators-0", 54 * len(rows) + 2, paint, label=label)
@@ -311,22 +311,28 @@ def server_figure(report: Report) -> Figure | None:
                     fontweight="bold",
                 )
         axes.axhline(bound, color=BAD, linewidth=1.2, linestyle=(0, (4, 3)))
-        axes.text(
-            0.99,
-            bound * 0.93,
-            f"bound {bound:g} ms",
+        axes.annotate(
+            f"{bound:g} ms",
+            (1.0, bound),
+            (0, 3),
+            xycoords=axes.get_yaxis_transform(),
+            textcoords="offset points",
             color=BAD,
             ha="right",
-            va="top",
             fontsize=_SMALL,
-            transform=axes.get_yaxis_transform(),
         )
         axes.set_yscale("log")
         lowest = min(probe["p50_ms"] for row in rows for probe in row["server"]["probes"])
         axes.set_ylim(max(lowest * 0.7, bound * 1e-4), ceiling)
         _plain_log(axes.yaxis)
-        axes.set_xlim(0, None)
-        _few_ticks(axes.xaxis)
+        offered = [probe["qps"] for row in rows for probe in row["server"]["probes"]]
+        if max(offered) > 20 * min(offered):
+            axes.set_xscale("log")
+            axes.set_xlim(min(offered) / 1.3, max(offered) * 2)
+            _plain_log(axes.xaxis)
+        else:
+            axes.set_xlim(0, 1.2 * max(offered))
+            _few_ticks(axes.xaxis)
         axes.set_xlabel("offered rate, requests/s")
         axes.set_ylabel("latency, ms")
 
@@ -336,8 +342,8 @@ def server_figure(report: Report) -> Figure | None:
         for row in rows
     )
     caption = (
-        f"Solid: 99th percentile; dashed: median. Triangles: the highest rate whose p{percentile:g} stays under the bound; further right "
-        "is better. Lines that leave the picture at the top are queues that grow."
+        f"Solid: 99th percentile; dashed: median. Triangles: the highest rate whose p{percentile:g} stays under the bound "
+        "(the broken line); further right is better. Lines that leave the picture at the top are queues that grow."
     )
     drawing = draw("server-0", 290, paint, label=label)
     return Figure("server", "Latency under load", caption, (drawing,), _keys(report, {row["id"] for row in rows}))
@@ -369,7 +375,7 @@ def processes_figure(report: Report) -> Figure | None:
             rounds = _rounds(row, case)
             middle = float(np.median([np.median(samples) for samples in rounds]))
             colour = SERIES[numbers[row["id"]]]
-            axes.text(0, top + 14, shorten(row["name"], 50), fontsize=_NAME, transform=axes.get_yaxis_transform())
+            axes.text(0, top + 14, shorten(row["name"], 40), fontsize=_NAME, transform=axes.get_yaxis_transform())
             for index, samples in enumerate(rounds):
                 low, half, high = np.quantile(np.asarray(samples) / middle, (0.1, 0.5, 0.9))
                 y = top + 24 + step * index
@@ -415,13 +421,13 @@ def _bars(report: Report, case: Mapping[str, Any], identity: str, *, offline: bo
         for index, row in enumerate(rows):
             top = 42 * index
             colour = SERIES[numbers[row["id"]]]
-            axes.text(0, top + 13, shorten(row["name"], 30), fontsize=_NAME)
+            words = _bar_words(row, case, found[row["id"]][0], offline=offline) if row["id"] in found else ""
+            axes.text(0, top + 13, shorten(row["name"], int((WIDTH - 8 * len(words)) / 7.2)), fontsize=_NAME)
+            axes.text(WIDTH, top + 13, words, fontsize=_NAME, ha="right", fontweight="bold")
             if row["id"] not in found:
-                words = absence(row) if row["status"] != "measured" else "not run: interrupted"
-                axes.text(WIDTH, top + 13, shorten(words, 30), fontsize=_SMALL, color=MUTED, ha="right")
-                axes.barh(
-                    top + 26, WIDTH, height=13, color="none", edgecolor=GRID, linewidth=1.0, linestyle=(0, (3, 3))
-                )
+                reason = absence(row) if row["status"] != "measured" else "not run: interrupted"
+                axes.barh(top + 26, WIDTH - 1, left=0.5, height=14, color="none", edgecolor=GRID, linestyle=(0, (3, 3)))
+                axes.text(6, top + 30, shorten(reason, 52), fontsize=_SMALL, color=MUTED)
                 continue
             middle, low, high = found[row["id"]]
             axes.barh(top + 26, WIDTH, height=13, color=TRACK)
@@ -429,14 +435,6 @@ def _bars(report: Report, case: Mapping[str, Any], identity: str, *, offline: bo
             axes.plot([low * scale, high * scale], [top + 26] * 2, color=INK, linewidth=1.2, solid_capstyle="butt")
             for end in (low, high):
                 axes.plot([end * scale] * 2, [top + 22.5, top + 29.5], color=INK, linewidth=1.2)
-            axes.text(
-                WIDTH,
-                top + 13,
-                _bar_words(row, case, middle, offline=offline),
-                fontsize=_NAME,
-                ha="right",
-                fontweight="bold",
-            )
 
     spoken = "; ".join(
         f"{row['name']} {_bar_words(row, case, found[row['id']][0], offline=offline)}"
@@ -493,6 +491,7 @@ def _throughput(
         axes.set_ylim(0, None)
         _few_ticks(axes.yaxis)
         axes.set_xlabel("batch size")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
         axes.set_ylabel("examples/s")
 
     label = f"Throughput against batch size, {title}: " + "; ".join(
@@ -573,6 +572,7 @@ def _pareto_quality(report: Report, figure: Any, places: Sequence[_Place], speed
             edgecolors=PAPER if filled else colour,
             linewidths=1.0,
             zorder=3,
+            clip_on=False,
         )
         radius = (max(area, 14.0) / np.pi) ** 0.5
         above = index % 2 == 0
@@ -620,6 +620,8 @@ def _speed_axis(axes: Any, places: Sequence[_Place], words: str) -> None:
     _few_ticks(axes.xaxis)
     if words.startswith("speed-up"):
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
+    else:
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     axes.set_xlabel(words)
 
 
@@ -647,7 +649,8 @@ def _before_after(
         every = 1 if len(names) <= 24 else -(-len(names) // 24)
         axes.set_xticks(places[::every], list(names)[::every])
         axes.tick_params(axis="x", labelsize=10.5 if len(names) <= 12 else 8.5)
-        axes.set_xlim(-0.6, max(len(names), 4) - 0.4)
+        spare = max(0, 5 - len(names)) / 2
+        axes.set_xlim(-0.6 - spare, len(names) - 0.4 + spare)
         axes.set_ylim(0, 1.12 * max(*before, 1))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         _few_ticks(axes.yaxis, whole=True)
@@ -665,10 +668,10 @@ def _layer_times(identity: str, row: Row, layers: Sequence[Mapping[str, Any]], r
         axes = pixels(figure)
         for index, layer in enumerate(layers):
             y = 10 + 20 * index
-            axes.text(0, y + 4, shorten(str(layer["name"]), 22), fontsize=_SMALL)
-            axes.barh(y, 170, left=140, height=12, color=TRACK)
+            axes.text(0, y + 4, shorten(str(layer["name"]), 18), fontsize=_SMALL)
+            axes.barh(y, 130, left=118, height=12, color=TRACK)
             axes.barh(
-                y, 170 * layer["ms"] / longest, left=140, height=12, color=SERIES[0 if layer["name"] == "other" else 1]
+                y, 130 * layer["ms"] / longest, left=118, height=12, color=SERIES[0 if layer["name"] == "other" else 1]
             )
             words = f"{digits(layer['ms'] / runs)} ms · {percent(layer['share'])}"
             axes.text(WIDTH, y + 4, words, fontsize=_SMALL, ha="right")
@@ -699,16 +702,23 @@ def _short_names(names: Sequence[str]) -> list[str]:
     return [str(index) for index in range(len(names))]
 
 
+def _letter(index: int) -> str:
+    """The mark of an operator; numbers are for variants."""
+    return "abcdefghij"[index]
+
+
 def _few_ticks(axis: Any, *, whole: bool = False) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(5, integer=whole, steps=[1, 2, 2.5, 5, 10] if not whole else [1, 2, 5, 10]))
+    axis.set_major_locator(MaxNLocator(5, integer=whole, steps=[1, 2, 5, 10]))
 
 
 def _plain_log(axis: Any) -> None:
-    """Ticks at 1, 2 and 5 of each decade, as plain numbers."""
+    """Ticks at 1, 2 and 5 of each decade, over several decades at 1 only, as plain numbers."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=20))
-    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    low, high = axis.get_view_interval()
+    few = high < 300 * low
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,), numticks=20))
+    axis.set_major_formatter(lambda value, _: f"{value:,g}")
     axis.set_minor_formatter(NullFormatter())

@@ -247,8 +247,26 @@ def sample_words(report: Report) -> str:
     """What was sampled: ``8 processes a variant, 320 samples a case``."""
     results = [result for row in measured(report) for result in row["results"]]
     if not results:
-        return f"{report['settings']['rounds']} processes a variant"
+        return _processes(report["settings"]["rounds"])
     samples = sorted(result["summary"]["samples"] for result in results)
     processes = max(result["summary"]["processes"] for result in results)
     span = f"{samples[0]:,}" if samples[0] == samples[-1] else f"{samples[0]:,} to {samples[-1]:,}"
-    return f"{processes} processes a variant, {span} samples in each cell"
+    return f"{_processes(processes)}, {span} samples in each cell"
+
+
+def _processes(number: int) -> str:
+    return f"{number} process{'es' if number != 1 else ''} a variant"
+
+
+def placement_words(report: Report) -> list[str]:
+    """Where the nodes of each profiled variant ran, and every node that ran somewhere else."""
+    lines = []
+    for row in report["variants"]:
+        profile = row["profile"]
+        if profile is None:
+            continue
+        placed = ", ".join(f"{nodes:,} on {provider}" for provider, nodes in profile["placement"].items() if nodes)
+        misplaced = profile["misplaced"]
+        ending = f"; out of place: {'; '.join(misplaced)}" if misplaced else ""
+        lines.append(f"Nodes of {row['name']}: {placed}{ending}.")
+    return lines
