@@ -1,4 +1,4 @@
-"""Build the graphs that are compared: the plain export, ONNX Runtime's own tools, ours, OpenVINO's.
+"""Build the graphs that are compared: the plain export, ours, and what the tools of others make of either.
 
 Each function that loads torch runs best in a process of its own (``in_fresh_process``): gigabytes of it would otherwise
 stay behind while the clock runs.
@@ -26,6 +26,10 @@ T = TypeVar("T")
 
 VOCABULARY_FLOOR = 1000  # below are special tokens
 _OPENVINO = Path(__file__).resolve().parent / "_openvino.py"
+
+
+class BuildError(Exception):
+    """A tool refused a model."""
 
 
 def in_fresh_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -145,16 +149,77 @@ def fuse(source: Path, path: Path) -> dict[str, int]:
     return {name: int(count) for name, count in model.get_fused_operator_statistics().items() if count}
 
 
-def prepare_openvino(python: str, source: Path, path: Path, calibration: Sequence[Path] = ()) -> str | None:
-    """Convert ``source`` for OpenVINO, quantized statically where there is calibration data. Returns why it failed."""
+def prepare_openvino(python: str, source: Path, path: Path, calibration: Sequence[Path] = ()) -> None:
+    """Convert ``source`` for OpenVINO, quantized statically where there is calibration data. Raises ``BuildError``."""
     command = [python, str(_OPENVINO), str(source), str(path)]
     if calibration:
         command += ["--calibration", *map(str, calibration)]
+    run_tool(command)
+
+
+def export_optimum(python: str, model_dir: Path, folder: Path, level: str) -> None:
+    """``optimum-cli export onnx`` at an optimization level, in an environment that has it. Raises ``BuildError``."""
+    tool = str(Path(python).with_name("optimum-cli"))
+    config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    task = "question-answering" if config["architectures"][0].endswith("QuestionAnswering") else "text-classification"
+    run_tool([tool, "export", "onnx", "--model", str(model_dir), "--task", task, "--optimize", level, str(folder)])
+
+
+def convert_ctranslate2(model_dir: Path, folder: Path, quantization: str) -> None:
+    """The encoder through CTranslate2's own converter; the task's head is not part of what it runs.
+
+    Raises:
+        BuildError: It is not installed, or refuses the model.
+    """
+    try:
+        from ctranslate2.converters import TransformersConverter
+    except ImportError as error:
+        raise BuildError("CTranslate2 is not installed: pip install ctranslate2") from error
+
+    class WithoutTokenizer(TransformersConverter):  # type: ignore[misc]
+        """The vocabulary is written but not used: token ids go in."""
+
+        def load_model(self, *arguments: Any, **options: Any) -> Any:
+            model = super().load_model(*arguments, **options)
+            # transformers 5 knows no other kind and has dropped the field that the converter asserts.
+            model.config.position_embedding_type = "absolute"
+            return model
+
+        def load_tokenizer(self, *_: Any, **__: Any) -> Any:
+            return _Vocabulary(json.loads((model_dir / "config.json").read_text(encoding="utf-8"))["vocab_size"])
+
+    _quieten()
+    try:
+        WithoutTokenizer(str(model_dir)).convert(str(folder), quantization=quantization)
+    except Exception as error:  # whatever it raises, it is a row that says why
+        raise BuildError(f"{type(error).__name__}: {error}") from error
+
+
+class _Vocabulary:
+    """As much of a tokenizer as a converter asks for."""
+
+    unk_token = "[UNK]"
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def get_vocab(self) -> dict[str, int]:
+        return {(self.unk_token if i == 0 else f"token-{i}"): i for i in range(self._size)}
+
+
+def quantize_with(python: str, source: Path, path: Path) -> None:
+    """``quantize`` in another environment. Raises ``BuildError``."""
+    run_tool([python, str(Path(__file__).resolve()), str(source), str(path)])
+
+
+def run_tool(command: Sequence[str]) -> None:
+    """Run a command to its end. Raises ``BuildError`` with its last line where it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
-        return str(error)
-    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it failed without a word"])[-1]
+        raise BuildError(str(error)) from error
+    if done.returncode != 0:
+        raise BuildError((done.stderr.strip().splitlines() or ["it failed without a word"])[-1])
 
 
 def operators(path: Path) -> set[str]:

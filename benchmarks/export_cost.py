@@ -23,7 +23,10 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that it runs by its path, and not only with -m
 
-from benchmarks import _graphs, _measure, _report, plant
+from benchmarks import _graphs, _record, _run, plant
+from benchmarks._workshop import say
+from compactor.benching.card import machine_card
+from compactor.benching.processes import abba
 
 OURS, OPTIMUM = "compactor export", "optimum-cli"
 
@@ -43,14 +46,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--optimum-python", default=os.environ.get("OPTIMUM_PYTHON"), help="default: $OPTIMUM_PYTHON")
     parser.add_argument("--out", type=Path, help="result, JSON; a table is written beside it")
     args = parser.parse_args(argv)
-    run = _report.describe_run(sys.argv if argv is None else ["benchmarks/export_cost.py", *argv])
-    _report.warn_if_busy(run["load_before"])
+    _record.warn_if_busy()
+    head = {
+        "schema": 1,
+        "kind": "compactor-export-cost",
+        "command": _run.command_line(_run.script_argv(argv, "export_cost.py")),
+        "machine": machine_card(),
+    }
     with tempfile.TemporaryDirectory(prefix="export-cost-") as temporary:
-        result = {"run": run, **compare(Path(temporary), args)}
+        result = head | compare(Path(temporary), args)
     table = render(result)
     print(table)
     if args.out is not None:
-        _report.write_result(args.out, result, table)
+        _record.write_result(args.out, result, table)
     return 0
 
 
@@ -58,7 +66,7 @@ def compare(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Run every command in every round. Returns all but the description of the run."""
     model = folder / "model"
     entry = plant.find_entry(plant.read_entries(), score=87.709)
-    _graphs.in_fresh_process(plant.plant, model, entry, dense=True)
+    _graphs.in_fresh_process(plant.plant, model, plant.dense_twin(entry))
     tools = {OURS: our_commands(model, folder)}
     absent = {}
     if args.optimum_python:
@@ -66,9 +74,9 @@ def compare(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     else:
         absent[OPTIMUM] = "no interpreter given: --optimum-python"
     costs: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in tools}
-    for number, order in enumerate(_measure.abba(list(tools), args.rounds)):
+    for number, order in enumerate(abba(list(tools), args.rounds)):
         for name in order:
-            _report.say(f"round {number + 1} of {args.rounds}: {name}")
+            say(f"round {number + 1} of {args.rounds}: {name}")
             costs[name].append([dataclasses.asdict(measure_command(command)) for command in tools[name].values()])
     manifest = json.loads((folder / "ours" / "compactor.json").read_text(encoding="utf-8"))
     if not manifest["verification"]["passed"]:
@@ -145,8 +153,8 @@ def render(result: Mapping[str, Any]) -> str:
         [
             "# Cost of exporting a dense BERT-base, fp32 and int8",
             f"Model of {result['model_bytes'] / 1e6:.0f} MB; the median of {rounds} rounds [least, largest].",
-            _report.markdown_table(["command", "wall time", "peak memory", "of the model's bytes"], rows),
-            _report.machine_line(result),
+            _record.markdown_table(["command", "wall time", "peak memory", "of the model's bytes"], rows),
+            _record.machine_line(result),
         ]
     )
 

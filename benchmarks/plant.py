@@ -25,6 +25,11 @@ from numpy.typing import NDArray
 
 SHAPES = Path(__file__).resolve().parent / "paper_shapes.json"
 VOCABULARY = 30522
+DENSE = "dense"
+BASE_WIDTH = 768  # of BERT-base
+# Dense BERT-large against dense BERT-base, from the paper's two speeds of pruned ones against dense BERT-large
+# (2.9 and 3.2) and the published ones of the same checkpoints against BERT-base (0.922 and 1.028).
+LARGE_GPU_SPEEDUP = 0.32
 _SPREAD = 0.02  # standard deviation, as BERT is initialised
 
 Mask = NDArray[np.bool_]
@@ -36,7 +41,8 @@ class Entry:
 
     Attributes:
         task: ``squadv1``, ``squadv2`` or ``mnli``.
-        method: How it was pruned, in the paper's words.
+        method: How it was pruned, in the paper's words; ``dense`` for not at all.
+        teacher: ``base`` or ``large``: whose answers it learned from.
         hidden: Width of the model.
         heads: Heads of each layer before pruning.
         head_size: Channels of a head.
@@ -51,6 +57,7 @@ class Entry:
 
     task: str
     method: str
+    teacher: str
     hidden: int
     heads: int
     head_size: int
@@ -59,7 +66,7 @@ class Entry:
     kept_ffn: tuple[int, ...]
     attention_nnz: tuple[int, ...]
     attention_block: tuple[int, int]
-    metrics: dict[str, float]
+    metrics: dict[str, float] = dataclasses.field(hash=False)
     gpu_speedup: float
 
     @property
@@ -77,6 +84,24 @@ class Entry:
         """For tables."""
         left = f"{sum(self.kept_heads)} heads, {sum(self.kept_ffn)} neurons"
         return f"{self.task} {self.method}, score {self.score:g}, {left}"
+
+    @property
+    def slug(self) -> str:
+        """For folders."""
+        if self.method == DENSE:
+            return f"{self.task}-{DENSE}-{self.hidden}"
+        large = "large-" if self.hidden > BASE_WIDTH else ""
+        return f"{self.task}-{large}{self.method}-{self.score:g}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, and what derives from them."""
+        derived = {"title": self.title, "score": self.score, "linear_weights": self.linear_weights}
+        return {"id": self.slug, **derived, **dataclasses.asdict(self)}
+
+    @property
+    def linear_weights(self) -> int:
+        """Live weights of the encoder's matrices."""
+        return sum(self.attention_nnz) + 2 * self.hidden * sum(self.kept_ffn)
 
 
 def read_entries(path: Path = SHAPES) -> list[Entry]:
@@ -101,13 +126,26 @@ def find_entry(entries: Sequence[Entry], *, index: int | None = None, score: flo
     return found[0]
 
 
-def plant(folder: Path, entry: Entry, *, dense: bool = False, task: str | None = None, seed: int = 0) -> None:
+def dense_twin(entry: Entry) -> Entry:
+    """The model that ``entry`` was pruned from: the same random weights, all alive. Its score is not in the file."""
+    return dataclasses.replace(
+        entry,
+        method=DENSE,
+        kept_heads=(entry.heads,) * entry.layers,
+        kept_ffn=(entry.intermediate,) * entry.layers,
+        attention_nnz=(4 * entry.hidden**2,) * entry.layers,
+        attention_block=(1, 1),
+        metrics={},
+        gpu_speedup=1.0 if entry.hidden == BASE_WIDTH else LARGE_GPU_SPEEDUP,
+    )
+
+
+def plant(folder: Path, entry: Entry, *, task: str | None = None, seed: int = 0) -> None:
     """Write a Hugging Face folder with a random BERT that has the zeros of ``entry``.
 
     Args:
         folder: Where to; created.
         entry: The sizes.
-        dense: Leave the zeros out: the same weights, unpruned.
         task: ``question-answering`` or ``text-classification``; None takes that of the entry.
         seed: Of the weights, and of where the zeros go.
     """
@@ -132,11 +170,10 @@ def plant(folder: Path, entry: Entry, *, dense: bool = False, task: str | None =
     for name, tensor in tensors.items():
         if name.endswith("bias"):
             tensor.normal_(std=_SPREAD)
-    if not dense:
-        random = np.random.default_rng(seed)
-        for i in range(entry.layers):
-            for name, alive in layer_masks(entry, i, random).items():
-                tensors[f"bert.encoder.layer.{i}.{name}.weight"].mul_(torch.from_numpy(alive))
+    random = np.random.default_rng(seed)
+    for i in range(entry.layers):
+        for name, alive in layer_masks(entry, i, random).items():
+            tensors[f"bert.encoder.layer.{i}.{name}.weight"].mul_(torch.from_numpy(alive))
 
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -217,6 +254,7 @@ def _entry(raw: dict[str, Any]) -> Entry:
     return Entry(
         task=raw["task"],
         method=raw["method"],
+        teacher=raw["teacher"],
         hidden=raw["hidden"],
         heads=raw["heads"],
         head_size=raw["head_size"],
@@ -239,7 +277,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--task", choices=("question-answering", "text-classification"))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    plant(args.folder, chosen_entry(args), dense=args.dense, task=args.task, seed=args.seed)
+    entry = chosen_entry(args)
+    plant(args.folder, dense_twin(entry) if args.dense else entry, task=args.task, seed=args.seed)
     return 0
 
 

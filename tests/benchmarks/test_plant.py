@@ -14,6 +14,7 @@ from benchmarks import plant
 ENTRY = plant.Entry(
     task="squadv1",
     method="hybrid",
+    teacher="base",
     hidden=32,
     heads=4,
     head_size=8,
@@ -92,7 +93,7 @@ def test_a_planted_folder_exports_at_the_sizes_planted(tmp_path: Path) -> None:
     from compactor.checkpoint import read_checkpoint
 
     plant.plant(tmp_path / "pruned", ENTRY)
-    plant.plant(tmp_path / "dense", ENTRY, dense=True)
+    plant.plant(tmp_path / "dense", plant.dense_twin(ENTRY))
     pruned, dense = (read_checkpoint(tmp_path / name).tensors for name in ("pruned", "dense"))
     assert json.loads((tmp_path / "pruned" / "config.json").read_text())["architectures"] == [
         "BertForQuestionAnswering"
@@ -139,6 +140,32 @@ def test_the_shipped_entries_add_up_to_their_published_totals() -> None:
         assert entry.heads * entry.head_size == entry.hidden
         assert 0 < min(entry.kept_heads) and max(entry.kept_heads) <= entry.heads
         assert sum(entry.attention_nnz) + 2 * entry.hidden * sum(entry.kept_ffn) == published["linear_nnz"]
+
+
+def test_every_shipped_entry_has_a_folder_of_its_own() -> None:
+    entries = plant.read_entries()
+    assert len({entry.slug for entry in entries}) == len(entries)
+
+
+def test_entries_of_one_size_and_task_share_their_dense_twin() -> None:
+    entries = plant.read_entries()
+    twins = {plant.dense_twin(entry).slug for entry in entries if entry.task == "squadv1"}
+    assert twins == {"squadv1-dense-768", "squadv1-dense-1024"}
+    assert plant.dense_twin(entries[0]) == plant.dense_twin(entries[1])
+    assert plant.dense_twin(entries[0]).linear_weights == 84_934_656
+    assert not plant.dense_twin(entries[0]).metrics, "the score of the dense model is not in the file"
+
+
+def test_a_dense_twin_has_no_zero() -> None:
+    twin = plant.dense_twin(ENTRY)
+    for mask in _masks(twin).values():
+        assert mask.all()
+
+
+@pytest.mark.parametrize(("score", "paper"), [(91.027, 2.9), (90.163, 3.2)])
+def test_gpu_speeds_of_the_large_ones_are_those_of_the_paper_against_their_dense_model(score: float, paper: float) -> None:
+    entry = plant.find_entry(plant.read_entries(), score=score)
+    assert entry.gpu_speedup / plant.dense_twin(entry).gpu_speedup == pytest.approx(paper, abs=0.05)
 
 
 def test_the_headline_entry_is_filled() -> None:

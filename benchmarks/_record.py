@@ -1,0 +1,202 @@
+"""What the benchmarks write: the harness's report with every raw sample, and the tables made from it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks._run import Row, Run
+from benchmarks._workshop import say
+from compactor.benching.assembling import Extras, assemble
+from compactor.benching.card import machine_card
+from compactor.benching.counters import file_bytes, model_hash, parameters
+from compactor.benching.plan import Case, Settings
+from compactor.reporting.numbers import digits, times
+
+BUSY = 0.5  # load average before a start beyond which the numbers are not worth keeping
+PACKAGES = ("onnxruntime", "torch", "transformers", "openvino", "nncf", "ctranslate2", "optimum-onnx")
+_DOTS = ("avx512_vnni", "avx_vnni", "amx", "avx512_bf16", "avx2")  # what decides how fast int8 is
+
+
+def make_report(
+    title: str,
+    rows: Sequence[Row],
+    *,
+    baseline: str,
+    cases: Sequence[Case],
+    how: Settings,
+    found: Run,
+    command: str,
+    workload: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The harness's report of some rows of a run, on random tokens where ``workload`` does not say otherwise."""
+    names = {row.id for row in rows}
+    variants = [variant for variant in found.variants if variant.id in names]
+    counters = {
+        variant.id: {
+            "file_bytes": file_bytes(variant),
+            "parameters": parameters(variant),
+            "sha256": model_hash(variant),
+        }
+        for variant in variants
+        if variant.reason is None
+    }
+    return assemble(
+        title=title,
+        command=command,
+        variants=variants,
+        baseline=baseline,
+        cases=cases,
+        workload=describe_cases(cases) if workload is None else workload,
+        settings=how,
+        measurements=found.measurements,
+        extras=Extras(counters=counters, machine=machine_card()),
+        duration_s=found.duration_s,
+    )
+
+
+def describe_cases(cases: Sequence[Case]) -> dict[str, Any]:
+    """The ``workload`` of the report: random tokens."""
+    return {
+        "kind": "synthetic",
+        "file": None,
+        "sha256": None,
+        "examples": None,
+        "lengths": None,
+        "cases": [
+            {
+                "id": case.id,
+                "batch": case.batch,
+                "seq": case.seq,
+                "batches": len(case.files),
+                "examples": case.examples,
+                "tokens": case.tokens,
+                "positions": case.positions,
+                "bucketed": case.bucketed,
+            }
+            for case in cases
+        ],
+    }
+
+
+def failures(reports: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Names of the rows that failed, also those whose answers were wrong."""
+    return [row["name"] for report in reports for row in report["variants"] if row["status"] == "failed"]
+
+
+def plain_errors(errors: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
+    """Errors as JSON values: what is not finite is None."""
+    return {
+        row: {case: error if math.isfinite(error) else None for case, error in found.items()}
+        for row, found in errors.items()
+    }
+
+
+def find_result(variant: Mapping[str, Any], case: str) -> Mapping[str, Any] | None:
+    """What a variant gave on a case; None where it has no numbers."""
+    return next((result for result in variant["results"] if result["case"] == case), None)
+
+
+def time_cell(variant: Mapping[str, Any], case: str) -> str:
+    """Median and percentiles in milliseconds, ``15.7 [14.9, 17.2]``."""
+    result = find_result(variant, case)
+    if result is None:
+        return "-"
+    summary = result["summary"]
+    return f"{digits(summary['median'])} [{digits(summary['p10'])}, {digits(summary['p90'])}]"
+
+
+def speed_cell(variant: Mapping[str, Any], case: str) -> str:
+    """Times faster than the baseline, with the interval: ``2.10× [2.04, 2.15]``; or why there is none."""
+    result = find_result(variant, case)
+    if result is None:
+        return str(variant["status"])
+    ratio = result["ratio"]
+    if ratio is None:
+        return "1.00×"
+    if ratio["low"] is None or ratio["high"] is None:  # too few rounds for an interval
+        return times(ratio["value"])
+    sign = " ≈" if ratio["verdict"] == "no significant difference" else ""
+    return f"{times(ratio['value'])} [{ratio['low']:.2f}, {ratio['high']:.2f}]{sign}"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; every column but the first is aligned right.
+
+    Raises:
+        ValueError: A row has another number of cells than the header.
+    """
+    for row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"expected {len(header)} cells, got {len(row)}: {row}")
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
+
+
+def closing(report: Mapping[str, Any], errors: Mapping[str, Mapping[str, float | None]]) -> list[str]:
+    """The last lines of a page: what failed or was not run, the largest error, the verdict, the machine."""
+    lines = [
+        f"{row['name']}: {row['status']}: {row['why']['what'].removeprefix('not run: ')}."
+        for row in report["variants"]
+        if row["status"] != "measured" and row["why"] is not None
+    ]
+    verdict = report["verdict"]
+    judged = "VALID" if verdict["valid"] else f"INVALID: {'; '.join(verdict['reasons'])}"
+    settings = report["settings"]
+    how = f"{settings['threads']} threads, {settings['rounds']} rounds in ABBA order, each in a new process"
+    return [*lines, f"{how}. Measurement {judged}.", machine_line(report), f"`{report['command']}`"]
+
+
+def machine_line(report: Mapping[str, Any]) -> str:
+    """One sentence: machine, versions, commit, by the machine card in ``report``."""
+    machine = report["machine"]
+    isa = [name for name in machine["isa"] or () if name.startswith(_DOTS)]
+    virtual = ", virtual" if machine["virtualised"] else ""
+    versions = ", ".join(f"{name} {machine['versions'][name]}" for name in PACKAGES if name in machine["versions"])
+    changed = " with changed files" if machine["dirty"] else ""
+    return (
+        f"{device_name(report)} ({', '.join(isa) or 'no AVX2'}), {machine['physical_cores']} cores{virtual}, "
+        f"{machine['kernel']}; {versions}; commit {machine['commit']}{changed}."
+    )
+
+
+def device_name(report: Mapping[str, Any]) -> str:
+    """The GPU where that was measured and is there, else the CPU."""
+    gpus = report["machine"]["gpus"] or ()
+    if "cuda" in report.get("settings", {}).get("providers", ()) and gpus:
+        return str(gpus[0]["name"])
+    return str(report["machine"]["cpu_model"])
+
+
+def warn_if_busy() -> None:
+    """Say on stderr that the machine has other work."""
+    load = os.getloadavg()[0]
+    if load > BUSY:
+        say(f"warning: load average {load:.1f} before the start: the numbers will not be worth keeping")
+
+
+def write_result(path: Path, result: Mapping[str, Any], markdown: str) -> None:
+    """Write the result as JSON, and the tables beside it as Markdown."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(compact_json(result) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(markdown + "\n", encoding="utf-8")
+    say(f"wrote {path} and {path.with_suffix('.md').name}")
+
+
+def compact_json(value: Any, indent: int = 0) -> str:
+    """JSON with a line for each entry, except that lists of plain values stay on one line."""
+    if isinstance(value, Mapping) and value:
+        inner = ",\n".join(
+            f"{' ' * (indent + 1)}{json.dumps(str(key))}: {compact_json(entry, indent + 1)}"
+            for key, entry in value.items()
+        )
+    elif isinstance(value, list | tuple) and any(isinstance(entry, Mapping | list | tuple) for entry in value):
+        inner = ",\n".join(f"{' ' * (indent + 1)}{compact_json(entry, indent + 1)}" for entry in value)
+    else:
+        return json.dumps(value, allow_nan=False)
+    opening, closing = "{}" if isinstance(value, Mapping) else "[]"
+    return f"{opening}\n{inner}\n{' ' * indent}{closing}"

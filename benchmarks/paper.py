@@ -1,0 +1,250 @@
+"""Re-measure the block pruning paper: its shapes on this machine, dense and compacted, and its figure 2.
+
+    python benchmarks/paper.py [--entries 1-13] [--shapes 1x128,8x128] [--rounds 8] [--provider cuda]
+                               [--work DIR [--build-only]] [--out benchmarks/results/paper-NAME.json]
+
+Each entry of ``paper_shapes.json`` is planted in random weights (``plant.py``), exported by ``compactor export`` and
+timed in one run beside the dense model that it was pruned from. Scores and GPU speeds are quoted from the paper's
+authors; nothing here measures accuracy. Beside the result go its tables (``.md``) and the figure (``.svg``).
+``--provider cuda`` times fp16 artefacts; without a CUDA device its rows say so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that it runs by its path, and not only with -m
+
+from benchmarks import _record, _run, plant
+from benchmarks._figure import Group, Point, draw_figure
+from benchmarks._workshop import Planted, parse_shapes, say, synthetic_cases
+from compactor.runtime.providers import not_run_reason
+
+ENTRIES = "0-13"  # Table 2 of the paper and a filled one more; BERT-large at the end
+SHAPES = {"cpu": "1x128,8x128", "cuda": "1x128,8x128,128x384"}  # 128 x 384 is what the paper timed
+DENSE_F1 = 88.5  # of BERT-base on SQuAD v1.1, in the paper
+PAPER_HARDWARE = "RTX 3090, batch 128"
+FIGURE_TASK = "squadv1"
+BASELINE = {"cpu": "fp32", "cuda": "fp16"}  # the precision of the dense model that all others are compared with
+PRECISIONS = {"cpu": ("fp32", "int8"), "cuda": ("fp16",)}
+FILES = {"fp32": "model.onnx", "int8": "model_quantized.onnx", "fp16": "model_fp16.onnx"}
+TOLERANCES = {"fp32": _run.EXACT, "int8": _run.LOOSE, "fp16": _run.HALF}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Build, time, check, and write what came of it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--entries", default=ENTRIES, help="indices in paper_shapes.json (default: %(default)s)")
+    parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
+    _run.add_run_options(parser, shapes="")
+    args = parser.parse_args(argv)
+    shops_of = plant.read_entries()
+    with tempfile.TemporaryDirectory(prefix="paper-") as temporary:
+        work = (args.work or Path(temporary)).resolve()
+        shops = [Planted(work, shops_of[i]) for i in parse_entries(args.entries, len(shops_of))]
+        cases = synthetic_cases(work, parse_shapes(args.shapes or SHAPES[args.provider]))
+        rows = make_rows(shops, args.provider)
+        if args.build_only:
+            _run.build(rows, cases)
+            return 0
+        how = _run.settings(args)
+        _record.warn_if_busy()
+        found = _run.run(rows, cases, how)
+        command = _run.command_line(_run.script_argv(argv, "paper.py"))
+        reports = {
+            dense.folder.name: _record.make_report(
+                f"The paper's shapes beside {title(dense.entry)}",
+                [row for row in rows if dense.entry in (row.shop.entry, row.shop.dense.entry)],
+                baseline=row_id(dense, BASELINE[args.provider]),
+                cases=cases,
+                how=how,
+                found=found,
+                command=command,
+            )
+            for dense in dense_shops(shops)
+        }
+    result = {
+        "schema": 1,
+        "kind": "compactor-paper",
+        "provider": args.provider,
+        "entries": [describe(shop) for shop in shops],
+        "relative_error": _record.plain_errors(found.errors),
+        "reports": reports,
+    }
+    text = render(result)
+    print(text)
+    if args.out is not None:
+        _record.write_result(args.out, result, text)
+        draw_figure(
+            figure_points(result),
+            figure_groups(result),
+            [case.id for case in cases],
+            args.out.with_suffix(".svg"),
+            title=figure_title(result),
+        )
+        say(f"wrote {args.out.with_suffix('.svg').name}")
+    return 1 if _record.failures(reports.values()) else 0
+
+
+def make_rows(shops: Sequence[Planted], provider: str) -> list[_run.Row]:
+    """Dense models first, each before what was pruned from it."""
+    reason = not_run_reason(provider)
+    missing = None if reason is None else reason.removeprefix("not run: ")
+
+    def ours(shop: Planted, precision: str) -> _run.Row:
+        return _run.Row(
+            row_id(shop, precision),
+            f"{title(shop.entry)}: ours {precision}",
+            shop,
+            lambda: shop.ours(provider) / FILES[precision],
+            precision=precision,
+            provider="cuda" if provider == "cuda" else "cpu",
+            tolerance=TOLERANCES[precision],
+            missing=missing,
+        )
+
+    rows = []
+    for dense in dense_shops(shops):
+        if provider == "cpu":
+            rows.append(_run.Row(row_id(dense, "fp32"), f"{title(dense.entry)}: plain export fp32", dense, dense.plain))
+            rows.append(ours(dense, "int8"))
+        else:
+            rows.append(ours(dense, "fp16"))
+        rows += [ours(shop, precision) for shop in shops if shop.dense == dense for precision in PRECISIONS[provider]]
+    return rows
+
+
+def dense_shops(shops: Sequence[Planted]) -> list[Planted]:
+    """The dense models that ``shops`` were pruned from, each once."""
+    return list(dict.fromkeys(shop.dense for shop in shops))
+
+
+def row_id(shop: Planted, precision: str) -> str:
+    """Of one precision of one model."""
+    return f"{shop.folder.name}-{precision}"
+
+
+def title(entry: plant.Entry) -> str:
+    """For tables: size, method, weights left."""
+    size = "BERT-base" if entry.hidden == plant.BASE_WIDTH else "BERT-large"
+    if entry.method == plant.DENSE:
+        return f"dense {size}"
+    return f"{size} {method(entry)} {entry.linear_weights / 1e6:.1f}M"
+
+
+def method(entry: plant.Entry) -> str:
+    """As the paper's tables call it."""
+    name = entry.method.removeprefix("hybrid-")
+    return f"{name}, large teacher" if entry.teacher == "large" and entry.hidden == plant.BASE_WIDTH else name
+
+
+def describe(shop: Planted) -> dict[str, Any]:
+    """What the result says of an entry; ``gpu_speedup`` is against the dense model of its own size."""
+    entry = shop.entry
+    return {
+        **entry.to_json(),
+        "title": title(entry),
+        "dense": shop.dense.folder.name,
+        "method": method(entry) if entry.hidden == plant.BASE_WIDTH else f"BERT-large, {method(entry)}",
+        "gpu_speedup": round(entry.gpu_speedup / shop.dense.entry.gpu_speedup, 2),
+    }
+
+
+def parse_entries(text: str, count: int) -> list[int]:
+    """The indices of ``0-3,7``. Exits with a message where it is not that."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if not (first.isdigit() and (not last or last.isdigit()) and int(last or first) < count):
+            sys.exit(f"error: expected indices below {count} such as 0-3,7, got '{part}'")
+        found += range(int(first), int(last or first) + 1)
+    return list(dict.fromkeys(found))
+
+
+def render(result: Mapping[str, Any]) -> str:
+    """The tables: one for each dense model and what was pruned from it."""
+    parts = ["# The block pruning paper, re-measured"]
+    for name, report in result["reports"].items():
+        entries = [entry for entry in result["entries"] if entry["dense"] == name]
+        parts += _table(report, entries, result["provider"])
+    first = next(iter(result["reports"].values()))
+    parts += [
+        f"Scores and GPU speed-ups ({PAPER_HARDWARE}) are the authors'; weights here are random, so a score says "
+        "nothing of int8 or fp16. In brackets: the 95 % bootstrap interval of a speed-up; ≈ stands for no "
+        "significant difference.",
+        *_record.closing(first, result["relative_error"]),
+    ]
+    return "\n\n".join(parts)
+
+
+def _table(report: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], provider: str) -> list[str]:
+    cases = [case["id"] for case in report["workload"]["cases"]]
+    found = {variant["id"]: variant for variant in report["variants"]}
+    precisions = PRECISIONS[provider]
+    header = ["model", "heads", "neurons", "score", "GPU, paper"]
+    header += [f"{case}: {precision}" for case in cases for precision in precisions]
+    rows = []
+    for entry in entries:
+        cells = [_record.speed_cell(found[f"{entry['id']}-{p}"], case) for case in cases for p in precisions]
+        kept = [str(sum(entry["kept_heads"])), f"{sum(entry['kept_ffn']):,}"]
+        rows.append([entry["title"], *kept, f"{entry['score']:g}", f"{entry['gpu_speedup']:.2f}×", *cells])
+    base = found[report["baseline"]]
+    times = [f"{_record.time_cell(base, case)} at {case}" for case in cases]
+    lines = [f"## Against {base['name']}", f"{base['name']}: {', '.join(times)}.", _record.markdown_table(header, rows)]
+    others = [variant for variant in found.values() if variant["target"] == base["target"] and variant is not base]
+    lines += [
+        f"{variant['name']}: {', '.join(f'{_record.speed_cell(variant, case)} at {case}' for case in cases)}."
+        for variant in others
+    ]
+    return lines
+
+
+def figure_points(result: Mapping[str, Any]) -> list[Point]:
+    """F1 against speed-up, of every entry on SQuAD v1.1."""
+    found = {variant["id"]: variant for report in result["reports"].values() for variant in report["variants"]}
+    points = []
+    for entry in result["entries"]:
+        if entry["task"] != FIGURE_TASK:
+            continue
+        points.append(Point(entry["id"], entry["method"], entry["score"], None, "paper", entry["gpu_speedup"]))
+        for precision in PRECISIONS[result["provider"]]:
+            for measured in found[f"{entry['id']}-{precision}"]["results"]:
+                ratio = measured["ratio"]
+                if ratio is not None:
+                    points.append(
+                        Point(
+                            entry["id"],
+                            entry["method"],
+                            entry["score"],
+                            measured["case"],
+                            precision,
+                            ratio["value"],
+                            ratio["low"],
+                            ratio["high"],
+                        )
+                    )
+    return points
+
+
+def figure_groups(result: Mapping[str, Any]) -> list[Group]:
+    """What the marks of the figure stand for."""
+    device = "this GPU" if result["provider"] == "cuda" else "this CPU"
+    return [
+        Group("paper", f"paper: {PAPER_HARDWARE}"),
+        *(Group(precision, f"{device}, {precision}") for precision in PRECISIONS[result["provider"]]),
+    ]
+
+
+def figure_title(result: Mapping[str, Any]) -> str:
+    """The machine, and what the figure shows."""
+    report = next(iter(result["reports"].values()))
+    return f"F1 (quoted) against speed-up: the paper's checkpoints on {_record.device_name(report)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

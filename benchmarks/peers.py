@@ -1,0 +1,321 @@
+"""Compare ours with what else one could do with a published pruned model, on the same shapes in one run.
+
+    python benchmarks/peers.py [--f1 87.709] [--shapes 1x128,8x128] [--threads 2] [--rounds 8] [--only ours,openvino]
+                               [--optimum-python PATH] [--work DIR [--build-only]] [--out benchmarks/results/NAME.json]
+
+The sizes are planted in a random BERT (``plant.py``). The peers: PyTorch, nn_pruning's own compaction, ONNX Runtime's
+and optimum's recipes, OpenVINO and CTranslate2. What is not installed is a row that says so. After timing, every row's
+answers are compared with PyTorch's on the same model; a row that is wrong has no times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that it runs by its path, and not only with -m
+
+import numpy as np
+
+from benchmarks import _record, _run, plant
+from benchmarks._run import EXACT, LOOSE, Row
+from benchmarks._workshop import Planted, Workshop, parse_shapes, synthetic_cases
+from compactor.reporting.numbers import bytes_text, times
+
+BASELINE = "dense-onnxruntime-fp32"
+OURS = "ours-int8"
+STOCK = ("stock-fused-int8", "stock-int8", "stock-attention-int8")
+OLD_OPSET = 18  # attention spelled out, as the usual exporters write it
+SHAPES = "1x32,1x128,8x128,1x384"
+CONVERTER_PACKAGES = ("openvino", "nncf")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Build, time, check, and write what came of it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    plant.add_entry_options(parser)
+    _run.add_run_options(parser, shapes=SHAPES)
+    parser.add_argument(
+        "--only", help="comma-separated beginnings of ids; all other rows but the baseline are left out"
+    )
+    parser.add_argument(
+        "--optimum-python",
+        default=os.environ.get("OPTIMUM_PYTHON"),
+        help="an interpreter with optimum-onnx (default: $OPTIMUM_PYTHON)",
+    )
+    args = parser.parse_args(argv)
+    entry = plant.chosen_entry(args)
+    with tempfile.TemporaryDirectory(prefix="peers-") as temporary:
+        work = (args.work or Path(temporary)).resolve()
+        cases = synthetic_cases(work, parse_shapes(args.shapes))
+        rows = make_rows(Planted(work, entry), args.optimum_python)
+        if args.only:
+            rows = [row for row in rows if row.id == BASELINE or row.id.startswith(tuple(args.only.split(",")))]
+        if args.build_only:
+            _run.build(rows, cases)
+            return 0
+        how = _run.settings(args)
+        _record.warn_if_busy()
+        found = _run.run(rows, cases, how)
+        report = _record.make_report(
+            f"Peers on the sizes of {entry.title}",
+            rows,
+            baseline=BASELINE,
+            cases=cases,
+            how=how,
+            found=found,
+            command=_run.command_line(_run.script_argv(argv, "peers.py")),
+        )
+    result = {
+        "schema": 1,
+        "kind": "compactor-peers",
+        "entry": entry.to_json(),
+        "relative_error": _record.plain_errors(found.errors),
+        "report": report,
+    }
+    text = render(result)
+    print(text)
+    if args.out is not None:
+        _record.write_result(args.out, result, text)
+    return 1 if _record.failures([report]) else 0
+
+
+def make_rows(shop: Planted, optimum: str | None) -> list[Row]:
+    """Every way to run the model that the tables compare: dense first, then with its zeros, then compacted."""
+    dense = shop.dense
+    return [
+        Row(BASELINE, "dense: plain export, ONNX Runtime fp32", dense, dense.plain),
+        *_torch_rows(shop),
+        Row(
+            "dense-onnxruntime-int8",
+            "dense: plain export, ONNX Runtime int8",
+            dense,
+            lambda: dense.quantized(dense.plain()),
+            precision="int8",
+            tolerance=LOOSE,
+        ),
+        *_openvino_rows("dense", dense, lambda: dense.plain(OLD_OPSET)),
+        _ctranslate2_row(dense),
+        *_optimum_rows(shop, optimum),
+        *_stock_rows(shop),
+        *_openvino_rows("compact", shop, shop.portable),
+        Row("ours-fp32", "ours: compactor fp32", shop, lambda: shop.ours() / "model.onnx"),
+        Row(
+            OURS,
+            "ours: compactor int8",
+            shop,
+            lambda: shop.ours() / "model_quantized.onnx",
+            precision="int8",
+            tolerance=LOOSE,
+        ),
+    ]
+
+
+def _torch_rows(shop: Planted) -> list[Row]:
+    """PyTorch: the dense model, the one with zeros, and the one that nn_pruning's rule leaves."""
+
+    def row(id: str, name: str, model: Planted, options: Mapping[str, Any], tolerance: float = EXACT) -> Row:
+        return Row(
+            id, name, model, model.checkpoint, engine="torch", provider="torch", options=options, tolerance=tolerance
+        )
+
+    compaction = {"transform": "_nn_pruning:compact"}
+    return [
+        row("dense-torch-eager", "dense: PyTorch eager", shop.dense, {}),
+        row("dense-torch-compiled", "dense: PyTorch compiled", shop.dense, {"compile": True}),
+        row("pruned-torch-eager", "zeros in place: PyTorch eager", shop, {}),
+        # Its rule is approximate, and by how much is in the table; beyond all bounds it would still be an error.
+        row("nn-pruning-eager", "nn_pruning's compaction: PyTorch eager", shop, compaction, LOOSE),
+        row(
+            "nn-pruning-compiled",
+            "nn_pruning's compaction: PyTorch compiled",
+            shop,
+            compaction | {"compile": True},
+            LOOSE,
+        ),
+    ]
+
+
+def _optimum_rows(shop: Planted, python: str | None) -> list[Row]:
+    """What optimum makes of the checkpoint: it leaves the zeros in their places. O3 approximates Gelu."""
+    missing = None if python else "no interpreter with optimum-onnx given: --optimum-python"
+    rows = []
+    for level, tolerance in {"O2": EXACT, "O3": LOOSE}.items():
+
+        def optimized(level: str = level) -> Path:
+            return shop.optimum(str(python), level)
+
+        def quantized(level: str = level) -> Path:
+            return shop.quantized_with(str(python), shop.optimum(str(python), level))
+
+        name = f"zeros in place: optimum {level}"
+        rows += [
+            Row(f"optimum-{level}-fp32", f"{name} fp32", shop, optimized, tolerance=tolerance, missing=missing),
+            Row(
+                f"optimum-{level}-int8",
+                f"{name} + dynamic int8",
+                shop,
+                quantized,
+                precision="int8",
+                tolerance=LOOSE,
+                missing=missing,
+            ),
+        ]
+    return rows
+
+
+def _stock_rows(shop: Planted) -> list[Row]:
+    """ONNX Runtime's own tools on our compact graph: they measure lowering and quantization, not pruning."""
+
+    def row(id: str, name: str, build: Callable[[], Path]) -> Row:
+        return Row(id, f"our compact graph: {name}", shop, build, precision="int8", tolerance=LOOSE)
+
+    return [
+        row(STOCK[0], "optimizer + quantizer", lambda: shop.quantized(shop.fused(shop.portable()))),
+        row(STOCK[1], "quantizer alone", lambda: shop.quantized(shop.portable())),
+        row(STOCK[2], "quantizer on Attention", lambda: shop.quantized(shop.compact())),
+    ]
+
+
+def _openvino_rows(kind: str, shop: Workshop, source: Callable[[], Path]) -> list[Row]:
+    """OpenVINO in fp32, in bf16 where the CPU has it, and in int8 quantized statically by NNCF."""
+    absent = [name for name in CONVERTER_PACKAGES if importlib.util.find_spec(name) is None]
+    missing = f"{' and '.join(absent)} not installed: pip install 'compactor[peers]'" if absent else None
+    name = "dense" if kind == "dense" else "our compact graph"
+
+    def row(precision: str, build: Callable[[], Path], why: str | None, tolerance: float = LOOSE) -> Row:
+        label = "static int8" if precision == "int8" else precision
+        return Row(
+            f"{kind}-openvino-{precision}",
+            f"{name}: OpenVINO {label}",
+            shop,
+            build,
+            precision=precision,
+            engine="openvino",
+            provider="openvino",
+            # What int8 does not cover stays in fp32 on every CPU.
+            options={"INFERENCE_PRECISION_HINT": "f32"} if precision == "int8" else {},
+            tolerance=tolerance,
+            missing=why,
+        )
+
+    def converted() -> Path:
+        return shop.openvino(source(), sys.executable)
+
+    return [
+        row("fp32", converted, missing, EXACT),
+        row("bf16", converted, missing or _why_no_bf16()),
+        row("int8", lambda: shop.openvino(source(), sys.executable, static=True), missing),
+    ]
+
+
+def _why_no_bf16() -> str | None:
+    """Why bf16 cannot be measured here: OpenVINO would compute in fp32 without a word."""
+    import openvino
+
+    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return None if "BF16" in capabilities else "this CPU has no bf16"
+
+
+def _ctranslate2_row(dense: Workshop) -> Row:
+    """CTranslate2 runs the encoder alone, and knows no layer narrower than the others."""
+    missing = (
+        None if importlib.util.find_spec("ctranslate2") else "ctranslate2 not installed: pip install 'compactor[peers]'"
+    )
+    return Row(
+        "dense-ctranslate2-int8",
+        "dense: CTranslate2 int8, without the task's head",
+        dense,
+        lambda: dense.ctranslate2("int8"),
+        precision="int8",
+        engine="ctranslate2",
+        tolerance=LOOSE,
+        missing=missing,
+        adapt=with_head,
+    )
+
+
+def with_head(outputs: _run.Arrays, shop: Workshop) -> _run.Arrays:
+    """The answers that an encoder's last state (B, S, D) stands for, by the head of the checkpoint."""
+    from safetensors.numpy import load_file
+
+    tensors = load_file(shop.checkpoint() / "model.safetensors")
+    if "qa_outputs.weight" in tensors:
+        logits = outputs["last_hidden_state"] @ tensors["qa_outputs.weight"].T + tensors["qa_outputs.bias"]
+        return {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}
+    pooler = "bert.pooler.dense"
+    pooled = np.tanh(outputs["last_hidden_state"][:, 0] @ tensors[f"{pooler}.weight"].T + tensors[f"{pooler}.bias"])
+    return {"logits": pooled @ tensors["classifier.weight"].T + tensors["classifier.bias"]}
+
+
+def render(result: Mapping[str, Any]) -> str:
+    """The tables: times and speed of every row, then ours against each peer."""
+    report, errors = result["report"], result["relative_error"]
+    cases = [case["id"] for case in report["workload"]["cases"]]
+    rows = []
+    for variant in report["variants"]:
+        if variant["status"] == "not run":
+            continue
+        size = variant["counters"]["file_bytes"]
+        worst = max((error for error in errors.get(variant["id"], {}).values() if error is not None), default=None)
+        rows.append(
+            [
+                variant["name"],
+                "-" if size is None else bytes_text(size),
+                *(f"{_record.time_cell(variant, case)} {_record.speed_cell(variant, case)}" for case in cases),
+                "-" if worst is None else f"{worst:.1e}",
+            ]
+        )
+    return "\n\n".join(
+        [
+            f"# {result['entry']['title']}: ours beside its peers",
+            "Milliseconds: median of the processes' medians [p10, p90 of all samples], then × against "
+            "the dense model in ONNX Runtime fp32 [95 % bootstrap interval; ≈: no significant difference]. "
+            "Batch × length, random tokens without padding.",
+            _record.markdown_table(["row", "file", *cases, "error"], rows),
+            _record.markdown_table(["speed of ours int8 against", *cases], _gains(report, cases)),
+            "`error`: root mean square of the difference from PyTorch in fp32 on the model with its zeros in place, as "
+            "a share of the outputs'; the largest over the shapes. `stock`: the fastest of ONNX Runtime's own recipes "
+            "on our compact graph.",
+            *_record.closing(report, errors),
+        ]
+    )
+
+
+def _gains(report: Mapping[str, Any], cases: Sequence[str]) -> list[list[str]]:
+    """How many times faster ours is than each peer; a quotient of medians."""
+    found = {variant["id"]: variant for variant in report["variants"]}
+
+    def median(id: str, case: str) -> float | None:
+        result = _record.find_result(found[id], case) if id in found else None
+        return None if result is None else float(result["summary"]["median"])
+
+    def row(title: str, ids: Sequence[str]) -> list[str]:
+        cells = []
+        for case in cases:
+            ours, theirs = median(OURS, case), [time for id in ids if (time := median(id, case)) is not None]
+            cells.append(times(min(theirs) / ours) if ours is not None and theirs else "-")
+        return [title, *cells]
+
+    return [
+        row("PyTorch eager, dense", ["dense-torch-eager"]),
+        row("PyTorch compiled, dense", ["dense-torch-compiled"]),
+        row("nn_pruning's compaction in PyTorch, the faster", ["nn-pruning-eager", "nn-pruning-compiled"]),
+        row("ONNX Runtime int8, dense", ["dense-onnxruntime-int8"]),
+        row("optimum + dynamic int8, the faster", ["optimum-O2-int8", "optimum-O3-int8"]),
+        row("CTranslate2 int8, dense", ["dense-ctranslate2-int8"]),
+        row("stock", STOCK),
+        row("OpenVINO static int8, dense", ["dense-openvino-int8"]),
+        row("OpenVINO static int8, our compact graph", ["compact-openvino-int8"]),
+        row("OpenVINO bf16, our compact graph", ["compact-openvino-bf16"]),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
