@@ -120,6 +120,10 @@ def test_knows_whether_the_server_keeps_up(load, saturated, max_batch, seed):
     assert served.saturated is saturated
 
 
+def test_a_server_that_works_on_long_after_the_last_arrival_did_not_keep_up():
+    assert play(10, 20, lambda _: 5.0, max_batch=8).saturated  # one batch started before it, too few to see a trend
+
+
 def test_a_single_query_saturates_nothing():
     assert not play(1, 1, lambda _: 5.0).saturated
 
