@@ -1,7 +1,7 @@
 """Can the numbers be believed: VALID, or INVALID with reasons.
 
 Each threshold asks whether something disturbed the measurement that the intervals do not account for. That processes of
-one graph run at different speeds is no reason by itself: virtual machines do that, and the interval of a ratio shows it.
+one graph run at different speeds is no reason by itself: virtual machines do that, and a ratio's interval shows it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LEAST_SERVER_PROCESSES = 2
 DISTURBED_SHARE = 0.25
 """Of a row's processes. A median of medians stands on the other three quarters; percentiles may suffer."""
 OTHERS_SHARE = 0.10
-"""Of the machine's cores, used by others: on two cores, daemons and a shell stay below; a busy process is half of them."""
+"""Of the machine's cores, used by others: on two cores daemons stay below, and a busy process is half of them."""
 WAITED_SHARE = 0.05
 """Of the threads' time, ready but without a core: slower by about as much, and by chance."""
 STEAL_SHARE = 0.05
