@@ -258,7 +258,10 @@ def operators_figure(report: Report) -> Figure | None:
     if len(weights) > len(named):
         keys.append(Key(0, "…", f"{len(weights) - len(named)} others"))
     drawing = draw("operators-0", 54 * len(rows) + 2, paint, label=label)
-    caption = "The share of each operator in the time of a run, by ONNX Runtime's profiler. Bars of different variants have different lengths in time: see the milliseconds."
+    caption = (
+        "The share of each operator in the time of a run, by ONNX Runtime's profiler. All bars are equally long, whatever "
+        "the time: see the milliseconds."
+    )
     return Figure("operators", "Where the time goes", caption, (drawing,), tuple(keys))
 
 
@@ -342,8 +345,9 @@ def server_figure(report: Report) -> Figure | None:
         for row in rows
     )
     caption = (
-        f"Solid: 99th percentile; dashed: median. Triangles: the highest rate whose p{percentile:g} stays under the bound "
-        "(the broken line); further right is better. Lines that leave the picture at the top are queues that grow."
+        "Solid: 99th percentile; dashed: median. Triangles: the highest rate whose "
+        f"p{percentile:g} stays under the bound (the broken line); further right is better. Lines that leave the picture "
+        "at the top are queues that grow."
     )
     drawing = draw("server-0", 290, paint, label=label)
     return Figure("server", "Latency under load", caption, (drawing,), _keys(report, {row["id"] for row in rows}))
@@ -399,8 +403,9 @@ def processes_figure(report: Report) -> Figure | None:
         if (result := result_of(row, case)) is not None and result["summary"]["process_spread"] is not None
     )
     caption = (
-        f"Case {case}, where processes differ most. A line is a process, in the order they ran: from the 10th to the 90th percentile of "
-        "its samples, with the median. Lines that form a column agree; two columns are two speeds of the machine."
+        f"Case {case}, where processes differ most. A line is a process, in the order they ran: from the 10th to the "
+        "90th percentile of its samples, with the median. Lines that form a column agree; two columns are two speeds of "
+        "the machine."
     )
     drawing = draw("processes-0", sum(heights) + 48, paint, label=label)
     return Figure("processes", "Do the processes agree?", caption, (drawing,))
@@ -576,15 +581,16 @@ def _pareto_quality(report: Report, figure: Any, places: Sequence[_Place], speed
         )
         radius = (max(area, 14.0) / np.pi) ** 0.5
         above = index % 2 == 0
+        right = place.speed < 0.75 * max(place.speed for place in places)
         axes.annotate(
             f"{names[place.row['id']]}: {_size(place)}",
             (place.speed, value),
-            (radius * 0.7 + 5, (radius * 0.7 + 5) * (1 if above else -1)),
+            ((radius * 0.7 + 5) * (1 if right else -1), (radius * 0.7 + 5) * (1 if above else -1)),
             textcoords="offset points",
             fontsize=_SMALL,
             fontweight="bold",
             va="bottom" if above else "top",
-            ha="left",
+            ha="left" if right else "right",
             zorder=4,
         )
     axes.set_ylabel(f"{metric_name(primary_metric(report) or 'quality')}, %")
@@ -637,12 +643,15 @@ def _before_after(
         axes.bar(places, after, width, color=SERIES[1])
         if len(names) <= 12:
             for place, value in zip(places, after, strict=True):
+                inside = value > 0.8 * max(before)
                 axes.annotate(
                     f"{value:,}",
                     (place, value),
-                    (0, 3),
+                    (0, -3 if inside else 3),
                     textcoords="offset points",
                     ha="center",
+                    va="top" if inside else "bottom",
+                    color=PAPER if inside else INK,
                     fontsize=_SMALL,
                     fontweight="bold",
                 )

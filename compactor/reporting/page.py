@@ -27,6 +27,7 @@ from compactor.reporting.words import (
     NO_DIFFERENCE,
     Report,
     Row,
+    about_words,
     absence_in_full,
     absences,
     baseline_row,
@@ -37,7 +38,6 @@ from compactor.reporting.words import (
     metric_of,
     placement_words,
     primary_metric,
-    sample_words,
     summary_sentence,
 )
 
@@ -134,19 +134,6 @@ def _text(value: object) -> object:
     if type(value) is not str:  # markup is a str of another type
         return value
     return _UNIT.sub("\N{NO-BREAK SPACE}", printable(value))
-
-
-def about_words(report: Report) -> str:
-    """Where, when and how much, in a line: ``23 November 2026, AMD EPYC, 2 threads, 8 processes a variant``."""
-    machine = report["machine"]
-    parts = [report["created"].replace("T", " ").replace("Z", " UTC")]
-    if machine.get("cpu_model"):
-        parts.append(machine["cpu_model"])
-    parts += [gpu["name"] for gpu in machine.get("gpus") or ()]
-    threads = report["settings"]["threads"]
-    parts.append(f"{threads} thread{'s' if threads != 1 else ''}")
-    parts.append(sample_words(report))
-    return " · ".join(parts)
 
 
 def make_tiles(report: Report) -> list[Tile]:

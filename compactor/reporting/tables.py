@@ -124,8 +124,8 @@ def speed_table(report: Report) -> Table:
         "all batches of the case, one after the other" if report["settings"]["scenario"] == "offline" else "one batch"
     )
     caption = (
-        f"A sample is {sample}. The median is that of the processes' medians. A ratio is the baseline's median over the "
-        "row's: above 1× is faster; in brackets its bootstrap 95 % interval over processes and samples."
+        f"A sample is {sample}. The median is that of the processes' medians. A ratio is the baseline's median over "
+        "the row's: above 1× is faster; in brackets its bootstrap 95 % interval over processes and samples."
     )
     if with_share:
         caption += " The peak is one large matrix product in the row's precision, measured in the same run."
@@ -164,7 +164,9 @@ def server_table(report: Report) -> Table:
                     Cell(digits(best["mean_batch"])),
                 )
             )
-    caption = "Poisson arrivals with a fixed seed; latency counts from the scheduled arrival, so waiting in the queue is in it."
+    caption = (
+        "Poisson arrivals with a fixed seed; latency counts from the scheduled arrival, waiting in the queue included."
+    )
     return Table("server-rates", "Highest rate under the bound", columns, ((None, tuple(rows)),), caption)
 
 
@@ -300,7 +302,9 @@ def profile_tables(report: Report) -> list[Table]:
             for operator in profile["operators"]
         )
         columns = ("operator", "runs on", ">nodes", ">ms a run", ">share", ">MACs")
-        caption = f"Case {profile['case']}, {profile['runs']} runs, by ONNX Runtime's own profiler, which slows them a little."
+        caption = (
+            f"Case {profile['case']}, {profile['runs']} runs, by ONNX Runtime's profiler, which slows them a little."
+        )
         tables.append(Table(f"operators-{index}", f"Operators: {row['name']}", columns, ((None, rows),), caption))
         if profile["layers"]:
             rows = tuple(
@@ -343,8 +347,8 @@ def machine_rows(report: Report) -> list[tuple[str, str]]:
     for precision, peak in (report["peak"] or {}).items():
         add(
             f"peak, {precision}",
-            f"{count(int(peak['macs_per_s']))}MAC/s (one {peak['size']}³ matrix product, {peak['engine']} on {peak['provider']}, "
-            f"{peak['threads']} threads)",
+            f"{count(int(peak['macs_per_s']))}MAC/s (one {peak['size']}³ matrix product, {peak['engine']} on "
+            f"{peak['provider']}, {peak['threads']} threads)",
         )
     add("versions", ", ".join(f"{name} {version}" for name, version in (machine.get("versions") or {}).items()))
     if machine.get("commit"):
@@ -362,7 +366,7 @@ def reproduce_rows(report: Report) -> list[tuple[str, str]]:
         ("inputs", _inputs(workload)),
         (
             "rounds",
-            f"{settings['rounds']}, each variant in a new process each time, order {settings['order']} (forwards, backwards)"
+            f"{settings['rounds']}, each variant in a new process each time, order {settings['order']}"
             + ("; a quick run, cut down for a first look" if settings["quick"] else ""),
         ),
     ]
@@ -381,14 +385,16 @@ def reproduce_rows(report: Report) -> list[tuple[str, str]]:
         rows.append(
             (
                 "clock",
-                f"at least {clock['warm_up_s']:g} s and {clock['warm_up_calls']} calls of warm-up, then {clock['measure_s']:g} s "
-                f"of samples (at least {clock['min_samples']}, at most {clock['max_samples']:,}) in each process and case",
+                f"at least {clock['warm_up_s']:g} s and {clock['warm_up_calls']} calls of warm-up, then "
+                f"{clock['measure_s']:g} s of samples (at least {clock['min_samples']}, at most "
+                f"{clock['max_samples']:,}) in each process and case",
             )
         )
         rows.append(
             (
                 "on the clock",
-                "arrays in host memory in, arrays in host memory out, any device finished; not tokenizing, padding or reading files",
+                "arrays in host memory in, arrays in host memory out, any device finished; not tokenizing, padding or "
+                "reading files",
             )
         )
     rows.append(("seed", str(settings["seed"])))

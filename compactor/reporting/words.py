@@ -77,7 +77,7 @@ def describe_workload(report: Report, case: Mapping[str, Any]) -> str:
         ", bucketed by length" if case["bucketed"] else ", in the order given" if case["bucketed"] is False else ""
     )
     width = f" of {case['seq']} tokens" if case["seq"] is not None else ""
-    groups = f" in batches of {case['batch']}{bucketed}" if case["batch"] > 1 else ", one at a time"
+    groups = f" in batches of {case['batch']}{bucketed}" if case["batch"] > 1 else " one at a time"
     return f"{case['examples']:,} requests{width}{groups}"
 
 
@@ -241,6 +241,19 @@ def _rounds_done(report: Report) -> int:
 
 def _colon(parts: Sequence[str]) -> str:
     return f": {'; '.join(parts)}" if parts else ""
+
+
+def about_words(report: Report) -> str:
+    """Where, when and how much, in a line: ``23 November 2026, AMD EPYC, 2 threads, 8 processes a variant``."""
+    machine = report["machine"]
+    parts = [report["created"].replace("T", " ").replace("Z", " UTC")]
+    if machine.get("cpu_model"):
+        parts.append(machine["cpu_model"])
+    parts += [gpu["name"] for gpu in machine.get("gpus") or ()]
+    threads = report["settings"]["threads"]
+    parts.append(f"{threads} thread{'s' if threads != 1 else ''}")
+    parts.append(sample_words(report))
+    return " · ".join(parts)
 
 
 def sample_words(report: Report) -> str:
