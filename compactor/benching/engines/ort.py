@@ -42,12 +42,13 @@ class OrtEngine:
 
         check_options(variant.options, ("tf32", "provider_options"), where=variant.name)
         provider = Provider(variant.provider)
-        options = _provider_options(provider, variant)
+        options = provider_options(provider, variant)
         self._where = str(variant.path)
         self._session = _open(variant.path, provider, options, threads=threads, spinning=spinning)
         self._types = {entry.name: _numpy_type(entry, self._where) for entry in self._session.get_inputs()}
         self._outputs = [entry.name for entry in self._session.get_outputs()]
-        self._bound = BoundSession(self._session) if provider.needs_gpu else None
+        device_id = int(options.get("device_id", 0))
+        self._bound = BoundSession(self._session, device_id=device_id) if provider.needs_gpu else None
         self.input_names = tuple(self._types)
         self.environment: dict[str, Any] = {
             "onnxruntime": onnxruntime.__version__,
@@ -57,11 +58,13 @@ class OrtEngine:
             "spinning": spinning,
         }
         if provider.needs_gpu:
+            nodes = placement(self._session)
             self.environment |= {
-                "device": next(iter(cuda_device_names()), "unknown"),
+                "device": dict(enumerate(cuda_device_names())).get(device_id, "unknown"),
                 "io_binding": True,
                 "provider_options": options,
-                "nodes": placement(self._session),
+                "nodes": {name: sum(operators.values()) for name, operators in nodes.items()},
+                "nodes_on_cpu": nodes.get("CPUExecutionProvider", {}),
             }
 
     def prepare(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -78,14 +81,17 @@ class OrtEngine:
         return dict(zip(self._outputs, self._session.run(self._outputs, prepared), strict=True))
 
 
-def _provider_options(provider: Provider, variant: Variant) -> dict[str, str]:
-    """What is set on purpose; the rest is ONNX Runtime's default."""
+def provider_options(provider: Provider, variant: Variant) -> dict[str, str]:
+    """The options of the provider that are set on purpose; the rest are ONNX Runtime's defaults."""
     options: dict[str, str] = {}
     if provider is Provider.CUDA:
         options["use_tf32"] = "1" if variant.options.get("tf32", False) else "0"
     if provider is Provider.TENSORRT and variant.precision == "fp16":
         options["trt_fp16_enable"] = "1"  # without it TensorRT computes a graph of float16 in float32
     return options | dict(variant.options.get("provider_options", {}))
+
+
+_provider_options = provider_options  # until counters.py calls it by its public name
 
 
 def _open(path: Path, provider: Provider, options: dict[str, str], *, threads: int, spinning: bool) -> Any:

@@ -120,7 +120,9 @@ def test_casts_an_input_to_the_type_that_the_graph_declares(tmp_path, engine, el
     save(typed_graph(getattr(TensorProto, element_type)), tmp_path / "model.onnx")
     running = start(engine, tmp_path / "model.onnx")
     transposed = tokens()["input_ids"].T  # not contiguous either
-    result = running.run(running.prepare({"input_ids": transposed}))["y"]
+    prepared = running.prepare({"input_ids": transposed})
+    assert prepared["input_ids"].flags.c_contiguous, "the engine would make it so on the clock"
+    result = running.run(prepared)["y"]
     assert result.dtype == getattr(np, element_type.lower().replace("float", "float32").replace("3216", "16"))
     np.testing.assert_array_equal(result, transposed)
 
@@ -192,7 +194,7 @@ def pretend_gpu(monkeypatch):
 
     monkeypatch.setattr(ort, "open_session", open_on_the_cpu)
     monkeypatch.setattr(ort, "BoundSession", functools.partial(BoundSession, device="cpu"))
-    monkeypatch.setattr(ort, "cuda_device_names", lambda: ("NVIDIA L4",))
+    monkeypatch.setattr(ort, "cuda_device_names", lambda: ("NVIDIA L4", "NVIDIA T4"))
     return asked
 
 
@@ -205,7 +207,8 @@ def test_on_a_gpu_the_inputs_and_outputs_are_bound(graph, pretend_gpu):
         np.testing.assert_array_equal(result, session.run(None, prepared)[0])
     assert running.environment["device"] == "NVIDIA L4"
     assert running.environment["io_binding"] is True
-    assert running.environment["nodes"]["CPUExecutionProvider"]["Attention"] == 1
+    assert running.environment["nodes_on_cpu"]["Attention"] == 1
+    assert running.environment["nodes"] == {"CPUExecutionProvider": sum(running.environment["nodes_on_cpu"].values())}
 
 
 @pytest.mark.parametrize(
@@ -226,10 +229,34 @@ def test_a_gpu_is_told_which_numbers_to_use_and_the_report_is_told_too(
     assert running.environment["provider_options"] == expected
 
 
+def test_the_buffers_are_on_the_gpu_that_runs_the_graph(graph, pretend_gpu, monkeypatch):
+    asked = []
+    monkeypatch.setattr(ort, "BoundSession", lambda session, *, device_id: asked.append(device_id))
+    running = start("onnxruntime", graph, "cuda", provider_options={"device_id": "1"})
+    assert asked == [1]
+    assert running.environment["device"] == "NVIDIA T4"
+
+
 # OpenVINO
 
 
-def test_openvino_computes_fp32_in_float32_for_latency_in_one_stream(graph):
+@pytest.mark.parametrize(("precision", "hint"), [("fp32", "f32"), ("bf16", "bf16"), ("int8", None)])
+def test_openvino_computes_in_the_precision_of_the_row(graph, monkeypatch, precision, hint):
+    openvino = pytest.importorskip("openvino")
+    asked = []
+
+    class Core:
+        def compile_model(self, path, device, properties):
+            asked.append((device, properties.get("INFERENCE_PRECISION_HINT")))
+            return original().compile_model(path, device, properties | {"INFERENCE_PRECISION_HINT": "f32"})
+
+    original = openvino.Core
+    monkeypatch.setattr(openvino, "Core", Core)
+    start("openvino", graph, "openvino", precision)
+    assert asked == [("CPU", hint)]
+
+
+def test_openvino_runs_for_latency_in_one_stream(graph):
     pytest.importorskip("openvino")
     properties = start("openvino", graph, threads=2).environment["properties"]
     assert properties == {
