@@ -35,6 +35,7 @@ TOLERANCE = 1.03
 _BEYOND = 10  # samples above a percentile, at least, for it to be reported: 1,000 in all for the 99th
 _PERCENTILES = (99.0, 95.0, 90.0)
 _FEWEST = 20  # queries in a probe, however long they take
+_MOST = 20_000  # a 99th percentile gains nothing from more, and the report keeps each of them
 _LONGER = 2.0  # a probe may take so many times its duration to reach the samples for the 99th percentile
 _PATIENCE = 4.0  # a probe ends when a query has waited for so many bounds
 _CAPACITY_CALLS = 5
@@ -182,10 +183,10 @@ def count_queries(qps: float, duration_s: float) -> int:
     """How many queries a probe has.
 
     As many as its duration takes; more, for up to twice that time, where it takes them for the 99th percentile; never
-    fewer than 20.
+    fewer than 20 or more than 20,000.
     """
     wanted = max(math.ceil(qps * duration_s), _samples_for(TARGET_PERCENTILE))
-    return max(min(wanted, math.floor(_LONGER * qps * duration_s)), _FEWEST)
+    return min(max(min(wanted, math.floor(_LONGER * qps * duration_s)), _FEWEST), _MOST)
 
 
 def highest_percentile(samples: int) -> float:

@@ -90,6 +90,7 @@ def test_a_rate_that_is_never_confirmed_is_none():
         (70, 10, 1000),  # longer than asked for, to reach the 99th percentile
         (30, 10, 600),  # twice as long is the limit
         (0.1, 10, 20),
+        (9000, 10, 20_000),
     ],
 )
 def test_a_probe_has_a_thousand_queries_where_twice_its_duration_allows(qps, duration_s, count):
@@ -147,7 +148,7 @@ def test_finds_the_rate_that_queueing_theory_gives(spec):
     """M/M/1: the 99th percentile is ln(100) / (service rate - arrival rate), so 1.15 s at 6 of 10 a second."""
     random = np.random.default_rng(2)
     engine = SimulatedEngine(lambda _: random.exponential(0.1))
-    found = play_scenario(engine, spec(max_batch=1, bound_ms=1e3 * math.log(100) / 4, duration_s=2000.0))
+    found = play_scenario(engine, spec(max_batch=1, bound_ms=1e3 * math.log(100) / 4, duration_s=3000.0))
     assert found["best_qps"] == pytest.approx(6.0, rel=0.06)
     assert found["percentile"] == 99
 
