@@ -41,7 +41,7 @@ COLOURS = {
     **{colour: f"--s{index}" for index, colour in enumerate(SERIES)},
 }
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a dollar in a name is a dollar
     "text.color": INK,
@@ -108,9 +108,8 @@ def draw(
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the page's font may have it
         figure = Figure(figsize=(WIDTH / 72, height / 72))
         paint(figure)
-        FigureCanvasSVG(figure).print_svg(
-            buffer, metadata={"Creator": None, "Date": None, "Format": None, "Type": None}
-        )
+        canvas: Any = FigureCanvasSVG(figure)  # its print methods have no types
+        canvas.print_svg(buffer, metadata={"Creator": None, "Date": None, "Format": None, "Type": None})
     return Drawing(identity, title, _inline(buffer.getvalue(), identity, label))
 
 

@@ -259,8 +259,8 @@ def operators_figure(report: Report) -> Figure | None:
         keys.append(Key(0, "…", f"{len(weights) - len(named)} others"))
     drawing = draw("operators-0", 54 * len(rows) + 2, paint, label=label)
     caption = (
-        "The share of each operator in the time of a run, by ONNX Runtime's profiler. All bars are equally long, whatever "
-        "the time: see the milliseconds."
+        "The share of each operator in the time of a run, by ONNX Runtime's profiler. All bars are equally long, "
+        "whatever the time: see the milliseconds."
     )
     return Figure("operators", "Where the time goes", caption, (drawing,), tuple(keys))
 
@@ -346,8 +346,8 @@ def server_figure(report: Report) -> Figure | None:
     )
     caption = (
         "Solid: 99th percentile; dashed: median. Triangles: the highest rate whose "
-        f"p{percentile:g} stays under the bound (the broken line); further right is better. Lines that leave the picture "
-        "at the top are queues that grow."
+        f"p{percentile:g} stays under the bound (the broken line); further right is better. Lines that leave the "
+        "picture at the top are queues that grow."
     )
     drawing = draw("server-0", 290, paint, label=label)
     return Figure("server", "Latency under load", caption, (drawing,), _keys(report, {row["id"] for row in rows}))
@@ -404,8 +404,8 @@ def processes_figure(report: Report) -> Figure | None:
     )
     caption = (
         f"Case {case}, where processes differ most. A line is a process, in the order they ran: from the 10th to the "
-        "90th percentile of its samples, with the median. Lines that form a column agree; two columns are two speeds of "
-        "the machine."
+        "90th percentile of its samples, with the median. Lines that form a column agree; two columns are two speeds "
+        "of the machine."
     )
     drawing = draw("processes-0", sum(heights) + 48, paint, label=label)
     return Figure("processes", "Do the processes agree?", caption, (drawing,))

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: no network, no script, no font.
+"""The report as one HTML page that needs nothing else: no network, no script, no font; and the files on disk.
 
 Its content policy forbids everything but its own styles, so nothing that a report's strings hold can run, even if it
 were not escaped.
@@ -6,13 +6,19 @@ were not escaped.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.resources
+import os
 import re
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from compactor.console import printable
+from compactor.errors import OutputError
 from compactor.reporting.figures import make_figures, marks, series_numbers
+from compactor.reporting.markdown import render_markdown
 from compactor.reporting.numbers import bytes_text, digits, duration, interval, points, rate, score, times
 from compactor.reporting.tables import (
     layer_table,
@@ -42,6 +48,8 @@ from compactor.reporting.words import (
 )
 
 _UNIT = re.compile(r"(?<=\d) (?=(?:%|ms|s|[kMGT]?B|[kMG])\b|%)|(?<=\d) (?=±)|(?<=±) (?=\d)")
+MARKDOWN_NAME = "report.md"
+HTML_NAME = "report.html"
 _TEMPLATE = "page.html.jinja"
 
 # Light and dark. Text on `paper` and `back` has a contrast of at least 4.5; colours of series, of which text is set in
@@ -88,6 +96,31 @@ class Tile:
     note: str
     tone: str = ""
     number: bool = True
+
+
+def write_reports(report: Report, folder: str | Path) -> tuple[Path, Path]:
+    """Write ``report.md`` and ``report.html`` into ``folder``, over those that are there. Returns their paths.
+
+    Args:
+        report: A checked ``report.json``.
+        folder: Where; it is made where it does not exist.
+
+    Raises:
+        OutputError: It cannot be written. No file is left half.
+    """
+    folder = Path(folder)
+    texts = {MARKDOWN_NAME: render_markdown(report), HTML_NAME: render_html(report)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            _replace(folder / name, text)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write the report: {error.strerror or error}",
+            where=str(folder),
+            todo="choose another folder with -o",
+        ) from error
+    return folder / MARKDOWN_NAME, folder / HTML_NAME
 
 
 def render_html(report: Report) -> str:
@@ -222,3 +255,17 @@ def _size_tiles(hero: Row, base: Row | None) -> list[Tile]:
 def _footer(report: Report) -> str:
     version: Any = (report["machine"].get("versions") or {}).get("compactor")
     return f"Made by compactor{f' {version}' if version else ''} from report.json, schema {report['schema']}."
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write beside ``file``, then take its place."""
+    handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    try:
+        with open(handle, "w", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+        os.chmod(name, 0o644)  # mkstemp makes it readable for its owner alone
+        os.replace(name, file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise

@@ -136,14 +136,14 @@ def server_table(report: Report) -> Table:
     """The highest rate of each variant, and the latency there."""
     found = [row["server"] for row in measured(report)]
     if found:
-        columns = (
+        columns: tuple[str, ...] = (
             "variant",
             f">highest rate with p{found[0]['percentile']:g} ≤ {found[0]['bound_ms']:g} ms, 1/s",
         )
     else:
         columns = ("variant", ">highest rate, 1/s")
     columns += (">p50, ms", ">p90, ms", ">p99, ms", ">mean batch")
-    rows = []
+    rows: list[tuple[Cell, ...]] = []
     for row in report["variants"]:
         server = row["server"]
         if row["status"] != "measured" or server is None:
@@ -290,7 +290,7 @@ def profile_tables(report: Report) -> list[Table]:
     for index, row in enumerate(row for row in report["variants"] if row["profile"] is not None):
         profile = row["profile"]
         runs = max(profile["runs"], 1)
-        rows = tuple(
+        rows: tuple[tuple[Cell, ...], ...] = tuple(
             (
                 Cell(operator["name"]),
                 Cell(operator["provider"]),

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from compactor.console import Console
-from compactor.reporting.files import HTML_NAME
 from compactor.reporting.numbers import bytes_text, digits, interval, points, rate, score, times
+from compactor.reporting.page import HTML_NAME
 from compactor.reporting.words import (
     NO_DIFFERENCE,
     Report,
