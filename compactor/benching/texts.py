@@ -305,11 +305,17 @@ class _Encoder:
             For each example ``input_ids``, ``attention_mask`` and ``token_type_ids``, and ``words`` or ``spans``.
         """
         encoded = self._run(first, second)
-        long = [i for i, found in enumerate(encoded) if self.limit is not None and len(found["input_ids"]) > self.limit]
-        for i in long:
-            one, two = [first[i]], None if second is None else [second[i]]
-            only_second = cut_second and len(self._run(one)[0]["input_ids"]) <= (self.limit or 0) // 2
-            encoded[i] = self._run(one, two, truncation="only_second" if only_second else "longest_first")[0]
+        limit = self.limit if self.limit is not None else max(len(found["input_ids"]) for found in encoded)
+        long = [i for i, found in enumerate(encoded) if len(found["input_ids"]) > limit]
+        heads = self._run([first[i] for i in long]) if cut_second and long else []
+        only_second = [i for i, head in zip(long, heads, strict=False) if len(head["input_ids"]) <= limit // 2]
+        longest = sorted({*long} - {*only_second})
+        for rows, truncation in ((only_second, "only_second"), (longest, "longest_first")):
+            if rows:
+                seconds = None if second is None else [second[i] for i in rows]
+                again = self._run([first[i] for i in rows], seconds, truncation=truncation)
+                for i, found in zip(rows, again, strict=True):
+                    encoded[i] = found
         self._check(encoded)
         return encoded, len(long)
 

@@ -31,7 +31,6 @@ SCORING_BATCH = 32
 TIMED_EXAMPLES = 256  # a file may hold so many that a single pass over it outlasts the patience
 _QUERIES = 256  # different ones; the server scenario asks them again and again
 _IMAGE_QUERIES = 32  # they are large
-_LONE = 32  # enough to see a median over lengths
 
 
 @dataclasses.dataclass
@@ -43,7 +42,6 @@ class Workload:
         spec: The model it is for.
         cases: What is timed; none in the server scenario.
         queries: The examples of the server scenario, as ``Examples``; None in the others.
-        lone: Some of these queries one by one; none in the other scenarios.
         file: The user's file; None for random tokens.
         sha256: Of that file.
         labelled: All examples of the file with their labels, as far as it has any; None for random tokens.
@@ -56,7 +54,6 @@ class Workload:
     spec: InputSpec
     cases: Sequence[Case]
     queries: Path | None = None
-    lone: Sequence[Case] = ()
     file: Path | None = None
     sha256: str | None = None
     labelled: Labelled | None = None
@@ -176,7 +173,7 @@ def synthetic(
         spec.check_length(length)
     if scenario == "server":
         rows = [spec.random_tokens(random, lengths[i % len(lengths)]) for i in range(_QUERIES)]
-        return Workload("synthetic", spec, (), **_serve(folder, Examples.join(rows, spec.fill)))
+        return Workload("synthetic", spec, (), queries=_write_queries(folder, Examples.join(rows, spec.fill)))
     cases = []
     for length in lengths:
         for batch in dict.fromkeys(batches):
@@ -313,7 +310,7 @@ def _from_examples(
     }
     if scenario == "server":
         chosen = Examples.join([examples[int(row)] for row in timed], examples.padding)
-        return Workload(kind, spec, (), notes=notes, **_serve(folder, chosen), **common)
+        return Workload(kind, spec, (), notes=notes, queries=_write_queries(folder, chosen), **common)
 
     sizes = list(dict.fromkeys(min(batch, len(timed)) for batch in batches))
     if max(batches) > len(timed):
@@ -370,7 +367,7 @@ def _images(
     if scenario == "server":
         pixels = spec.random_images(random, _IMAGE_QUERIES)["pixel_values"]
         queries = Examples.join([{"pixel_values": image} for image in pixels], {})
-        return Workload("synthetic", spec, (), **_serve(folder, queries))
+        return Workload("synthetic", spec, (), queries=_write_queries(folder, queries))
     cases = []
     for batch in batches:
         file = _write(folder, f"batch {batch}", spec.random_images(random, batch))
@@ -391,10 +388,8 @@ def _write(folder: Path, name: str, feeds: dict[str, NDArray[Any]]) -> Path:
     return path
 
 
-def _serve(folder: Path, examples: Examples) -> dict[str, Any]:
-    """Write the queries of the server scenario, and some of them as requests that come alone."""
+def _write_queries(folder: Path, examples: Examples) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "queries.npz"
     examples.save(path)
-    some = np.unique(np.linspace(0, len(examples) - 1, _LONE).round().astype(np.intp))
-    return {"queries": path, "lone": (_case(folder, "alone", 1, examples, [some[[i]] for i in range(len(some))]),)}
+    return path
