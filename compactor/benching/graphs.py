@@ -128,7 +128,8 @@ def _require_fillable(name: str, tensor: Any, path: Path) -> None:
 
 
 def _shape(tensor: Any) -> Shape:
-    return tuple(axis.dim_value if axis.HasField("dim_value") else None for axis in tensor.shape.dim)
+    # Some exporters write a free size as 0 or -1.
+    return tuple(axis.dim_value if axis.dim_value > 0 else None for axis in tensor.shape.dim)
 
 
 def _precision(graph: onnx.GraphProto) -> str:
