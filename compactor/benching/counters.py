@@ -1,0 +1,275 @@
+"""What a variant weighs and how much it computes: parameters, bytes, multiply-adds, and where the time goes.
+
+Multiply-adds are those that are executed: of a padded batch with its padding, of a packed one without, of a pruned
+graph what is left of it. ONNX Runtime's are read from its profile (``compactor.runtime.profiling``), PyTorch's are half
+of what its own counter of floating-point operations finds. OpenVINO and CTranslate2 do not tell what they execute.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import hashlib
+import math
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compactor.benching.plan import Variant
+from compactor.errors import CompactorError
+from compactor.runtime.profiling import Profile, profile_session
+
+# Batches of one case that are profiled and counted: those of a large data set would fill ONNX Runtime's limit of a
+# million events. Evenly spaced, they stand for the others.
+MAX_BATCHES = 128
+
+_CHUNK = 1 << 20
+_NOT_WEIGHTS = ("i64", "i32", "boolean", "string")  # as compactor.stages counts: indexes and flags are none
+
+
+def profile(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The worker's mode ``profile``: where the time of each case goes in ONNX Runtime.
+
+    Args:
+        spec: What the worker was given; its ``profile`` holds ``runs``, counted ones of every batch, and ``layers``,
+            whether to add them up by layer too. With ``"sample": "pass"`` one run is all batches of a case, else it is
+            the mean one of them.
+
+    Returns:
+        ``profile``: by case, the report's ``profile`` block with ``macs``, None where they are unknown. ``notes``:
+        sentences for the reader.
+    """
+    from compactor.benching.engines.ort import _provider_options as provider_options
+    from compactor.runtime.providers import Provider
+
+    variant = Variant.from_json(spec["variant"])
+    wanted = spec["profile"]
+    chosen = {case["id"]: spread(case["files"], MAX_BATCHES) for case in spec["cases"]}
+    longest = max(len(files) for files in chosen.values())
+    profiles = profile_session(
+        variant.path,
+        {case: [_load(file) for file in files] for case, files in chosen.items()},
+        runs=max(1, min(wanted["runs"], MAX_BATCHES // longest)),
+        threads=spec["threads"],
+        allow_spinning=spec["spinning"],
+        provider=variant.provider,
+        provider_options=provider_options(Provider(variant.provider), variant),
+    )
+    blocks, notes = {}, []
+    for case in spec["cases"]:
+        files = case["files"]
+        found = profiles[case["id"]]
+        if spec["sample"] == "pass":
+            found = dataclasses.replace(found, runs=found.runs / len(files))
+        blocks[case["id"]] = _describe(case["id"], found, variant.provider, layers=wanted["layers"])
+        notes.extend(_explain(case, len(chosen[case["id"]]), found))
+    return {"environment": {}, "profile": blocks, "notes": list(dict.fromkeys(notes))}
+
+
+def torch_macs(engine: Any, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The worker's mode ``macs``: multiply-adds of each case in PyTorch.
+
+    Counts the model itself, also where ``torch.compile`` runs it: the same products in other kernels.
+
+    Args:
+        engine: An open ``TorchEngine``.
+        spec: What the worker was given; ``sample`` says as for ``profile`` what one run is.
+
+    Returns:
+        ``macs``: by case; the mean of its batches, or their sum for ``"sample": "pass"``.
+    """
+    counted = {}
+    for case in spec["cases"]:
+        files = spread(case["files"], MAX_BATCHES)
+        total = sum(module_macs(engine.module, engine.prepare(_load(file))) for file in files)
+        batches = len(case["files"]) if spec["sample"] == "pass" else 1
+        counted[case["id"]] = round(total * batches / len(files))
+    return {"macs": counted}
+
+
+def module_macs(module: Any, inputs: Mapping[str, Any]) -> int:
+    """Multiply-adds of one forward pass of a PyTorch module.
+
+    PyTorch counts matrix products, convolutions and attention. It has no formula for the attention kernel of CPUs, the
+    one that runs here, so it is given the one of the GPU kernels: both compute Q K^T and P V.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+    def attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return int(sdpa_flop_count(query, key, value))
+
+    cpu_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    device = next(module.parameters()).device
+    counter = FlopCounterMode(display=False, custom_mapping={cpu_attention: attention_flops})
+    with torch.no_grad(), counter:
+        module(**{name: tensor.to(device) for name, tensor in inputs.items()})
+    return int(counter.get_total_flops()) // 2
+
+
+def parameters(variant: Variant) -> int | None:
+    """Elements of the weights; None where the files do not tell.
+
+    Of an artefact's graph it is the number in ``compactor.json``. Of a model directory it is what is stored, without
+    nn_pruning's scores: the model as PyTorch runs it, zeros included.
+    """
+    try:
+        if variant.path.suffix == ".onnx":
+            return _read_onnx(variant.path).parameters
+        if variant.path.suffix == ".xml":
+            return _openvino_parameters(variant.path)
+        if variant.engine == "torch":
+            return _checkpoint_parameters(variant.path)
+    except Exception:  # a damaged file is a variant that fails, and the engine says why: no reason to stop the others
+        return None
+    return None
+
+
+def file_bytes(variant: Variant) -> int | None:
+    """Bytes of the model's files, those of external weights included; None where there are none to be read."""
+    files = _model_files(variant)
+    return sum(file.stat().st_size for file in files) if files else None
+
+
+def model_hash(variant: Variant) -> str | None:
+    """SHA-256 of the model's file; of several, that of ``cat``, in the order of their names.
+
+    None where there are none to be read.
+    """
+    files = _model_files(variant)
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while chunk := stream.read(_CHUNK):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def spread(files: Sequence[str], most: int) -> list[str]:
+    """At most ``most`` of ``files``, evenly spaced."""
+    if len(files) <= most:
+        return list(files)
+    return [files[index * len(files) // most] for index in range(most)]
+
+
+def _load(file: str) -> dict[str, NDArray[Any]]:
+    with np.load(file) as arrays:
+        return dict(arrays)
+
+
+def _describe(case: str, found: Profile, provider: str, *, layers: bool) -> dict[str, Any]:
+    return {
+        "case": case,
+        "runs": max(1, round(found.runs)),
+        "total_ms": found.total_ms,
+        "operators": found.by_operator(),
+        "layers": found.by_layer() if layers else None,
+        "placement": {"cpu": 0, provider: 0} | found.placement(),
+        "misplaced": found.misplaced(provider),
+        "macs": found.macs,
+    }
+
+
+def _explain(case: Mapping[str, Any], profiled: int, found: Profile) -> list[str]:
+    """What the reader of a profile should know."""
+    notes = []
+    if profiled < len(case["files"]):
+        notes.append(
+            f"Profiles and multiply-adds of {case['id']} are from {profiled} of its {len(case['files'])} batches, "
+            "evenly spaced."
+        )
+    if unknown := found.uncounted():
+        kinds = collections.Counter(entry[entry.rindex("(") + 1 : -1] for entry in unknown)
+        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        notes.append(f"Multiply-adds are not known, because there is no formula for: {listed}.")
+    if found.launch_times_only():
+        notes.append("The profile has no times of GPU kernels: those of GPU nodes are what it took to start them.")
+    return notes
+
+
+# Files
+
+
+@dataclasses.dataclass(frozen=True)
+class _OnnxFacts:
+    parameters: int
+    external: tuple[Path, ...]
+
+
+def _read_onnx(path: Path) -> _OnnxFacts:
+    status = path.stat()
+    return _read_onnx_as_it_is(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=64)
+def _read_onnx_as_it_is(path: Path, modified: int, size: int) -> _OnnxFacts:
+    """Parameters, and the files beside the graph that hold weights; reads no external weights."""
+    import onnx_ir as ir
+
+    from compactor.stages import count_parameters
+
+    model = ir.load(path)
+    values = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
+    folder = path.parent.resolve()
+    external = {Path(tensor.path).resolve() for tensor in values if isinstance(tensor, ir.ExternalTensor)}
+    inside = [file for file in external if file.is_relative_to(folder) and file.is_file()]
+    return _OnnxFacts(count_parameters(model), tuple(sorted(inside)))
+
+
+def _openvino_parameters(path: Path) -> int:
+    """Elements of the constants of an OpenVINO graph, whose ``.xml`` names the type and shape of each."""
+    constants = [layer.find("data") for layer in ElementTree.parse(path).iter("layer") if layer.get("type") == "Const"]
+    return sum(
+        math.prod(int(width) for width in data.get("shape", "").replace(",", " ").split())
+        for data in constants
+        if data is not None and data.get("element_type") not in _NOT_WEIGHTS
+    )
+
+
+def _checkpoint_parameters(path: Path) -> int:
+    """Elements of the stored tensors of floating-point type, by the headers of the files alone."""
+    from compactor.checkpoint.folder import find_model_folder
+    from compactor.checkpoint.masks import is_mask_tensor
+    from compactor.checkpoint.weights import open_weights
+
+    weights = open_weights(find_model_folder(path))
+    return sum(
+        math.prod(shape)
+        for name, shape in weights.shapes.items()
+        if weights.dtypes[name] != "integer" and not is_mask_tensor(name)
+    )
+
+
+def _model_files(variant: Variant) -> list[Path]:
+    """The files that hold the graph and its weights, by name; empty where they cannot be told."""
+    path = variant.path
+    try:
+        if path.suffix == ".onnx":
+            files = [path, *_read_onnx(path).external]
+        elif path.suffix == ".xml":
+            files = [path, path.with_suffix(".bin")]
+        elif variant.engine == "torch":
+            files = _checkpoint_files(path)
+        else:
+            files = [path / "model.bin"]  # CTranslate2
+        return sorted((file for file in files if file.is_file()), key=lambda file: file.name)
+    except Exception:  # as in ``parameters``
+        return []
+
+
+def _checkpoint_files(path: Path) -> list[Path]:
+    from compactor.checkpoint.folder import find_model_folder
+    from compactor.checkpoint.weights import open_weights
+
+    folder = find_model_folder(path)
+    try:
+        return [file for file in open_weights(folder).paths if file.suffix != ".json"]
+    except CompactorError:  # pickled weights are opened by nobody here, but they are files
+        return [*folder.glob("pytorch_model*.bin")]
