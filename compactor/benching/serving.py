@@ -43,7 +43,7 @@ _CAPACITY_S = 1.0
 _FIRST = 0.7  # the first rate tried, as a share of the capacity
 _DOWN = 2.0
 _HOPELESS = 1 / 32  # of the capacity: no lower rate is tried
-_CONFIRMATIONS = 5
+_LOWERED = 4  # times, by 1.03, 1.03**2, 1.03**4 and 1.03**8
 
 Probe = dict[str, Any]
 ProbeRate = Callable[[float, int], Probe]  # tries a rate, with a seed
@@ -140,7 +140,8 @@ def find_rate(probe: ProbeRate, capacity_qps: float, seed: int) -> tuple[float |
     """The highest rate that is ok, to ``TOLERANCE``, and every probe on the way.
 
     All probes of the search have the same arrivals, only closer together or wider apart, so that a higher rate is
-    harder; a rate that was found is tried once more with other arrivals, and lowered until it holds with them.
+    harder. The rate that was found is tried once more with other arrivals. Where it fails, the search goes on with
+    these below it.
 
     Args:
         probe: Tries a rate with a seed; its result has ``ok``.
@@ -159,24 +160,33 @@ def find_rate(probe: ProbeRate, capacity_qps: float, seed: int) -> tuple[float |
     low: float | None = None
     high: float | None = None
     rate = _digits(_FIRST * capacity_qps)
-    while low is None or high is None or high / low > TOLERANCE:
+    while low is None or high is None:
         if holds(rate, seed):
+            low, rate = rate, _digits(rate / _FIRST)
+        else:
+            high, rate = rate, _digits(rate / _DOWN)
+            if low is None and rate < _HOPELESS * capacity_qps:
+                return None, probes
+    low = _narrow(low, high, lambda rate: holds(rate, seed))
+
+    if holds(low, seed + 1):
+        return low, probes
+    for attempt in range(_LOWERED):
+        low, high = _digits(low / TOLERANCE ** (2**attempt)), low
+        if holds(low, seed + 1):
+            return _narrow(low, high, lambda rate: holds(rate, seed + 1)), probes
+    return None, probes
+
+
+def _narrow(low: float, high: float, holds: Callable[[float], bool]) -> float:
+    """Halve the interval between a rate that holds and one that does not, on a log scale; the highest that holds."""
+    while high / low > TOLERANCE:
+        rate = _digits(math.sqrt(low * high))
+        if holds(rate):
             low = rate
         else:
             high = rate
-        if low is None:
-            rate = _digits(rate / _DOWN)
-            if rate < _HOPELESS * capacity_qps:
-                return None, probes
-        else:
-            rate = _digits(low / _FIRST if high is None else math.sqrt(low * high))
-            if rate in (low, high):  # nothing between them at this precision
-                break
-    for attempt in range(_CONFIRMATIONS):
-        if holds(low, seed + 1):
-            return low, probes
-        low = _digits(low / TOLERANCE ** (2**attempt))
-    return None, probes
+    return low
 
 
 def count_queries(qps: float, duration_s: float) -> int:

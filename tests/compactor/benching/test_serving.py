@@ -71,8 +71,8 @@ def test_the_search_gives_up_where_no_rate_is_ok():
 
 def test_a_rate_that_holds_with_one_seed_only_is_lowered_until_it_holds_with_the_other():
     best, probes = find_rate(fake_probe(lambda rate, seed: rate <= (80 if seed == 0 else 75)), 100, seed=0)
-    assert 75 / TOLERANCE**2 <= best <= 75
-    assert probes[-1] == {"qps": best, "seed": 1, "ok": True, "percentile": 99.0}
+    assert 75 / TOLERANCE * 0.999 <= best <= 75
+    assert {"qps": best, "seed": 1, "ok": True, "percentile": 99.0} in probes
     assert [probe["ok"] for probe in probes if probe["seed"] == 1].count(False) >= 1
 
 
@@ -146,10 +146,10 @@ def test_a_probe_that_was_given_up_keeps_what_was_answered():
 
 def test_finds_the_rate_that_queueing_theory_gives(spec):
     """M/M/1: the 99th percentile is ln(100) / (service rate - arrival rate), so 1.15 s at 6 of 10 a second."""
-    random = np.random.default_rng(2)
+    random = np.random.default_rng([2, 99])
     engine = SimulatedEngine(lambda _: random.exponential(0.1))
-    found = play_scenario(engine, spec(max_batch=1, bound_ms=1e3 * math.log(100) / 4, duration_s=3000.0))
-    assert found["best_qps"] == pytest.approx(6.0, rel=0.06)
+    found = play_scenario(engine, spec(max_batch=1, bound_ms=1e3 * math.log(100) / 4, duration_s=1200.0))
+    assert found["best_qps"] == pytest.approx(6.0, rel=0.08)  # a little low: two draws have to hold
     assert found["percentile"] == 99
 
 
@@ -186,7 +186,7 @@ def test_the_block_is_what_the_report_wants(spec):
 
 def test_the_seed_decides_everything_but_the_time(spec):
     def rates(seed):
-        found = play_scenario(SimulatedEngine(lambda batch: 0.02 + 0.01 * batch), spec(seed=seed))
+        found = play_scenario(SimulatedEngine(lambda batch: 0.02 + 0.01 * batch), spec(seed=seed, duration_s=15.0))
         return [(probe["qps"], probe["latencies_ms"]) for probe in found["probes"]]
 
     assert rates(3) == rates(3)
@@ -218,7 +218,9 @@ def test_a_rate_that_was_asked_for_is_the_only_one_tried(spec):
 
     found = play_scenario(SimulatedEngine(lambda batch: 0.02 + 0.01 * batch), spec(qps=200.0))
     assert found["best_qps"] is None
-    assert found["probes"][0]["saturated"] and not found["probes"][0]["ok"]
+    probe = found["probes"][0]
+    assert probe["saturated"] and not probe["ok"]
+    assert probe["unanswered"] > 10_000 and 600 < probe["max_ms"] <= 4 * 200.0 + 100.0  # given up after four bounds
 
 
 def test_a_bound_below_a_lone_query_is_not_searched(spec):
