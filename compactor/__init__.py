@@ -12,7 +12,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from compactor.errors import CompactorError, ModelDirectoryError, OutputError, UsageError, VerificationError
+    from compactor.benching.bench import bench
+    from compactor.benching.comparing import compare
+    from compactor.benching.report import load_report
+    from compactor.errors import (
+        CompactorError,
+        MeasurementError,
+        ModelDirectoryError,
+        OutputError,
+        UsageError,
+        VerificationError,
+    )
     from compactor.exporting import ExportResult, export
     from compactor.inspecting import Inspection, inspect
     from compactor.manifest import load_manifest
@@ -24,14 +34,18 @@ __all__ = [
     "CompactorError",
     "ExportResult",
     "Inspection",
+    "MeasurementError",
     "ModelDirectoryError",
     "OutputError",
     "UsageError",
     "VerificationError",
     "__version__",
+    "bench",
+    "compare",
     "export",
     "inspect",
     "load_manifest",
+    "load_report",
     "verify",
 ]
 
@@ -39,13 +53,17 @@ _HOMES = {
     "CompactorError": "errors",
     "ExportResult": "exporting",
     "Inspection": "inspecting",
+    "MeasurementError": "errors",
     "ModelDirectoryError": "errors",
     "OutputError": "errors",
     "UsageError": "errors",
     "VerificationError": "errors",
+    "bench": "benching.bench",
+    "compare": "benching.comparing",
     "export": "exporting",
     "inspect": "inspecting",
     "load_manifest": "manifest",
+    "load_report": "benching.report",
     "verify": "verifying",
 }
 
