@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 COLOURS = {
+    "dense": "#1F2328",
     "hybrid": "#0072B2",
     "filled": "#009E73",
     "filled, large teacher": "#B5489A",

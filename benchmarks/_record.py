@@ -137,8 +137,8 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
 
 
-def closing(report: Mapping[str, Any], errors: Mapping[str, Mapping[str, float | None]]) -> list[str]:
-    """The last lines of a page: what failed or was not run, the largest error, the verdict, the machine."""
+def closing(report: Mapping[str, Any]) -> list[str]:
+    """The last lines of a page: what failed or was not run, the verdict, the machine, the command."""
     lines = [
         f"{row['name']}: {row['status']}: {row['why']['what'].removeprefix('not run: ')}."
         for row in report["variants"]

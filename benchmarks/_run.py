@@ -31,7 +31,7 @@ HALF = 2e-2
 LOOSE = 0.1  # of int8 and bfloat16: random weights make a harsh test; measured errors are 1 to 4 %
 
 _ROOT = Path(__file__).resolve().parents[1]
-_PLACES = ("--work", "--optimum-python")  # options whose value is a place on one machine
+_PLACES = ("--work", "--out", "--optimum-python")  # options whose value is a place on one machine
 
 Arrays = dict[str, NDArray[Any]]
 Adapt = Callable[[Arrays, Workshop], Arrays]
@@ -204,28 +204,25 @@ def _error(row: Row, case: Case, folder: Path, reference: Outputs) -> float:
 
 def command_line(argv: Sequence[str]) -> str:
     """The command that does it again, without the places of this machine."""
-    script, words = Path(argv[0]).resolve(), list(argv[1:])
+    script, words = argv[0], list(argv[1:])
     kept: list[str] = []
     while words:
-        word = words.pop(0)
-        name = word.partition("=")[0]
-        if name in _PLACES:
-            if word == name and words:
-                words.pop(0)
-            if name != "--work":
-                kept += [name, name.lstrip("-").upper().replace("-", "_")]
+        name, given, value = words.pop(0).partition("=")
+        if name not in _PLACES:
+            kept.append(f"{name}{given}{value}")
             continue
-        kept.append(word)
-    name = script.relative_to(_ROOT).as_posix() if script.is_relative_to(_ROOT) else script.name
-    return shlex.join(["python", name, *kept])
+        value = value if given else words.pop(0) if words else ""
+        if name == "--out":
+            kept += [name, _within_repository(value)]
+        elif name != "--work":
+            kept += [name, name.lstrip("-").upper().replace("-", "_")]
+    return shlex.join(["python", _within_repository(script), *kept])
 
 
-def file_bytes(path: Path) -> int:
-    """Graph and weights on the disk; of a folder, all its weights."""
-    if path.is_dir():
-        return sum(file.stat().st_size for file in path.iterdir() if file.suffix in (".safetensors", ".bin"))
-    files = [path, path.with_name(f"{path.name}_data"), path.with_suffix(".bin")]
-    return sum(file.stat().st_size for file in files if file.exists())
+def _within_repository(path: str) -> str:
+    """``path`` from the root of the repository; the bare name of what is elsewhere."""
+    found = Path(path).resolve()
+    return found.relative_to(_ROOT).as_posix() if found.is_relative_to(_ROOT) else found.name
 
 
 def script_argv(argv: Sequence[str] | None, name: str) -> list[str]:

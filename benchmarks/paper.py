@@ -30,6 +30,7 @@ SHAPES = {"cpu": "1x128,8x128", "cuda": "1x128,8x128,128x384"}  # 128 x 384 is w
 DENSE_F1 = 88.5  # of BERT-base on SQuAD v1.1, in the paper
 PAPER_HARDWARE = "RTX 3090, batch 128"
 FIGURE_TASK = "squadv1"
+DENSE_BASE = "squadv1-dense-768"
 BASELINE = {"cpu": "fp32", "cuda": "fp16"}  # the precision of the dense model that all others are compared with
 PRECISIONS = {"cpu": ("fp32", "int8"), "cuda": ("fp16",)}
 FILES = {"fp32": "model.onnx", "int8": "model_quantized.onnx", "fp16": "model_fp16.onnx"}
@@ -80,14 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(text)
     if args.out is not None:
         _record.write_result(args.out, result, text)
-        draw_figure(
-            figure_points(result),
-            figure_groups(result),
-            [case.id for case in cases],
-            args.out.with_suffix(".svg"),
-            title=figure_title(result),
-        )
-        say(f"wrote {args.out.with_suffix('.svg').name}")
+        points, figure = figure_points(result), args.out.with_suffix(".svg")
+        if any(point.case is not None for point in points):
+            draw_figure(points, figure_groups(result), [case.id for case in cases], figure, title=figure_title(result))
+            say(f"wrote {figure.name}")
     return 1 if _record.failures(reports.values()) else 0
 
 
@@ -131,7 +128,7 @@ def row_id(shop: Planted, precision: str) -> str:
 
 def title(entry: plant.Entry) -> str:
     """For tables: size, method, weights left."""
-    size = "BERT-base" if entry.hidden == plant.BASE_WIDTH else "BERT-large"
+    size = "BERT-large" if entry.large else "BERT-base"
     if entry.method == plant.DENSE:
         return f"dense {size}"
     return f"{size} {method(entry)} {entry.linear_weights / 1e6:.1f}M"
@@ -140,7 +137,7 @@ def title(entry: plant.Entry) -> str:
 def method(entry: plant.Entry) -> str:
     """As the paper's tables call it."""
     name = entry.method.removeprefix("hybrid-")
-    return f"{name}, large teacher" if entry.teacher == "large" and entry.hidden == plant.BASE_WIDTH else name
+    return f"{name}, large teacher" if entry.teacher == "large" and not entry.large else name
 
 
 def describe(shop: Planted) -> dict[str, Any]:
@@ -150,7 +147,7 @@ def describe(shop: Planted) -> dict[str, Any]:
         **entry.to_json(),
         "title": title(entry),
         "dense": shop.dense.folder.name,
-        "method": method(entry) if entry.hidden == plant.BASE_WIDTH else f"BERT-large, {method(entry)}",
+        "method": f"BERT-large, {method(entry)}" if entry.large else method(entry),
         "gpu_speedup": round(entry.gpu_speedup / shop.dense.entry.gpu_speedup, 2),
     }
 
@@ -159,10 +156,11 @@ def parse_entries(text: str, count: int) -> list[int]:
     """The indices of ``0-3,7``. Exits with a message where it is not that."""
     found: list[int] = []
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        if not (first.isdigit() and (not last or last.isdigit()) and int(last or first) < count):
+        first, dash, last = part.partition("-")
+        last = last if dash else first
+        if not (first.isdigit() and last.isdigit() and int(last) < count):
             sys.exit(f"error: expected indices below {count} such as 0-3,7, got '{part}'")
-        found += range(int(first), int(last or first) + 1)
+        found += range(int(first), int(last) + 1)
     return list(dict.fromkeys(found))
 
 
@@ -177,7 +175,7 @@ def render(result: Mapping[str, Any]) -> str:
         f"Scores and GPU speed-ups ({PAPER_HARDWARE}) are the authors'; weights here are random, so a score says "
         "nothing of int8 or fp16. In brackets: the 95 % bootstrap interval of a speed-up; ≈ stands for no "
         "significant difference.",
-        *_record.closing(first, result["relative_error"]),
+        *_record.closing(first),
     ]
     return "\n\n".join(parts)
 
@@ -205,12 +203,12 @@ def _table(report: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], prov
 
 
 def figure_points(result: Mapping[str, Any]) -> list[Point]:
-    """F1 against speed-up, of every entry on SQuAD v1.1."""
+    """F1 against speed-up, of every entry on SQuAD v1.1 and of the dense BERT-base."""
     found = {variant["id"]: variant for report in result["reports"].values() for variant in report["variants"]}
+    dense = {"id": DENSE_BASE, "method": plant.DENSE, "score": DENSE_F1, "gpu_speedup": 1.0}
+    drawn = [entry for entry in result["entries"] if entry["task"] == FIGURE_TASK]
     points = []
-    for entry in result["entries"]:
-        if entry["task"] != FIGURE_TASK:
-            continue
+    for entry in [*drawn, dense] if DENSE_BASE in result["reports"] else drawn:
         points.append(Point(entry["id"], entry["method"], entry["score"], None, "paper", entry["gpu_speedup"]))
         for precision in PRECISIONS[result["provider"]]:
             for measured in found[f"{entry['id']}-{precision}"]["results"]:

@@ -70,6 +70,11 @@ class Entry:
     gpu_speedup: float
 
     @property
+    def large(self) -> bool:
+        """Whether it is a BERT-large."""
+        return self.hidden > BASE_WIDTH
+
+    @property
     def layers(self) -> int:
         """Layers of the model."""
         return len(self.kept_heads)
@@ -90,7 +95,7 @@ class Entry:
         """For folders."""
         if self.method == DENSE:
             return f"{self.task}-{DENSE}-{self.hidden}"
-        large = "large-" if self.hidden > BASE_WIDTH else ""
+        large = "large-" if self.large else ""
         return f"{self.task}-{large}{self.method}-{self.score:g}"
 
     def to_json(self) -> dict[str, Any]:
@@ -136,7 +141,7 @@ def dense_twin(entry: Entry) -> Entry:
         attention_nnz=(4 * entry.hidden**2,) * entry.layers,
         attention_block=(1, 1),
         metrics={},
-        gpu_speedup=1.0 if entry.hidden == BASE_WIDTH else LARGE_GPU_SPEEDUP,
+        gpu_speedup=LARGE_GPU_SPEEDUP if entry.large else 1.0,
     )
 
 

@@ -126,7 +126,7 @@ def render(result: Mapping[str, Any]) -> str:
             _record.markdown_table(
                 ["model and batches", "positions per real token", "unpacked", "packed", "gain of packing"], rows
             ),
-            *_record.closing(first, result["relative_error"]),
+            *_record.closing(first),
         ]
     )
 

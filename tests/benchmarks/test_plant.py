@@ -10,22 +10,8 @@ import numpy as np
 import pytest
 
 from benchmarks import plant
+from tests.benchmarks.made_up import ENTRY
 
-ENTRY = plant.Entry(
-    task="squadv1",
-    method="hybrid",
-    teacher="base",
-    hidden=32,
-    heads=4,
-    head_size=8,
-    intermediate=40,
-    kept_heads=(2, 1),
-    kept_ffn=(7, 3),
-    attention_nnz=(512, 200),
-    attention_block=(4, 4),
-    metrics={"f1": 80.5},
-    gpu_speedup=2.0,
-)
 FULL_HEAD = 4 * 8 * 32  # weights of one head in Q, K, V and O
 
 
@@ -163,7 +149,9 @@ def test_a_dense_twin_has_no_zero() -> None:
 
 
 @pytest.mark.parametrize(("score", "paper"), [(91.027, 2.9), (90.163, 3.2)])
-def test_gpu_speeds_of_the_large_ones_are_those_of_the_paper_against_their_dense_model(score: float, paper: float) -> None:
+def test_gpu_speeds_of_the_large_ones_are_those_of_the_paper_against_their_dense_model(
+    score: float, paper: float
+) -> None:
     entry = plant.find_entry(plant.read_entries(), score=score)
     assert entry.gpu_speedup / plant.dense_twin(entry).gpu_speedup == pytest.approx(paper, abs=0.05)
 
