@@ -1,0 +1,177 @@
+"""Figures: there when they have data, in the page's colours, the same bytes each time."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from compactor.reporting.canvas import COLOURS, SERIES, draw, framed, shorten
+from compactor.reporting.figures import make_figures, marks, series_numbers
+from tests.compactor.reports import KINDS, make_report
+
+REAL = ("batch 1", "batch 32", "batch 32, bucketed")
+
+
+def figures_of(**knobs):
+    return {figure.id: figure for figure in make_figures(make_report(**knobs))}
+
+
+def shown(figure):
+    """Every text of a figure, as it is read."""
+    roots = [ElementTree.fromstring(_standalone(drawing.markup)) for drawing in figure.drawings]
+    return [node.text for root in roots for node in root.iter() if node.tag.endswith("text")]
+
+
+def _standalone(markup):
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return markup.replace("<svg ", f"<svg {names} ", 1)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "expected"),
+    [
+        ({}, ["latency", "pareto", "throughput", "layers", "operators", "layer-times", "processes"]),
+        ({"scenario": "server"}, ["server", "pareto", "layers", "operators", "layer-times"]),
+        ({"cases": ("1x128",)}, ["latency", "pareto", "layers", "operators", "layer-times", "processes"]),
+        ({"profile": False, "layers": False}, ["latency", "pareto", "throughput", "processes"]),
+        ({"variants": ("model-torch",), "rounds": 1, "cases": ("1x128",), "layers": False}, ["latency"]),
+        ({"variants": ("compact-cuda-fp16",), "layers": False}, []),
+    ],
+)
+def test_a_figure_is_there_when_it_has_data(knobs, expected):
+    assert list(figures_of(**knobs)) == expected
+
+
+def test_every_drawing_is_sound_and_has_an_id_of_its_own():
+    figures = make_figures(make_report())
+    ids = []
+    for drawing in (drawing for figure in figures for drawing in figure.drawings):
+        root = ElementTree.fromstring(_standalone(drawing.markup))
+        assert root.get("aria-label")
+        found = [node.get("id") for node in root.iter() if node.get("id")]
+        assert all(name == drawing.id or name.startswith(f"{drawing.id}-") for name in found)
+        assert set(re.findall(r'(?:url\(#|href="#)([\w-]+)', drawing.markup)) <= set(found)
+        ids += found
+    assert len(set(ids)) == len(ids)
+
+
+def test_all_colours_are_the_pages():
+    for figure in make_figures(make_report()) + make_figures(make_report(scenario="server")):
+        for drawing in figure.drawings:
+            assert not re.findall(r"(?:fill|stroke): ?#[0-9a-f]+", drawing.markup), drawing.id
+            assert set(re.findall(r"var\((--\w+)\)", drawing.markup)) <= set(COLOURS.values())
+
+
+def test_the_same_report_gives_the_same_bytes():
+    assert make_figures(make_report()) == make_figures(make_report())
+
+
+def test_matplotlib_is_left_as_it_was():
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    make_figures(make_report(cases=("1x128",)))
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_names_are_text():
+    name = "</svg><script>$x$ & #010299"
+    figures = figures_of(names={"compact-int8": name}, cases=("1x128",))
+    assert name in shown(figures["latency"])
+    assert "<script>" not in "".join(drawing.markup for figure in figures.values() for drawing in figure.drawings)
+
+
+def test_latency_shows_every_row_and_no_number_for_one_that_did_not_run():
+    figure = figures_of(cases=("1x128",), failed={"compact-fp32": "boom"})["latency"]
+    texts = shown(figure)
+    assert texts[texts.index("compact fp32") + 1] == "failed: boom"
+    assert texts[texts.index("compact fp16, CUDA") + 1] == "not run: no CUDA device"
+    assert texts[texts.index("compact int8") + 1] == "2.59 ms · 9.61×"
+
+
+def test_bars_are_as_long_as_the_times():
+    report = make_report(cases=("1x128",))
+    (figure,) = (figure for figure in make_figures(report) if figure.id == "latency")
+    medians = [row["results"][0]["summary"]["median"] for row in report["variants"] if row["results"]]
+    bars = re.findall(r'd="M 0 [\d.]+ L ([\d.]+) [^"]*"[^>]*fill: var\(--s(\d)\)', figure.drawings[0].markup)
+    assert [int(series) for _, series in bars] == [0, 1, 2]
+    lengths = [float(length) for length, _ in bars]
+    assert [length / lengths[0] for length in lengths] == pytest.approx([ms / medians[0] for ms in medians], rel=1e-4)
+
+
+def test_a_difference_that_is_none_is_marked():
+    report = make_report(cases=("1x128",))
+    report["variants"][1]["results"][0]["ratio"]["verdict"] = "no significant difference"
+    figure = make_figures(report)[0]
+    assert any("· ≈ 3.8" in text for text in shown(figure))
+    assert "≈: no significant difference" in figure.caption
+
+
+def test_offline_bars_are_throughput():
+    figure = figures_of(scenario="offline", data=True, cases=REAL)["latency"]
+    assert figure.title == "Throughput"
+    assert any(re.fullmatch(r"2,\d{3}/s · 9\.\d+×", text) for text in shown(figure))
+
+
+def test_throughput_needs_two_batches_and_tells_bucketing_apart():
+    assert "throughput" not in figures_of(cases=("1x32", "1x128"))
+    assert [drawing.title for drawing in figures_of()["throughput"].drawings] == ["128 tokens"]
+    figure = figures_of(scenario="offline", data=True, cases=REAL)["throughput"]
+    assert "stroke-dasharray" in figure.drawings[0].markup and "Dashed" in figure.caption
+
+
+def test_pareto_without_quality_is_size_against_speed():
+    assert figures_of()["pareto"].title == "Speed, accuracy, size"
+    figure = figures_of(quality=False)["pareto"]
+    assert figure.title == "Speed and size" and "file, MB" in shown(figure)
+
+
+def test_layers_are_named_by_their_number_and_hold_the_counts():
+    texts = shown(figures_of()["layers"])
+    assert {"4", "5", "1,264", "555", "113"} <= set(texts)
+    titles = [drawing.title for drawing in figures_of()["layers"].drawings]
+    assert titles == ["attention heads: 14 of 36 kept", "FFN neurons: 1,932 of 4,608 kept"]
+
+
+def test_layers_without_neurons_show_heads_alone():
+    report = make_report()
+    for layer in report["layers"]:
+        layer["neurons_before"] = layer["neurons_after"] = None
+    (figure,) = (figure for figure in make_figures(report) if figure.id == "layers")
+    assert [drawing.id for drawing in figure.drawings] == ["layers-heads"]
+
+
+def test_operators_beyond_the_named_are_others():
+    keys = figures_of()["operators"].keys
+    assert [key.text for key in keys][-1] == "5 others" and len(keys) == 8
+
+
+def test_processes_show_the_case_that_agrees_least():
+    report = make_report()
+    report["variants"][0]["results"][1]["summary"]["process_spread"] = 0.5
+    (figure,) = (figure for figure in make_figures(report) if figure.id == "processes")
+    assert figure.caption.startswith("Case 1x128, where processes differ most")
+
+
+def test_colours_and_numbers_stay_with_the_variant():
+    report = make_report(variants=tuple(KINDS))
+    assert series_numbers(report)["model-torch"] == 0
+    assert sorted(series_numbers(report).values()) == list(range(6))
+    assert list(marks(report).values()) == ["1", "2", "3", "4", "5", "6"]
+    assert max(series_numbers(make_report(baseline=None)).values()) < len(SERIES)
+
+
+def test_shorten_counts_wide_characters():
+    assert shorten("compact int8", 12) == "compact int8"
+    assert shorten("compact int8 on something", 12) == "compact int…"
+    assert shorten("日本語日本語日本語", 9) == "日本語日…"
+    assert shorten("a\x1b[31m", 20) == "a\\x1b[31m"
+
+
+def test_a_drawing_says_what_it_shows():
+    drawing = draw("x", 100, lambda figure: framed(figure).plot([0, 1], [0, 1], color=SERIES[1]), label='a "b" <c>')
+    assert drawing.markup.startswith(
+        '<svg class="plot" id="x" viewBox="0 0 350 100" role="img" aria-label="a &quot;b&quot; &lt;c&gt;">'
+    )
