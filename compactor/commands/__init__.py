@@ -6,13 +6,14 @@ Each module calls its click command ``command`` and imports what is heavy inside
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from compactor.errors import ModelDirectoryError
+from compactor.errors import ModelDirectoryError, UsageError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -74,3 +75,12 @@ def require_model_dir(path: Path) -> None:
             where=str(path),
             todo="give a local folder that holds config.json and the weights; nothing is downloaded",
         )
+
+
+def require_packages(*packages: str, needed_by: str) -> None:
+    """Raise UsageError where one of the ``bench`` extra's packages is missing: before an hour's work, not after it."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise UsageError(
+                f"'{package}' is not installed, which {needed_by} needs", todo="pip install 'compactor[bench]'"
+            )

@@ -1,0 +1,371 @@
+"""``compactor bench``: how fast each variant is here, how sure that is, and whether it became slower."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from compactor import commands
+from compactor.console import Console
+from compactor.errors import MeasurementError
+
+if TYPE_CHECKING:
+    from compactor.benching.plan import Scenario
+
+PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino", "torch")
+_WITH_COMPARE = {"compare", "as_json", "quiet", "verbose"}
+_LARGEST_BATCH = 16_384
+_LARGEST_LENGTH = 1_000_000
+
+
+class _Command(click.Command):
+    """Keeps what was typed, for the report: it says how to measure again."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse as click does."""
+        ctx.meta["typed"] = shlex.join([*ctx.command_path.split(), *args])
+        return super().parse_args(ctx, args)
+
+
+class _Amount(click.FloatRange):
+    """A number above 0 and up to a largest; ``nan``, which is neither below nor above anything, is none."""
+
+    def __init__(self, largest: float) -> None:
+        super().__init__(min=0, min_open=True, max=largest)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"'{value}' is not a number.", param, ctx)
+        return number
+
+
+def _sizes(largest: int) -> Callable[..., tuple[int, ...] | None]:
+    """Reads positive whole numbers, separated by commas, each once: ``1,8``."""
+
+    def read(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+        if value is None:
+            return None
+        sizes = []
+        for text in map(str.strip, value.split(",")):
+            if not text.isdecimal() or not 1 <= (size := int(text)) <= largest:
+                raise click.BadParameter(f"'{text}' is not a whole number from 1 to {largest:,}.", ctx, param)
+            sizes.append(size)
+        return tuple(dict.fromkeys(sizes))
+
+    return read
+
+
+def _cpus(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """The logical CPUs that ``value`` names, as ``0,2`` or ``0-3``; this process may use them all."""
+    if value is None:
+        return None
+    if not hasattr(os, "sched_getaffinity"):
+        raise click.BadParameter("this system does not pin processes to CPUs.", ctx, param)
+    usable = os.sched_getaffinity(0)
+    found: set[int] = set()
+    for text in map(str.strip, value.split(",")):
+        first, dash, last = text.partition("-")
+        ends = (first, last if dash else first)
+        if not all(end.isdecimal() and len(end) < 6 for end in ends):
+            raise click.BadParameter(f"'{text}' is neither a CPU nor a range such as 0-3.", ctx, param)
+        named = set(range(int(ends[0]), int(ends[1]) + 1))
+        if not named or not named <= usable:
+            listed = ",".join(map(str, sorted(usable)))
+            raise click.BadParameter(
+                f"'{text}' is not within the CPUs that this process may use: {listed}.", ctx, param
+            )
+        found |= named
+    return tuple(sorted(found))
+
+
+def _providers(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """The providers in all ``values``, once each."""
+    names = tuple(dict.fromkeys(name.strip() for value in values for name in value.split(",")))
+    for name in names:
+        if name not in PROVIDERS:
+            raise click.BadParameter(f"'{name}' is not one of {', '.join(PROVIDERS)}.", ctx, param)
+    return names
+
+
+@click.command(cls=_Command, short_help="Measure speed and quality, with intervals and a verdict.")
+@click.argument("targets", nargs=-1, type=click.Path(path_type=Path), metavar="TARGET...")
+@click.option(
+    "--baseline",
+    type=click.Path(path_type=Path),
+    metavar="TARGET",
+    help="What the others are compared with; by default, the first that runs.",
+)
+@click.option(
+    "--provider",
+    "providers",
+    multiple=True,
+    default=("cpu",),
+    show_default=True,
+    callback=_providers,
+    metavar="LIST",
+    help=f"Where graphs run, separated by commas: {', '.join(PROVIDERS)}. Model directories run in PyTorch.",
+)
+@click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="Threads; by default, the usable cores.")
+@click.option(
+    "--batch",
+    "batches",
+    callback=_sizes(_LARGEST_BATCH),
+    metavar="LIST",
+    help="Batch sizes, such as 1,8; a server answers up to the largest at once.",
+)
+@click.option(
+    "--seq", "seqs", callback=_sizes(_LARGEST_LENGTH), metavar="LIST", help="Lengths of random inputs, such as 32,128."
+)
+@click.option("--lengths", type=click.Path(path_type=Path), metavar="FILE", help="Random inputs of these lengths.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Labelled texts, TSV or JSONL: real lengths, quality.",
+)
+@click.option(
+    "--scenario",
+    type=click.Choice(["single", "offline", "server"]),
+    default="single",
+    show_default=True,
+    help="One request after the other, all at once, or at random times.",
+)
+@click.option("--qps", type=_Amount(1e6), metavar="N", help="Requests a second of the server.")
+@click.option(
+    "--p99-bound",
+    "bound_ms",
+    type=_Amount(1e7),
+    metavar="MS",
+    help="What the server's p99 must stay under.",
+)
+@click.option(
+    "--duration",
+    "duration_s",
+    type=_Amount(86_400),
+    metavar="S",
+    help="Seconds to sample each case in each process.",
+)
+@click.option("--metric", metavar="LIST", help="accuracy, f1, ...; by default, the task's own.")
+@click.option("--rounds", type=click.IntRange(1, 1000), metavar="N", help="How often each variant is started anew.")
+@click.option("--quick", is_flag=True, help="Fewer and shorter rounds: a look, not a result.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=17, show_default=True, help="Of all random numbers.")
+@click.option("--affinity", callback=_cpus, metavar="LIST", help="Logical CPUs to run on, such as 0,2 or 0-3.")
+@click.option("--spinning/--no-spinning", default=True, show_default=True, help="Let idle threads wait busily.")
+@click.option("--profile", is_flag=True, help="Say where the time goes, by operator.")
+@click.option("--profile-layers", is_flag=True, help="Say it by layer too.")
+@click.option(
+    "-o", "--output", "out", type=click.Path(path_type=Path), metavar="DIR", help="Write report.json, .md and .html."
+)
+@click.option("--overwrite", is_flag=True, help="Replace an earlier report in DIR.")
+@click.option("--allow-noisy", is_flag=True, help="Do not fail when the machine was too busy to be believed.")
+@click.option(
+    "--compare",
+    nargs=2,
+    type=click.Path(path_type=Path),
+    metavar="A B",
+    help="Measure nothing: is report B slower than report A?",
+)
+@commands.json_option
+@commands.verbosity_options
+@commands.debug_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    targets: tuple[Path, ...],
+    baseline: Path | None,
+    providers: tuple[str, ...],
+    threads: int | None,
+    batches: tuple[int, ...] | None,
+    seqs: tuple[int, ...] | None,
+    lengths: Path | None,
+    data: Path | None,
+    scenario: Scenario,
+    qps: float | None,
+    bound_ms: float | None,
+    duration_s: float | None,
+    metric: str | None,
+    rounds: int | None,
+    quick: bool,
+    seed: int,
+    affinity: tuple[int, ...] | None,
+    spinning: bool,
+    profile: bool,
+    profile_layers: bool,
+    out: Path | None,
+    overwrite: bool,
+    allow_noisy: bool,
+    compare: tuple[Path, Path] | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Measure each TARGET: an artefact (every precision in it), an .onnx file, or a Hugging Face model directory.
+
+    Every variant runs in fresh processes, in turn with the others, on the same inputs. Ratios come with a 95 %
+    interval, and the whole with a verdict: exit code 6 when the machine was too busy to be believed, or when
+    --compare finds that something became slower.
+    """
+    commands.refuse_both(quiet, verbose)
+    console = Console(quiet=quiet, verbose=verbose)
+    if compare is not None:
+        _refuse_beside_compare(ctx)
+        _compare(console, *compare, as_json=as_json)
+        return
+    _refuse_contradictions(ctx)
+    if out is not None:
+        commands.require_packages("matplotlib", "jinja2", needed_by="-o")
+    if data is not None:
+        commands.require_packages("torchmetrics", needed_by="--data")
+    with console.working() as progress:
+        progress("loading libraries")
+        from compactor.benching.bench import bench
+        from compactor.reporting.terminal import print_summary
+
+        report = bench(
+            targets,
+            baseline=baseline,
+            providers=providers,
+            threads=threads,
+            batch=batches,
+            seq=seqs,
+            lengths=lengths,
+            data=data,
+            scenario=scenario,
+            qps=qps,
+            duration_s=duration_s,
+            bound_ms=bound_ms,
+            metric=metric,
+            out=out,
+            overwrite=overwrite,
+            quick=quick,
+            rounds=rounds,
+            seed=seed,
+            affinity=affinity,
+            spinning=spinning,
+            profile=profile or profile_layers,
+            profile_layers=profile_layers,
+            command=ctx.meta["typed"],
+            progress=progress,
+        )
+    if as_json:
+        console.document(report)
+    else:
+        print_summary(console, report, out)
+    _end(report, out, allow_noisy=allow_noisy)
+
+
+def _end(report: dict[str, Any], out: Path | None, *, allow_noisy: bool) -> None:
+    """Raise what the report is to end with, after all of it was shown."""
+    if report["interrupted"]:
+        raise KeyboardInterrupt
+    where = None if out is None else str(out)
+    if not any(variant["status"] == "measured" for variant in report["variants"]):
+        why = next(variant["why"] for variant in report["variants"] if variant["status"] == "failed")
+        raise MeasurementError(f"nothing could be measured: {why['what']}", where=why["where"], todo=why["todo"])
+    verdict = report["verdict"]
+    if not verdict["valid"] and not allow_noisy:
+        more = f" (and {len(verdict['reasons']) - 1} more)" if len(verdict["reasons"]) > 1 else ""
+        raise MeasurementError(
+            f"the report is INVALID: {verdict['reasons'][0]}{more}",
+            where=where,
+            todo="measure again on a quiet machine; or accept the numbers with --allow-noisy",
+        )
+
+
+def _refuse_contradictions(ctx: click.Context) -> None:
+    """Raise the usage error of options that do not go together, before anything is loaded."""
+    given = ctx.params
+
+    def refuse(unless: bool, message: str) -> None:
+        if not unless:
+            raise click.UsageError(message, ctx=ctx)
+
+    server = given["scenario"] == "server"
+    refuse(bool(given["targets"]), "Missing argument 'TARGET...'.")
+    refuse(not (given["lengths"] and given["data"]), "--lengths and --data are two sources of lengths.")
+    for option in ("lengths", "data"):
+        refuse(not (given[option] and given["seqs"]), f"--seq and --{option} are two sources of lengths.")
+    refuse(given["metric"] is None or given["data"] is not None, "--metric needs labelled texts: add --data FILE.")
+    refuse(given["qps"] is None or server, "--qps is for --scenario server.")
+    refuse(given["bound_ms"] is None or server, "--p99-bound is for --scenario server.")
+    refuse(not given["overwrite"] or given["out"] is not None, "--overwrite needs -o DIR.")
+    if given["out"] is not None:
+        places = [path.resolve() for path in (*given["targets"], given["baseline"]) if path is not None]
+        refuse(given["out"].resolve() not in places, "-o names a TARGET: give the report a folder of its own.")
+
+
+def _refuse_beside_compare(ctx: click.Context) -> None:
+    for param in ctx.command.params:
+        name = param.name or ""
+        if name not in _WITH_COMPARE and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            what = "TARGETs" if name == "targets" else max(param.opts, key=len)
+            raise click.UsageError(f"--compare reads two reports and measures nothing: leave out {what}.", ctx=ctx)
+
+
+def _compare(console: Console, before: Path, after: Path, *, as_json: bool) -> None:
+    """Print what became slower or faster from one report to the next; a slowdown is an error."""
+    with console.working() as progress:
+        progress("reading the reports")
+        from compactor.benching.report import load_report
+
+        reports = load_report(before), load_report(after)
+        progress("comparing")
+        from compactor.benching.comparing import compare
+
+        comparison = compare(*reports)
+    if as_json:
+        console.document(comparison)
+    else:
+        _print_comparison(console, comparison)
+    if comparison["slower"]:
+        slower = [row for row in (*comparison["rows"], *comparison["server"]) if row["verdict"] == "slower"]
+        more = f" (and {len(slower) - 1} more)" if len(slower) > 1 else ""
+        case = f" on {slower[0]['case']}" if "case" in slower[0] else ""
+        raise MeasurementError(f"{slower[0]['name']} became slower{case}{more}", where=str(after))
+
+
+def _print_comparison(console: Console, comparison: dict[str, Any]) -> None:
+    if comparison["rows"]:
+        columns = (
+            "variant",
+            "case",
+            ">before, ms",
+            ">after, ms",
+            "decided by",
+            ">times as fast",
+            ">95 % interval",
+            "verdict",
+        )
+        console.table(columns, [_comparison_row(row) for row in comparison["rows"]])
+    if comparison["server"]:
+        columns = ("variant", ">before, 1/s", ">after, 1/s", ">times as high", "verdict")
+        console.table(columns, [_rates_row(row) for row in comparison["server"]])
+    console.line()
+    for note in comparison["notes"]:
+        console.line(note)
+
+
+def _comparison_row(row: dict[str, Any]) -> tuple[str, ...]:
+    from compactor.reporting.numbers import digits
+
+    found = row["speedup"] if row["decided_by"] == "speed-up" else row["time"]
+    interval = "-" if found["low"] is None else f"{found['low']:.3f} to {found['high']:.3f}"
+    before, after = digits(row["before_ms"]), digits(row["after_ms"])
+    change = f"{found['value']:.3f}"
+    return row["name"], row["case"], before, after, row["decided_by"] or "-", change, interval, row["verdict"]
+
+
+def _rates_row(row: dict[str, Any]) -> tuple[str, ...]:
+    from compactor.reporting.numbers import digits
+
+    before, after = ("none" if row[key] is None else digits(row[key]) for key in ("before_qps", "after_qps"))
+    return row["name"], before, after, "-" if row["value"] is None else f"{row['value']:.3f}", row["verdict"]
