@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 DEFAULT_LENGTHS = (32, 128, 384)
 SCORING_BATCH = 32
-TIMED_EXAMPLES = 256  # a file may hold so many that a single pass over it outlasts the patience
 _QUERIES = 256  # different ones; the server scenario asks them again and again
 _IMAGE_QUERIES = 32  # they are large
 
@@ -105,7 +104,7 @@ def plan_workload(
     lengths: Path | None = None,
     data: Path | None = None,
     metric: str | None = None,
-    limit: int | None = TIMED_EXAMPLES,
+    limit: int | None = None,
     seed: int = 0,
 ) -> Workload:
     """The inputs that the user asked for, written into ``folder``.
@@ -113,7 +112,7 @@ def plan_workload(
     Args:
         folder: Where the files go.
         targets: What is measured.
-        scenario: See ``docs/data.md``.
+        scenario: See ``docs/scenarios.md``.
         batches: Examples in a batch.
         seqs: Tokens of random examples; None takes the usual ones that fit.
         lengths: A file of lengths, or of texts without labels.
@@ -206,7 +205,7 @@ def from_lengths(
         file: Whole numbers, or texts.
         spec: The model; for texts with a tokenizer.
         batches: Examples in a batch.
-        scenario: See ``docs/data.md``.
+        scenario: See ``docs/scenarios.md``.
         limit: Time at most this many examples, whose lengths are spread as in all; None takes all.
         seed: The same seed, the same tokens.
 
@@ -245,7 +244,7 @@ def from_data(
         file: The texts, with labels where the task has any.
         spec: The model, with a tokenizer.
         batches: Examples in a batch.
-        scenario: See ``docs/data.md``.
+        scenario: See ``docs/scenarios.md``.
         limit: Time at most this many examples, whose lengths are spread as in all; None takes all.
         metric: One or several, with commas; None takes the task's own.
         scoring_batch: Examples in a batch where answers are judged.

@@ -206,8 +206,8 @@ def test_a_damaged_tokenizer_is_an_error_of_the_model(run, tmp_path, home):
 
 
 def test_the_tokenizer_of_another_model_is_refused(run):
-    with pytest.raises(ModelDirectoryError, match="the tokenizer is not the model's: it gives token 7 of 6"):
-        run([{"text": "film", "label": 1}], vocab_size=6)
+    with pytest.raises(ModelDirectoryError, match="the tokenizer is not the model's: it gives token 7 of 7"):
+        run([{"text": "film", "label": 1}], vocab_size=7)
 
 
 def test_the_labelled_sentences_of_the_example(root, example_checkpoint):
