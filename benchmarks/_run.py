@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import shlex
 import sys
 import tempfile
@@ -154,6 +155,9 @@ def run(rows: Sequence[Row], cases: Sequence[Case], how: Settings) -> Run:
     variants = build(rows, cases)
     with tempfile.TemporaryDirectory(prefix="compactor-outputs-") as temporary:
         outputs = Path(temporary)
+        # For what a row makes of a model in the process that times it: ``_nn_pruning``.
+        here = [str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, here))
         measurements = measure(variants, cases, how, say=say, outputs=outputs)
         errors = check(rows, variants, cases, how, measurements, outputs)
     return Run(variants, measurements, errors, time.monotonic() - start)

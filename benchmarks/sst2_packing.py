@@ -20,6 +20,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that it runs by 
 
 from benchmarks import _record, _run, plant
 from benchmarks._workshop import Given, Planted, Workshop
+from compactor.benching.inputs import InputSpec
 from compactor.benching.workload import Workload, from_lengths
 from compactor.reporting.numbers import digits, times
 from compactor.runtime.sampling import Clock
@@ -82,11 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def sentences(folder: Path) -> Workload:
     """SST-2's sentences in batches, in file order and with those of like length together."""
-    from compactor.benching.inputs import InputSpec
-    from compactor.tasks import find_task
-
     config = json.loads((EXAMPLE / "config.json").read_text(encoding="utf-8"))
-    spec = InputSpec.from_config(config, find_task(TASK, config, where=str(EXAMPLE)), EXAMPLE)
+    spec = InputSpec.from_config(config, task=TASK, folder=EXAMPLE)
     return from_lengths(folder, SENTENCES, spec, batches=[BATCH], scenario="offline")
 
 
