@@ -224,7 +224,7 @@ def test_a_batch_larger_than_the_file_is_one_of_all_and_said(tmp_path, home, wri
 
 
 def test_few_are_timed_and_all_are_scored(tmp_path, home, write):
-    lengths = [3 + i % 10 for i in range(100)]
+    lengths = [3 + i // 10 for i in range(100)]
     file = write("a.tsv", sentences(*lengths))
     workload = from_data(tmp_path / "in", file, spec_for(home), batches=(1,), limit=10)
     (case,) = workload.cases
