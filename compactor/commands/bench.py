@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from compactor.benching.plan import Scenario
 
 PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino", "torch")
+_TIMES = ("variant", "case", ">before, ms", ">after, ms", "decided by", ">times as fast", ">95 % interval", "verdict")
+_RATES = ("variant", ">before, 1/s", ">after, 1/s", ">times as high", "verdict")
 _WITH_COMPARE = {"compare", "as_json", "quiet", "verbose"}
 _LARGEST_BATCH = 16_384
 _LARGEST_LENGTH = 1_000_000
@@ -335,20 +337,9 @@ def _compare(console: Console, before: Path, after: Path, *, as_json: bool) -> N
 
 def _print_comparison(console: Console, comparison: dict[str, Any]) -> None:
     if comparison["rows"]:
-        columns = (
-            "variant",
-            "case",
-            ">before, ms",
-            ">after, ms",
-            "decided by",
-            ">times as fast",
-            ">95 % interval",
-            "verdict",
-        )
-        console.table(columns, [_comparison_row(row) for row in comparison["rows"]])
+        console.table(_TIMES, [_comparison_row(row) for row in comparison["rows"]])
     if comparison["server"]:
-        columns = ("variant", ">before, 1/s", ">after, 1/s", ">times as high", "verdict")
-        console.table(columns, [_rates_row(row) for row in comparison["server"]])
+        console.table(_RATES, [_rates_row(row) for row in comparison["server"]])
     console.line()
     for note in comparison["notes"]:
         console.line(note)
