@@ -13,7 +13,7 @@ import functools
 import hashlib
 import math
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def profile(spec: Mapping[str, Any]) -> dict[str, Any]:
         ``profile``: by case, the report's ``profile`` block with ``macs``, None where they are unknown. ``notes``:
         sentences for the reader.
     """
-    from compactor.benching.engines.ort import _provider_options as provider_options
+    from compactor.benching.engines.ort import provider_options
     from compactor.runtime.providers import Provider
 
     variant = Variant.from_json(spec["variant"])
@@ -99,14 +99,16 @@ def module_macs(module: Any, inputs: Mapping[str, Any]) -> int:
     one that runs here, so it is given the one of the GPU kernels: both compute Q K^T and P V.
     """
     import torch
-    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+    from torch.utils import flop_counter
+
+    count: Callable[..., int] = flop_counter.sdpa_flop_count
 
     def attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-        return int(sdpa_flop_count(query, key, value))
+        return count(query, key, value)
 
     cpu_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     device = next(module.parameters()).device
-    counter = FlopCounterMode(display=False, custom_mapping={cpu_attention: attention_flops})
+    counter = flop_counter.FlopCounterMode(display=False, custom_mapping={cpu_attention: attention_flops})
     with torch.no_grad(), counter:
         module(**{name: tensor.to(device) for name, tensor in inputs.items()})
     return int(counter.get_total_flops()) // 2

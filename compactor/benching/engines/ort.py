@@ -91,7 +91,6 @@ def provider_options(provider: Provider, variant: Variant) -> dict[str, str]:
     return options | dict(variant.options.get("provider_options", {}))
 
 
-_provider_options = provider_options  # until counters.py calls it by its public name
 
 
 def _open(path: Path, provider: Provider, options: dict[str, str], *, threads: int, spinning: bool) -> Any:
