@@ -115,11 +115,11 @@ class Profile:
 
     Attributes:
         events: In the order of the profile.
-        runs: What totals are divided by to be those of one run.
+        runs: What totals are divided by to be those of one run. A whole number unless some batches stand for others.
     """
 
     events: tuple[NodeEvent, ...]
-    runs: int
+    runs: float
 
     @property
     def total_ms(self) -> float:
@@ -323,11 +323,11 @@ def _nodes(events: Iterable[NodeEvent]) -> dict[tuple[str, str], NodeEvent]:
     return found
 
 
-def _milliseconds(events: Iterable[NodeEvent], runs: int) -> float:
+def _milliseconds(events: Iterable[NodeEvent], runs: float) -> float:
     return round(sum(event.time_us for event in events) / runs / 1e3, 6)
 
 
-def _mean_macs(events: Iterable[NodeEvent], runs: int) -> int | None:
+def _mean_macs(events: Iterable[NodeEvent], runs: float) -> int | None:
     total = 0
     for event in events:
         macs = event.macs

@@ -106,11 +106,13 @@ def test_an_installed_package_has_no_commit(checkout, tmp_path, monkeypatch):
     alone = tmp_path / "alone" / "compactor"
     inside = checkout / ".venv" / "site-packages" / "compactor"  # of somebody's own repository
     other = tmp_path / "other" / "compactor"  # at the top of a repository that does not track it
-    for folder in (alone, inside, other):
+    copied = checkout / "third_party" / "compactor"  # tracked, but the commits are not ours
+    for folder in (alone, inside, other, copied):
         folder.mkdir(parents=True)
         (folder / "__init__.py").write_text("")
     git(other.parent, "init", "-q")
-    for folder in (alone, inside, other):
+    git(checkout, "add", "third_party")
+    for folder in (alone, inside, other, copied):
         assert describe_commit(folder) == unknown
 
 

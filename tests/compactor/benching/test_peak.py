@@ -74,7 +74,9 @@ def test_the_products_are_right(precision, error):
 
 def test_a_wrong_product_is_refused(monkeypatch):
     right = peaks.product_model
-    monkeypatch.setattr(peaks, "product_model", lambda precision, weights: right(precision, -weights))
+    monkeypatch.setattr(
+        peaks, "product_model", lambda precision, weights: right(precision, weights * np.float32(1.001))
+    )
     with pytest.raises(MeasurementError, match="the fp32 product of the peak measurement is wrong"):
         peak(SPEC)
 
