@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +14,12 @@ from compactor.errors import OutputError
 from compactor.reporting.page import PALETTE, make_tiles, render_html, write_reports
 from compactor.reporting.words import summary_sentence
 from tests.compactor.reports import make_report
+
+
+@functools.cache
+def plain_page() -> str:
+    return render_html(make_report())
+
 
 VOID = {"meta", "link", "br", "path", "use", "rect", "circle"}
 HOSTILE = '</title><script>alert(1)</script><img src=x onerror=alert(1)>\' onload="x" {{ 7 * 7 }}'
@@ -45,7 +52,7 @@ class Reader(HTMLParser):
 
 
 def test_the_page_is_closed_to_the_world():
-    reader = Reader(render_html(make_report()))
+    reader = Reader(plain_page())
     assert not reader.open
     policies = [attrs["content"] for tag, attrs in reader.tags if attrs.get("http-equiv") == "Content-Security-Policy"]
     assert policies == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
@@ -54,7 +61,7 @@ def test_the_page_is_closed_to_the_world():
         value for _, attrs in reader.tags for name, value in attrs.items() if name in ("src", "href", "xlink:href")
     ]
     assert all(link == "data:," or link.startswith("#") for link in links)
-    assert "@import" not in render_html(make_report()) and "url(http" not in render_html(make_report())
+    assert "@import" not in plain_page() and "url(http" not in plain_page()
 
 
 def test_ids_are_unique():
@@ -103,8 +110,8 @@ def test_the_verdict_and_the_sentence_are_on_top(knobs):
     ],
 )
 def test_a_section_without_data_is_not_there(knobs, absent):
-    full = make_report() if absent != "Every rate that was tried" else make_report(scenario="server")
-    assert absent in Reader(render_html(full)).text
+    full = plain_page() if absent != "Every rate that was tried" else render_html(make_report(scenario="server"))
+    assert absent in Reader(full).text
     assert absent not in Reader(render_html(make_report(**knobs))).text
 
 
@@ -147,7 +154,7 @@ def test_tiles():
 
 
 def test_it_is_always_the_same():
-    assert render_html(make_report()) == render_html(make_report())
+    assert render_html(make_report()) == plain_page()
 
 
 @pytest.mark.parametrize("theme", [0, 1])
@@ -175,10 +182,11 @@ def contrast(one: str, other: str) -> float:
 
 def test_files_are_written_over_and_leave_nothing_else(tmp_path: Path):
     folder = tmp_path / "new" / "out"
-    for _ in range(2):
-        markdown, page = write_reports(make_report(), folder)
+    folder.mkdir(parents=True)
+    (folder / "report.html").write_text("an older one")
+    markdown, page = write_reports(make_report(), folder)
     assert sorted(file.name for file in folder.iterdir()) == ["report.html", "report.md"]
-    assert page.read_text(encoding="utf-8") == render_html(make_report())
+    assert page.read_text(encoding="utf-8") == plain_page()
     assert markdown.read_text(encoding="utf-8").startswith("# sst2-small-hybrid\n")
 
 
