@@ -68,7 +68,7 @@ def draw_figure(
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
-    style = {
+    style: dict[Any, Any] = {
         "svg.hashsalt": "compactor",
         "font.size": 10,
         "font.family": "DejaVu Sans",

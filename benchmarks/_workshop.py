@@ -148,15 +148,16 @@ class Workshop(abc.ABC):
 
     def reference(self, cases: Sequence[Case]) -> dict[str, Outputs]:
         """What PyTorch gives on each batch of each case, in fp32."""
-        files = {case.id: [str(file) for file in case.files] for case in cases}
+        files = {case.id: list(case.files) for case in cases}
         folder = self.folder / "reference"
         index = folder / "cases.json"
         known = json.loads(index.read_text(encoding="utf-8")) if index.exists() else {}
-        missing = {case: batches for case, batches in files.items() if known.get(case) != batches}
+        names = {case: [str(file) for file in batches] for case, batches in files.items()}
+        missing = {case: batches for case, batches in files.items() if known.get(case) != names[case]}
         if missing:
             say(f"running {self.folder.name} in PyTorch")
             _graphs.in_fresh_process(_graphs.write_reference, self.checkpoint(), missing, folder)
-            index.write_text(json.dumps(known | missing), encoding="utf-8")
+            index.write_text(json.dumps(known | names), encoding="utf-8")
         return {case: [read_arrays(folder / f"{case}.{i}.npz") for i in range(len(files[case]))] for case in files}
 
     def _stem(self, source: Path) -> str:

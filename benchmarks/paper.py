@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         reports = {
             dense.folder.name: _record.make_report(
                 f"The paper's shapes beside {title(dense.entry)}",
-                [row for row in rows if dense.entry in (row.shop.entry, row.shop.dense.entry)],
+                [row for row in rows if row.shop in (dense, *(shop for shop in shops if shop.dense == dense))],
                 baseline=row_id(dense, BASELINE[args.provider]),
                 cases=cases,
                 how=how,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,6 @@ ENTRY = plant.Entry(
     attention_block=(4, 4),
     metrics={"f1": 80.5},
     gpu_speedup=2.0,
-)
-FILLED = dataclasses.replace(
-    ENTRY, method="hybrid-filled", attention_nnz=(2048, 1024), attention_block=(1, 1), metrics={"f1": 81.5}
 )
 SETTINGS = Settings(
     scenario="single",
