@@ -30,7 +30,9 @@ LEAST_PROCESSES = 3
 P99_SAMPLES = 1000
 """Samples for a 99th percentile: ten then lie above it."""
 _RESAMPLES_IN_TAILS = 100
-"""Resamples outside the interval: their number is what its ends are read off from."""
+"""Resamples outside an interval: what its ends are read off from."""
+_MOST_RESAMPLES = 8_000
+"""Where many intervals are to hold at once; that rare events are counted right is then left to the ranks."""
 
 _Floats = NDArray[np.float64]
 
@@ -199,7 +201,7 @@ def _medians(rounds: Rounds) -> _Floats:
 
 
 def _resamples(comparisons: int) -> int:
-    return round(_RESAMPLES_IN_TAILS * comparisons / (1 - CONFIDENCE))
+    return min(_MOST_RESAMPLES, round(_RESAMPLES_IN_TAILS * comparisons / (1 - CONFIDENCE)))
 
 
 def _percentile_interval(resampled: _Floats, comparisons: int) -> tuple[float, float]:
