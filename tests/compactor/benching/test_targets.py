@@ -124,6 +124,17 @@ def test_layers_come_from_the_manifest(tmp_path: Path) -> None:
     assert resolve_targets([graph(tmp_path / "a.onnx")]).layers is None
 
 
+def test_a_layer_with_two_attentions_shows_the_first(tmp_path: Path) -> None:
+    compact = artefact(tmp_path / "compact")
+    manifest = json.loads((compact / "compactor.json").read_text())
+    cross = manifest["layers"][0] | {"path": "layers.0.cross_attention", "heads": [8, 2]}
+    manifest["layers"].insert(1, cross)
+    (compact / "compactor.json").write_text(dump_manifest(manifest))
+    layers = resolve_targets([compact]).layers
+    assert layers is not None
+    assert (layers[0]["heads_before"], layers[0]["heads_after"], len(layers)) == (12, 3, 2)
+
+
 @pytest.mark.parametrize(
     ("options", "precision"),
     [
@@ -139,6 +150,14 @@ def test_a_lone_graph_tells_its_own_precision_and_vocabulary(
     assert rows(found) == [("model.onnx", "onnxruntime", "cpu", precision)]
     assert found.config == {"vocab_size": 30}
     assert (found.baseline, found.tokenizer, found.max_length) == (None, None, None)
+
+
+def test_a_lone_graph_may_list_its_weights_among_its_inputs(tmp_path: Path) -> None:
+    file = graph(tmp_path / "model.onnx")
+    model = onnx.load(file)
+    model.graph.input.append(helper.make_tensor_value_info("table", FLOAT, [30, 4]))  # as files before IR version 4
+    onnx.save(model, file)
+    assert resolve_targets([file]).config == {"vocab_size": 30}
 
 
 @pytest.mark.parametrize(
@@ -261,6 +280,18 @@ def test_cuda_brings_tensorrt_where_it_is_there(tmp_path: Path, full_gpu: None) 
         "compact fp16, TensorRT",
     ]
     assert all(each.reason is None for each in found.variants)
+
+
+def test_tensorrt_is_left_out_for_quantized_graphs(tmp_path: Path, full_gpu: None) -> None:
+    found = resolve_targets([graph(tmp_path / "model.onnx", int8=True)], providers=("cuda",))
+    assert rows(found) == [("model.onnx, CUDA", "onnxruntime", "cuda", "int8")]
+
+
+def test_a_baseline_is_its_first_variant_that_can_run(tmp_path: Path, no_gpu: None) -> None:
+    model = model_directory(tmp_path / "model")
+    found = resolve_targets([artefact(tmp_path / "compact")], baseline=tmp_path / "compact", providers=("cuda", "cpu"))
+    assert found.baseline == "compact-fp32"
+    assert resolve_targets([model], baseline=model, providers=("cuda", "cpu")).baseline == "model-PyTorch"
 
 
 def test_on_cuda_alone_pytorch_runs_there_alone(tmp_path: Path, full_gpu: None) -> None:
