@@ -101,33 +101,6 @@ def test_says_what_is_wrong_where_as_a_schema_library_does(change: Callable[[Man
         dump_manifest(manifest)
 
 
-def test_the_checker_knows_every_keyword_of_the_schema() -> None:
-    known = {
-        "type",
-        "required",
-        "properties",
-        "additionalProperties",
-        "items",
-        "minItems",
-        "maxItems",
-        "minimum",
-        "exclusiveMaximum",
-    }
-    known |= {"const", "enum", "oneOf", "$ref", "$defs", "$schema", "title", "description"}
-
-    def keywords(schema: object) -> set[str]:
-        if isinstance(schema, list):
-            return set().union(*map(keywords, schema))
-        if not isinstance(schema, dict):
-            return set()
-        found = set(schema)
-        for name, inner in schema.items():
-            found |= set().union(*map(keywords, inner.values())) if name in {"properties", "$defs"} else keywords(inner)
-        return found
-
-    assert keywords(manifest_schema()) <= known
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
