@@ -28,6 +28,7 @@ from compactor.reporting.canvas import (
     pixels,
     shorten,
 )
+from compactor.reporting.labels import Label, put_labels, spread
 from compactor.reporting.numbers import bytes_text, digits, percent, rate, times
 from compactor.reporting.words import (
     NO_DIFFERENCE,
@@ -481,15 +482,6 @@ def _throughput(
             x, y = zip(*points, strict=True)
             colour = SERIES[numbers[row["id"]]]
             axes.plot(x, y, "-" if solid else "--", marker="o", color=colour)
-            if solid:
-                axes.annotate(
-                    marks(report)[row["id"]],
-                    (x[-1], y[-1]),
-                    (8, -4),
-                    textcoords="offset points",
-                    fontsize=_NAME,
-                    fontweight="bold",
-                )
         axes.set_xscale("log", base=2)
         axes.set_xticks(batches, [str(batch) for batch in batches])
         axes.minorticks_off()
@@ -498,6 +490,11 @@ def _throughput(
         axes.set_xlabel("batch size")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
         axes.set_ylabel("examples/s")
+        ends = [(marks(report)[row["id"]], points[-1]) for row, solid, points in lines if solid]
+        heights = [float(axes.transData.transform(end)[1]) for _, end in ends]
+        for (mark, end), height, moved in zip(ends, heights, spread(heights, 12.0), strict=True):
+            offset = (8, moved - height - 4)
+            axes.annotate(mark, end, offset, textcoords="offset points", fontsize=_NAME, fontweight="bold")
 
     label = f"Throughput against batch size, {title}: " + "; ".join(
         f"{row['name']}: " + ", ".join(f"{rate(value)}/s at {batch}" for batch, value in points)
@@ -562,63 +559,47 @@ def _pareto_quality(report: Report, figure: Any, places: Sequence[_Place], speed
     numbers, names = series_numbers(report), marks(report)
     axes = framed(figure, left=58)
     largest = max((place.size or 0 for place in places), default=0) or 1
-    for index, place in enumerate(sorted(places, key=lambda place: (place.speed, place.row["id"]))):
+    labels = []
+    for place in sorted(places, key=lambda place: -(place.size or 0)):  # a small dot lies on a large one
         colour = SERIES[numbers[place.row["id"]]]
         assert place.quality is not None
         value = 100 * place.quality
         axes.errorbar([place.speed], [value], yerr=[100 * place.se], color=MUTED, linewidth=1.0, capsize=3, zorder=2)
-        area = 900 * (place.size or 0) / largest
+        area = max(900 * (place.size or 0) / largest, 14.0)
         filled = place.size is not None
         axes.scatter(
             [place.speed],
             [value],
-            s=max(area, 14.0),
+            s=area,
             color=colour if filled else "none",
             edgecolors=PAPER if filled else colour,
             linewidths=1.0,
             zorder=3,
             clip_on=False,
         )
-        radius = (max(area, 14.0) / np.pi) ** 0.5
-        above = index % 2 == 0
-        right = place.speed < 0.75 * max(place.speed for place in places)
-        axes.annotate(
-            f"{names[place.row['id']]}: {_size(place)}",
-            (place.speed, value),
-            ((radius * 0.7 + 5) * (1 if right else -1), (radius * 0.7 + 5) * (1 if above else -1)),
-            textcoords="offset points",
-            fontsize=_SMALL,
-            fontweight="bold",
-            va="bottom" if above else "top",
-            ha="left" if right else "right",
-            zorder=4,
-        )
+        labels.append(Label(place.speed, value, f"{names[place.row['id']]}: {_size(place)}", 0.56 * area**0.5))
     axes.set_ylabel(f"{metric_name(primary_metric(report) or 'quality')}, %")
     values = [100 * place.quality for place in places if place.quality is not None]
     reach = max(max(100 * place.se for place in places), 0.25)
     axes.set_ylim(min(values) - 1.7 * reach, max(values) + 1.7 * reach)
     _speed_axis(axes, places, speed)
     _few_ticks(axes.yaxis)
+    put_labels(axes, labels, size=_SMALL)
 
 
 def _pareto_size(report: Report, figure: Any, places: Sequence[_Place], speed: str) -> None:
     numbers, names = series_numbers(report), marks(report)
     axes = framed(figure, left=58)
+    labels = []
     for place in places:
         assert place.size is not None
         axes.plot([place.speed], [place.size / 1e6], "o", color=SERIES[numbers[place.row["id"]]], markersize=10)
-        axes.annotate(
-            names[place.row["id"]],
-            (place.speed, place.size / 1e6),
-            (8, 5),
-            textcoords="offset points",
-            fontsize=_NAME,
-            fontweight="bold",
-        )
+        labels.append(Label(place.speed, place.size / 1e6, names[place.row["id"]], 6.0))
     axes.set_ylabel("file, MB")
     axes.set_ylim(0, 1.15 * max(place.size or 0 for place in places) / 1e6)
     _speed_axis(axes, places, speed)
     _few_ticks(axes.yaxis)
+    put_labels(axes, labels, size=_NAME)
 
 
 def _speed_axis(axes: Any, places: Sequence[_Place], words: str) -> None:
