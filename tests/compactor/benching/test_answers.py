@@ -123,6 +123,14 @@ def test_a_context_that_was_cut_off_has_no_answer():
     assert predict(spec("question-answering"), labelled, outputs) == [""]
 
 
+@pytest.mark.parametrize(("tokens", "last"), [(30, 29), (31, 0)])
+def test_an_answer_has_thirty_tokens_at_most(tokens, last):
+    start, end = np.zeros(40), np.zeros(40)
+    start[0] = end[tokens - 1] = 5.0
+    end[0] = 1.0
+    assert best_span(start, end, np.ones(40, bool)) == (start[0] + end[last], 0, last)
+
+
 def test_outputs_that_are_not_finite_answer_nothing():
     with pytest.raises(MeasurementError, match="not finite"):
         answer(logits({6: np.nan}), logits({6: 5.0}), ("good",))
