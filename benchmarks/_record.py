@@ -137,8 +137,8 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
 
 
-def closing(report: Mapping[str, Any]) -> list[str]:
-    """The last lines of a page: what failed or was not run, the verdict, the machine, the command."""
+def remarks(report: Mapping[str, Any]) -> list[str]:
+    """What stands below a report's table: rows without numbers, and whether to believe the others."""
     lines = [
         f"{row['name']}: {row['status']}: {row['why']['what'].removeprefix('not run: ')}."
         for row in report["variants"]
@@ -146,9 +146,14 @@ def closing(report: Mapping[str, Any]) -> list[str]:
     ]
     verdict = report["verdict"]
     judged = "VALID" if verdict["valid"] else f"INVALID: {'; '.join(verdict['reasons'])}"
+    return [*lines, f"Measurement {judged}."]
+
+
+def provenance(report: Mapping[str, Any]) -> list[str]:
+    """The last lines of a page: how often, on which machine, with which command."""
     settings = report["settings"]
-    how = f"{settings['threads']} threads, {settings['rounds']} rounds in ABBA order, each in a new process"
-    return [*lines, f"{how}. Measurement {judged}.", machine_line(report), f"`{report['command']}`"]
+    how = f"{settings['threads']} threads, {settings['rounds']} rounds in ABBA order, each variant in a new process."
+    return [how, machine_line(report), f"`{report['command']}`"]
 
 
 def machine_line(report: Mapping[str, Any]) -> str:

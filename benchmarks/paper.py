@@ -175,7 +175,7 @@ def render(result: Mapping[str, Any]) -> str:
         f"Scores and GPU speed-ups ({PAPER_HARDWARE}) are the authors'; weights here are random, so a score says "
         "nothing of int8 or fp16. In brackets: the 95 % bootstrap interval of a speed-up; ≈ stands for no "
         "significant difference.",
-        *_record.closing(first),
+        *_record.provenance(first),
     ]
     return "\n\n".join(parts)
 
@@ -199,7 +199,7 @@ def _table(report: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], prov
         f"{variant['name']}: {', '.join(f'{_record.speed_cell(variant, case)} at {case}' for case in cases)}."
         for variant in others
     ]
-    return lines
+    return [*lines, *_record.remarks(report)]
 
 
 def figure_points(result: Mapping[str, Any]) -> list[Point]:

@@ -283,7 +283,8 @@ def render(result: Mapping[str, Any]) -> str:
             "`error`: root mean square of the difference from PyTorch in fp32 on the model with its zeros in place, as "
             "a share of the outputs'; the largest over the shapes. `stock`: the fastest of ONNX Runtime's own recipes "
             "on our compact graph.",
-            *_record.closing(report),
+            *_record.remarks(report),
+            *_record.provenance(report),
         ]
     )
 

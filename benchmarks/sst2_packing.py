@@ -124,7 +124,8 @@ def render(result: Mapping[str, Any]) -> str:
             _record.markdown_table(
                 ["model and batches", "positions per real token", "unpacked", "packed", "gain of packing"], rows
             ),
-            *_record.closing(first),
+            *(f"{title}: {line}" for title, report in reports.items() for line in _record.remarks(report)),
+            *_record.provenance(first),
         ]
     )
 

@@ -55,7 +55,7 @@ def test_a_row_without_numbers_is_never_quoted(report: dict[str, Any]) -> None:
 
 
 def test_the_end_of_a_page_names_what_has_no_numbers_and_how_to_repeat_it(report: dict[str, Any]) -> None:
-    text = "\n".join(_record.closing(report))
+    text = "\n".join([*_record.remarks(report), *_record.provenance(report)])
     assert "absent: not run: it is absent." in text
     assert "wrong: failed: its answers are off." in text
     assert "4 rounds in ABBA order" in text
