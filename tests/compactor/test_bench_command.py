@@ -173,6 +173,20 @@ def test_an_interrupted_report_is_shown_and_ends_like_an_interrupt(
     assert err == "error: interrupted\n"
 
 
+def test_what_was_measured_before_an_interrupt_may_have_no_interval(
+    fake: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = make_report(interrupted=True, rounds=1, reasons=["too few rounds"])
+    for variant in report["variants"]:
+        for result in variant["results"]:
+            result["summary"]["process_spread"] = None
+            if result["ratio"] is not None:
+                result["ratio"].update(low=None, high=None, verdict="too few processes to tell")
+    fake.answer = report
+    assert run("bench", "compact", "-q") == 130
+    assert "too few processes to tell" in capsys.readouterr().out
+
+
 def test_a_variant_that_crashed_is_no_failure_as_long_as_one_was_measured(
     fake: Fake, capsys: pytest.CaptureFixture[str]
 ) -> None:
