@@ -231,7 +231,7 @@ def operators_figure(report: Report) -> Figure | None:
             top = 4 + 54 * index
             profile = row["profile"]
             axes.text(0, top + 11, shorten(row["name"], 26), fontsize=_NAME, fontweight="bold")
-            each = f"{digits(profile['total_ms'] / max(profile['runs'], 1))} ms a run"
+            each = f"{digits(profile['total_ms'])} ms a run"
             axes.text(WIDTH, top + 11, each, fontsize=_NAME, ha="right", color=MUTED)
             shares = dict.fromkeys(named, 0.0)
             for operator in profile["operators"]:
@@ -272,7 +272,7 @@ def layer_times_figure(report: Report) -> Figure | None:
     for index, row in enumerate(report["variants"]):
         layers = row["profile"]["layers"] if row["profile"] is not None else None
         if layers:
-            drawings.append(_layer_times(f"layer-times-{index}", row, layers, max(row["profile"]["runs"], 1)))
+            drawings.append(_layer_times(f"layer-times-{index}", row, layers))
     if not drawings:
         return None
     caption = "Milliseconds of a run in each layer, by ONNX Runtime's profiler."
@@ -286,6 +286,7 @@ def server_figure(report: Report) -> Figure | None:
         return None
     bound = rows[0]["server"]["bound_ms"]
     percentile = rows[0]["server"]["percentile"]
+    slowest = "largest latency" if percentile >= 100 else f"p{percentile:g}"
     numbers = series_numbers(report)
 
     def paint(figure: Any) -> None:
@@ -316,7 +317,7 @@ def server_figure(report: Report) -> Figure | None:
                 )
         axes.axhline(bound, color=BAD, linewidth=1.2, linestyle=(0, (4, 3)))
         axes.annotate(
-            f"{bound:g} ms",
+            f"{round(bound, 2):g} ms",
             (1.0, bound),
             (0, 3),
             xycoords=axes.get_yaxis_transform(),
@@ -347,7 +348,7 @@ def server_figure(report: Report) -> Figure | None:
     )
     caption = (
         "Solid: 99th percentile; dashed: median. Triangles: the highest rate whose "
-        f"p{percentile:g} stays under the bound (the broken line); further right is better. Lines that leave the "
+        f"{slowest} stays under the bound (the broken line); further right is better. Lines that leave the "
         "picture at the top are queues that grow."
     )
     drawing = draw("server-0", 290, paint, label=label)
@@ -465,7 +466,7 @@ def _bar_words(row: Row, case: Mapping[str, Any], middle: float, *, offline: boo
     text = f"{rate(middle)}/s" if offline else f"{digits(middle)} ms"
     result = result_of(row, case["id"])
     ratio = result["ratio"] if result is not None else None
-    if ratio is None:
+    if ratio is None or ratio["low"] is None:  # none, or from too few processes to be seen beside the others
         return text
     return f"{text} · {'≈ ' if ratio['verdict'] == NO_DIFFERENCE else ''}{times(ratio['value'])}"
 
@@ -651,19 +652,19 @@ def _before_after(
     return draw(identity, 190, paint, label=label, title=title)
 
 
-def _layer_times(identity: str, row: Row, layers: Sequence[Mapping[str, Any]], runs: int) -> Drawing:
+def _layer_times(identity: str, row: Row, layers: Sequence[Mapping[str, Any]]) -> Drawing:
     longest = max(layer["ms"] for layer in layers) or 1.0
 
     def paint(figure: Any) -> None:
         axes = pixels(figure)
         for index, layer in enumerate(layers):
             y = 10 + 20 * index
-            axes.text(0, y + 4, shorten(str(layer["name"]), 18), fontsize=_SMALL)
-            axes.barh(y, 130, left=118, height=12, color=TRACK)
+            axes.text(0, y + 4, shorten(str(layer["name"]), 22), fontsize=_SMALL)
+            axes.barh(y, 98, left=140, height=12, color=TRACK)
             axes.barh(
-                y, 130 * layer["ms"] / longest, left=118, height=12, color=SERIES[0 if layer["name"] == "other" else 1]
+                y, 98 * layer["ms"] / longest, left=140, height=12, color=SERIES[0 if layer["name"] == "other" else 1]
             )
-            words = f"{digits(layer['ms'] / runs)} ms · {percent(layer['share'])}"
+            words = f"{digits(layer['ms'])} ms · {percent(layer['share'])}"
             axes.text(WIDTH, y + 4, words, fontsize=_SMALL, ha="right")
 
     label = f"Time by layer, {row['name']}: " + ", ".join(

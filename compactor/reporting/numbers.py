@@ -59,9 +59,14 @@ def times(value: float) -> str:
     return f"{value:,.0f}×" if value >= 99.95 else f"{value:.1f}×" if value >= 9.995 else f"{value:.2f}×"
 
 
-def interval(low: float, high: float) -> str:
-    """The two ends of an interval of ratios: ``[9.27, 9.84]``."""
-    return f"[{times(low)[:-1]}, {times(high)[:-1]}]"
+def interval(low: float | None, high: float | None) -> str:
+    """The two ends of an interval of ratios: ``[9.27, 9.84]``; nothing where too few processes ran for one."""
+    return "" if low is None or high is None else f"[{times(low)[:-1]}, {times(high)[:-1]}]"
+
+
+def with_interval(ratio: Mapping[str, Any]) -> str:
+    """A ratio and how sure it is: ``9.54× [9.27, 9.84]``."""
+    return f"{times(ratio['value'])} {interval(ratio['low'], ratio['high'])}".rstrip()
 
 
 def rate(per_second: float) -> str:

@@ -19,7 +19,17 @@ from compactor.console import printable
 from compactor.errors import OutputError
 from compactor.reporting.figures import make_figures, marks, series_numbers
 from compactor.reporting.markdown import render_markdown
-from compactor.reporting.numbers import bytes_text, digits, duration, interval, points, rate, score, times
+from compactor.reporting.numbers import (
+    bytes_text,
+    digits,
+    duration,
+    interval,
+    points,
+    rate,
+    score,
+    times,
+    with_interval,
+)
 from compactor.reporting.tables import (
     layer_table,
     machine_rows,
@@ -38,6 +48,7 @@ from compactor.reporting.words import (
     absences,
     baseline_row,
     best_variant,
+    bound_words,
     describe_workload,
     is_server,
     metric_name,
@@ -186,12 +197,13 @@ def _timing_tiles(report: Report, hero: Row, base: Row | None) -> list[Tile]:
     tiles = []
     ratio = result["ratio"]
     if ratio is not None and base is not None:
-        against = f"{interval(ratio['low'], ratio['high'])} at {case['id']}, against {base['name']}"
+        against = f"at {case['id']}, against {base['name']}"
         if ratio["verdict"] == NO_DIFFERENCE:
-            tiles.append(Tile("Speed", NO_DIFFERENCE, f"{times(ratio['value'])} {against}", number=False))
+            tiles.append(Tile("Speed", NO_DIFFERENCE, f"{with_interval(ratio)} {against}", number=False))
         else:
-            tone = "good" if ratio["verdict"] == "faster" else "bad"
-            tiles.append(Tile("Speed", times(ratio["value"]), f"{ratio['verdict']}, {against}", tone))
+            tone = {"faster": "good", "slower": "bad"}.get(ratio["verdict"], "")
+            words = f"{ratio['verdict']} {interval(ratio['low'], ratio['high'])}".rstrip()
+            tiles.append(Tile("Speed", times(ratio["value"]), f"{words} {against}", tone))
     summary = result["summary"]
     spread = f"p90 {duration(summary['p90'])}"
     if report["settings"]["scenario"] == "offline":
@@ -206,7 +218,7 @@ def _timing_tiles(report: Report, hero: Row, base: Row | None) -> list[Tile]:
 
 def _server_tiles(hero: Row, base: Row | None) -> list[Tile]:
     server = hero["server"]
-    bound = f"p{server['percentile']:g} under {server['bound_ms']:g} ms"
+    bound = bound_words(server)
     other = (
         ""
         if base is None

@@ -10,13 +10,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from compactor.reporting.numbers import bytes_text, count, digits, interval, percent, points, rate, score, times
+from compactor.reporting.numbers import bytes_text, count, digits, percent, points, rate, score, with_interval
 from compactor.reporting.words import (
     NO_DIFFERENCE,
     Report,
     Row,
     absence,
     baseline_row,
+    bound_words,
     describe_workload,
     is_server,
     measured,
@@ -103,9 +104,7 @@ def speed_table(report: Report) -> Table:
             Cell(digits(summary["p95"])),
         ]
         if with_p99:
-            found.append(
-                Cell(digits(summary["p99"])) if summary["p99"] is not None else Cell("under 1,000 samples", "muted")
-            )
+            found.append(Cell(digits(summary["p99"])) if summary["p99"] is not None else Cell("too few", "muted"))
         if report["baseline"] is not None:
             found.append(_ratio(report, row, base, result))
         found += [Cell(rate(throughput["examples_per_s"])), Cell(rate(throughput["tokens_per_s"]))]
@@ -127,6 +126,8 @@ def speed_table(report: Report) -> Table:
         f"A sample is {sample}. The median is that of the processes' medians. A ratio is the baseline's median over "
         "the row's: above 1× is faster; in brackets its bootstrap 95 % interval over processes and samples."
     )
+    if with_p99:
+        caption += " A p99 takes 1,000 samples."
     if with_share:
         caption += " The peak is one large matrix product in the row's precision, measured in the same run."
     return Table("speed", "Speed", tuple(columns), groups, caption)
@@ -138,7 +139,7 @@ def server_table(report: Report) -> Table:
     if found:
         columns: tuple[str, ...] = (
             "variant",
-            f">highest rate with p{found[0]['percentile']:g} ≤ {found[0]['bound_ms']:g} ms, 1/s",
+            f">highest rate with {bound_words(found[0])}, 1/s",
         )
     else:
         columns = ("variant", ">highest rate, 1/s")
@@ -152,7 +153,7 @@ def server_table(report: Report) -> Table:
             continue
         best = next((probe for probe in server["probes"] if probe["qps"] == server["best_qps"]), None)
         if best is None:
-            rows.append((_name(report, row), Cell(server["note"] or "none of the rates tried", "bad", absent=True)))
+            rows.append((_name(report, row), Cell(server["note"] or "none of the rates tried", "muted", absent=True)))
         else:
             rows.append(
                 (
@@ -289,13 +290,12 @@ def profile_tables(report: Report) -> list[Table]:
     tables = []
     for index, row in enumerate(row for row in report["variants"] if row["profile"] is not None):
         profile = row["profile"]
-        runs = max(profile["runs"], 1)
         rows: tuple[tuple[Cell, ...], ...] = tuple(
             (
                 Cell(operator["name"]),
                 Cell(operator["provider"]),
                 Cell(f"{operator['count']:,}"),
-                Cell(digits(operator["ms"] / runs)),
+                Cell(digits(operator["ms"])),
                 Cell(percent(operator["share"])),
                 Cell(count(operator["macs"])) if operator["macs"] else Cell("none", "muted"),
             )
@@ -308,7 +308,7 @@ def profile_tables(report: Report) -> list[Table]:
         tables.append(Table(f"operators-{index}", f"Operators: {row['name']}", columns, ((None, rows),), caption))
         if profile["layers"]:
             rows = tuple(
-                (Cell(layer["name"]), Cell(digits(layer["ms"] / runs)), Cell(percent(layer["share"])))
+                (Cell(layer["name"]), Cell(digits(layer["ms"])), Cell(percent(layer["share"])))
                 for layer in profile["layers"]
             )
             tables.append(
@@ -430,12 +430,10 @@ def _ratio(report: Report, row: Row, base: Row | None, result: Mapping[str, Any]
     ratio = result["ratio"]
     if ratio is None:
         return Cell("baseline" if row["id"] == report["baseline"] else "no baseline", "muted")
-    ends = interval(ratio["low"], ratio["high"])
     if ratio["verdict"] == NO_DIFFERENCE:
-        return Cell(NO_DIFFERENCE, "muted", note=f"{times(ratio['value'])} {ends}")
-    return Cell(
-        f"{times(ratio['value'])} {ends}", "good" if ratio["verdict"] == "faster" else "bad", note=ratio["verdict"]
-    )
+        return Cell(NO_DIFFERENCE, "muted", note=with_interval(ratio))
+    tone: Tone = {"faster": "good", "slower": "bad"}.get(ratio["verdict"], "muted")  # type: ignore[assignment]
+    return Cell(with_interval(ratio), tone, note=ratio["verdict"])
 
 
 def _rate_of_macs(value: float | None) -> Cell:

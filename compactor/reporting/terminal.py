@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compactor.console import Console
-from compactor.reporting.numbers import bytes_text, digits, interval, points, rate, score, times
+from compactor.reporting.numbers import bytes_text, digits, points, rate, score, with_interval
 from compactor.reporting.page import HTML_NAME
 from compactor.reporting.words import (
     NO_DIFFERENCE,
@@ -113,7 +113,7 @@ def _ratio(report: Report, row: Row, result: Mapping[str, Any]) -> str:
     ratio = result["ratio"]
     if ratio is None:
         return "baseline" if row["id"] == report["baseline"] else "no baseline"
-    text = f"{times(ratio['value'])} {interval(ratio['low'], ratio['high'])}"
+    text = with_interval(ratio)
     return f"{text} {ratio['verdict']}" if ratio["verdict"] != NO_DIFFERENCE else f"{NO_DIFFERENCE}, {text}"
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from compactor.reporting.numbers import duration, error_text, interval, points, rate, score, times
+from compactor.reporting.numbers import digits, duration, error_text, points, rate, score, times, with_interval
 
 Report = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -34,9 +34,10 @@ def summary_sentence(report: Report) -> str:
 
 
 def verdict_words(report: Report) -> str:
-    """``VALID.``, or ``INVALID`` with every reason."""
+    """``VALID.``, or ``INVALID`` with every reason, less the rows and numbers behind its colon."""
     verdict = report["verdict"]
-    return "VALID." if verdict["valid"] else f"INVALID{_colon(verdict['reasons'])}.".replace("..", ".")
+    reasons = [reason.partition(": ")[0].rstrip(".") for reason in verdict["reasons"]]
+    return "VALID." if verdict["valid"] else f"INVALID{_colon(reasons)}."
 
 
 def absences(report: Report) -> list[str]:
@@ -84,6 +85,13 @@ def describe_workload(report: Report, case: Mapping[str, Any]) -> str:
 def is_server(report: Report) -> bool:
     """Whether the rate of arrivals was searched, and no single case timed."""
     return bool(report["settings"]["scenario"] == "server")
+
+
+def bound_words(server: Mapping[str, Any]) -> str:
+    """What has to stay below what: ``p99 under 20 ms``; short probes have no p99, and are judged by their slowest."""
+    what = "the largest latency" if server["percentile"] >= 100 else f"p{server['percentile']:g}"
+    bound = server["bound_ms"]
+    return f"{what} under {bound:g} ms" if bound == int(bound) else f"{what} under {digits(bound)} ms"
 
 
 def measured(report: Report) -> list[Row]:
@@ -161,12 +169,14 @@ def _time(report: Report, result: Mapping[str, Any]) -> str:
 
 
 def _ratio_clause(ratio: Mapping[str, Any], base: str, base_ms: float) -> str:
-    value, ends = times(ratio["value"]), interval(ratio["low"], ratio["high"])
+    against = f"{base} ({duration(base_ms)})"
     if ratio["verdict"] == "faster":
-        return f"{value} {ends} faster than {base} ({duration(base_ms)})"
+        return f"{with_interval(ratio)} faster than {against}"
     if ratio["verdict"] == "slower":
-        return f"slower than {base} ({duration(base_ms)}), at {value} {ends} of its speed"
-    return f"{NO_DIFFERENCE} from {base} ({duration(base_ms)}): {value} {ends}"
+        return f"slower than {against}, at {with_interval(ratio)} of its speed"
+    if ratio["verdict"] == NO_DIFFERENCE:
+        return f"{NO_DIFFERENCE} from {against}: {with_interval(ratio)}"
+    return f"{with_interval(ratio)} the speed of {against}, from {ratio['verdict']}"
 
 
 def _other_cases(ratios: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
@@ -174,13 +184,15 @@ def _other_cases(ratios: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     values = [ratio["value"] for _, ratio in ratios]
     verdicts = [ratio["verdict"] for _, ratio in ratios]
     number = _NUMERALS[len(ratios)] if len(ratios) < len(_NUMERALS) else str(len(ratios))
+    every = "both cases" if len(ratios) == 2 else f"all {number} cases"
     if set(verdicts) == {NO_DIFFERENCE}:
         return f"; {NO_DIFFERENCE} in any of the {number} cases"
     if len(set(verdicts)) == 1:
-        span = f"{times(min(values))} to {times(max(values))}"
-        return f"; in all {number} cases {span}" + (" faster" if verdicts[0] == "faster" else " of its speed")
+        ends = dict.fromkeys((times(min(values)), times(max(values))))  # one where they look the same
+        span = " to ".join(ends)
+        return f"; in {every} {span}" + (" faster" if verdicts[0] == "faster" else " of its speed")
     parts = []
-    for verdict in ("faster", NO_DIFFERENCE, "slower"):
+    for verdict in dict.fromkeys(("faster", NO_DIFFERENCE, "slower", *verdicts)):
         held = [f"{case} ({times(ratio['value'])})" for case, ratio in ratios if ratio["verdict"] == verdict]
         if held:
             parts.append(f"{verdict} in {', '.join(held)}")
@@ -201,7 +213,7 @@ def _alone(report: Report, hero: Row) -> str:
 
 def _server_words(report: Report, hero: Row) -> tuple[str, str]:
     server = hero["server"]
-    bound = f"p{server['percentile']:g} under {server['bound_ms']:g} ms"
+    bound = bound_words(server)
     if server["best_qps"] is None:
         head = f"{hero['name']} kept {bound} at no rate that was tried"
     else:

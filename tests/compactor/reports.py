@@ -272,17 +272,19 @@ def _result(
             "examples_per_s": case["examples"] / share / median * 1e3,
             "tokens_per_s": case["tokens"] / share / median * 1e3,
         },
-        "ratio": _ratio(base, case["id"], median),
+        "ratio": _ratio(base, case["id"], median, rounds),
         "macs": macs,
         "macs_per_s": rate,
         "share_of_peak": rate / peaks["int8" if kind.precision == "int8" else "fp32"]["macs_per_s"] if peaks else None,
     }  # fmt: skip
 
 
-def _ratio(base: Mapping[str, Any] | None, case: str, median: float) -> dict[str, Any] | None:
+def _ratio(base: Mapping[str, Any] | None, case: str, median: float, rounds: int) -> dict[str, Any] | None:
     if base is None:
         return None
     value = next(found["summary"]["median"] for found in base["results"] if found["case"] == case) / median
+    if rounds < 2:
+        return {"value": value, "low": None, "high": None, "verdict": "too few processes to tell"}
     low, high = 0.972 * value, 1.031 * value
     words = "faster" if low > 1 else "slower" if high < 1 else "no significant difference"
     return {"value": value, "low": low, "high": high, "verdict": words}
@@ -330,7 +332,7 @@ def _profile(kind: Kind, case: str) -> dict[str, Any]:
         matmul: 0.58, "Attention": 0.17, "Gelu": 0.09, "SkipLayerNormalization": 0.06, "GatherND": 0.03,
         "ScatterND": 0.03, "Add": 0.015, "Gather": 0.012, "MatMul": 0.008, "Softmax": 0.003, "Cast": 0.002,
     }  # fmt: skip
-    total = 20 * 8 * kind.ms
+    total = 8 * kind.ms  # of one run
     provider = "cuda" if kind.provider == "cuda" else "cpu"
     return {
         "case": case,

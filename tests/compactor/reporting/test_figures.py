@@ -109,6 +109,11 @@ def test_a_difference_that_is_none_is_marked():
     assert "≈: no significant difference" in figure.caption
 
 
+def test_a_ratio_without_an_interval_is_not_drawn():
+    figure = figures_of(cases=("1x128",), rounds=1)["latency"]
+    assert not any("×" in text for text in shown(figure))
+
+
 def test_offline_bars_are_throughput():
     figure = figures_of(scenario="offline", data=True, cases=REAL)["latency"]
     assert figure.title == "Throughput"

@@ -53,6 +53,12 @@ def test_slower_is_called_slower():
     assert "faster" not in text
 
 
+def test_too_few_processes_are_no_result():
+    text = summary_sentence(make_report(cases=("1x128",), rounds=1))
+    assert "9.64× the speed of model, PyTorch fp32" in text and "too few processes to tell" in text
+    assert "faster" not in text and "None" not in text
+
+
 def test_several_cases_give_the_range():
     text = summary_sentence(make_report())
     assert "answers one 32-token request in" in text
@@ -66,7 +72,8 @@ def test_cases_that_disagree_are_told_one_by_one():
 
 
 def test_invalid_comes_first_and_with_its_reasons():
-    text = summary_sentence(make_report(reasons=["another process used 31 % of a core", "few rounds"]))
+    reasons = ["another process used 31 % of a core: compact int8, 1x128 (in 3 of 8 processes)", "few rounds"]
+    text = summary_sentence(make_report(reasons=reasons))
     assert text.startswith("Not to be relied on: compact int8 answers")
     assert text.endswith("INVALID: another process used 31 % of a core; few rounds.")
 
