@@ -145,6 +145,17 @@ def test_many_identical_rows_do_not_add_up_to_an_alarm():
     assert alarms == 0  # in 80 rows
 
 
+def test_intervals_are_wider_where_more_rows_are_judged_together():
+    first, second = report(1), report(2)
+    many = compare(first, second)["rows"][0]
+    for one in (first, second):
+        one["workload"]["cases"] = one["workload"]["cases"][:1]
+        one["variants"] = one["variants"][:2]
+    [alone] = compare(first, second)["rows"]
+    for key in ("time", "speedup"):
+        assert many[key]["low"] < alone[key]["low"] and alone[key]["high"] < many[key]["high"]
+
+
 def test_another_cpu_leaves_only_what_the_baseline_decides():
     first, second = report(1), report(2, machine=2.0)
     second["machine"]["cpu_model"] = "another"

@@ -97,6 +97,14 @@ def test_value_is_the_quotient_of_the_printed_medians_and_lies_within_its_interv
     assert found.low <= found.value <= found.high
 
 
+def test_interval_of_steady_times_is_a_point_despite_rounding():
+    for base in range(1, 12):
+        for mine in range(1, 12):
+            found = ratio([[float(base)]] * 8, [[float(mine)]] * 8)
+            assert found.low <= base / mine == found.value <= found.high
+            assert found.high - found.low < 1e-12
+
+
 def test_same_seed_same_interval():
     generator = np.random.default_rng(3)
     base, mine = processes(generator), processes(generator, noise="modes")
@@ -213,6 +221,34 @@ def test_rank_sum_test_rejects_as_scipy_does(left, right):
         y = places + 1e-3 * np.arange(left)
         expected = stats.mannwhitneyu(y, x, method="exact", alternative="less").pvalue
         assert counts[: larger + 1].sum() / counts.sum() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize("comparisons", [1, 3])
+def test_interval_of_ranks_ends_where_scipy_begins_to_reject(paired, comparisons):
+    stats = pytest.importorskip("scipy.stats")
+    generator = np.random.default_rng(8)
+    left, right = generator.standard_normal(9), generator.standard_normal(8)
+
+    def p_value(shift):
+        if paired:
+            return stats.wilcoxon(left - shift, method="exact").pvalue
+        return stats.mannwhitneyu(left - shift, right, method="exact").pvalue
+
+    if paired:
+        low, high = statistics._one_sample_interval(left, comparisons)
+    else:
+        low, high = statistics._two_sample_interval(left, right, comparisons)
+    level = 1 / 32 / comparisons
+    for inside, outside in ((low + 1e-9, low - 1e-9), (high - 1e-9, high + 1e-9)):
+        assert p_value(outside) <= level < p_value(inside)
+
+
+def test_one_round_against_seven_is_not_overruled_by_the_bootstrap():
+    base = [[10.0, 10.0]] * 8
+    mine = [[9.0 + 0.01 * i] * 2 for i in range(7)] + [[20.0, 20.0]]
+    assert ratio(base, mine).verdict == NO_DIFFERENCE
+    assert ratio(base, [*mine[:7], [9.1, 9.1]]).verdict == "faster"
 
 
 @pytest.mark.parametrize("count", [4, 5])
