@@ -311,7 +311,8 @@ def _lone_request_ms(folder: Path, request: Request, targets: Targets, settings:
         say(f"one request at a time: {variant.name}")
         found = run_worker("time", variant, workload.cases, settings)
         if "error" not in found:
-            return statistics.median(sample for case in found["cases"].values() for sample in case["samples_ms"])
+            samples: list[float] = [sample for case in found["cases"].values() for sample in case["samples_ms"]]
+            return statistics.median(samples)
         error = found["error"]["what"]
     raise UsageError(f"no variant could answer a single request: {error}", todo="see the targets, one at a time")
 
@@ -390,7 +391,7 @@ def _count_and_profile(
     if "error" in found:
         extras.notes.append(f"{variant.name} could not be profiled: {found['error']['what']}.")
         return
-    extras.notes.extend(note for note in found["notes"] if note not in extras.notes)
+    extras.notes.extend(f"{variant.name}: {note}" for note in found["notes"])
     counted = {case: entry.pop("macs") for case, entry in found["profile"].items()}
     extras.macs[variant.id] = {case: macs for case, macs in counted.items() if macs is not None}
     if request.profile or variant.provider != "cpu":
