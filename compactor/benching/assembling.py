@@ -12,7 +12,7 @@ from compactor.benching.plan import Case, Settings, Variant
 from compactor.benching.processes import Measured, Measurements
 from compactor.benching.report import KIND, SCHEMA_VERSION
 from compactor.benching.statistics import ratio, summarise
-from compactor.benching.verdict import judge
+from compactor.benching.verdict import judge, remarks
 
 
 @dataclasses.dataclass
@@ -114,6 +114,7 @@ def assemble(
         "notes": extras.notes,
     }
     report["verdict"] = judge(report)
+    report["notes"] = [*report["notes"], *remarks(report)]
     return report
 
 
