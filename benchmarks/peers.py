@@ -24,7 +24,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that it runs by 
 import numpy as np
 
 from benchmarks import _record, _run, plant
-from benchmarks._run import EXACT, LOOSE, Row
+from benchmarks._run import EXACT, LOOSE, STATIC, Row
 from benchmarks._workshop import Planted, Workshop, parse_shapes, synthetic_cases
 from compactor.reporting.numbers import bytes_text, times
 
@@ -211,7 +211,7 @@ def _openvino_rows(kind: str, shop: Workshop, source: Callable[[], Path]) -> lis
     return [
         row("fp32", converted, missing, EXACT),
         row("bf16", converted, missing or _why_no_bf16()),
-        row("int8", lambda: shop.openvino(source(), sys.executable, static=True), missing),
+        row("int8", lambda: shop.openvino(source(), sys.executable, static=True), missing, STATIC),
     ]
 
 
