@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import shlex
 import sys
@@ -27,6 +28,7 @@ from compactor.benching.processes import Measurements, measure, run_worker
 from compactor.runtime.sampling import Clock
 from compactor.runtime.threads import explain_threads
 
+MEASURED = "measured.json"  # in the work folder: the samples of the last run
 EXACT = 1e-4
 HALF = 2e-2
 STATIC = 0.4  # of static int8, whose scales come from a few random sequences: lossy, not wrong (wrong is beyond 1)
@@ -136,7 +138,10 @@ def settings(args: argparse.Namespace, *, scenario: Scenario = "single", clock: 
         affinity=None,
         spinning=True,
         rounds=args.rounds,
-        clock=clock or Clock(measure_s=args.measure_s, warm_up_s=min(Clock.warm_up_s, args.measure_s)),
+        clock=clock
+        or Clock(
+            measure_s=args.measure_s, warm_up_s=min(Clock.warm_up_s, args.measure_s), warm_up_calls=1, min_samples=3
+        ),
         seed=0,
         quick=False,
     )
@@ -150,6 +155,11 @@ def build(rows: Sequence[Row], cases: Sequence[Case]) -> list[Variant]:
     return variants
 
 
+def rehearse(rows: Sequence[Row]) -> Run:
+    """A run in which nothing was measured: to see that all can be reported before hours are spent on it."""
+    return Run([row.make() for row in rows], Measurements({}), {}, 0.0)
+
+
 def run(rows: Sequence[Row], cases: Sequence[Case], how: Settings) -> Run:
     """Build, time and check."""
     start = time.monotonic()
@@ -160,6 +170,8 @@ def run(rows: Sequence[Row], cases: Sequence[Case], how: Settings) -> Run:
         here = [str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH")]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, here))
         measurements = measure(variants, cases, how, say=say, outputs=outputs)
+        kept = {name: dataclasses.asdict(found) for name, found in measurements.variants.items()}
+        (rows[0].shop.work / MEASURED).write_text(json.dumps(kept), encoding="utf-8")  # hours, if what follows fails
         errors = check(rows, variants, cases, how, measurements, outputs)
     return Run(variants, measurements, errors, time.monotonic() - start)
 

@@ -23,6 +23,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that it runs by 
 from benchmarks import _record, _run, plant
 from benchmarks._figure import Group, Point, draw_figure
 from benchmarks._workshop import Planted, parse_shapes, say, synthetic_cases
+from compactor.benching.plan import Case, Settings
 from compactor.runtime.providers import not_run_reason
 
 ENTRIES = "0-13"  # Table 2 of the paper and a filled one more; BERT-large at the end
@@ -55,28 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         how = _run.settings(args)
         _record.warn_if_busy()
-        found = _run.run(rows, cases, how)
         command = _run.command_line(_run.script_argv(argv, "paper.py"))
-        reports = {
-            dense.folder.name: _record.make_report(
-                f"The paper's shapes beside {title(dense.entry)}",
-                [row for row in rows if row.shop in (dense, *(shop for shop in shops if shop.dense == dense))],
-                baseline=row_id(dense, BASELINE[args.provider]),
-                cases=cases,
-                how=how,
-                found=found,
-                command=command,
-            )
-            for dense in dense_shops(shops)
-        }
-    result = {
-        "schema": 1,
-        "kind": "compactor-paper",
-        "provider": args.provider,
-        "entries": [describe(shop) for shop in shops],
-        "relative_error": _record.plain_errors(found.errors),
-        "reports": reports,
-    }
+        render(make_result(shops, rows, cases, how, _run.rehearse(rows), args.provider, command))  # fails now or never
+        result = make_result(shops, rows, cases, how, _run.run(rows, cases, how), args.provider, command)
+    reports = result["reports"]
     text = render(result)
     print(text)
     if args.out is not None:
@@ -86,6 +69,38 @@ def main(argv: Sequence[str] | None = None) -> int:
             draw_figure(points, figure_groups(result), [case.id for case in cases], figure, title=figure_title(result))
             say(f"wrote {figure.name}")
     return 1 if _record.failures(reports.values()) else 0
+
+
+def make_result(
+    shops: Sequence[Planted],
+    rows: Sequence[_run.Row],
+    cases: Sequence[Case],
+    how: Settings,
+    found: _run.Run,
+    provider: str,
+    command: str,
+) -> dict[str, Any]:
+    """What is recorded: one report of the harness for each dense model and what was pruned from it."""
+    reports = {
+        dense.folder.name: _record.make_report(
+            f"The paper's shapes beside {title(dense.entry)}",
+            [row for row in rows if row.shop in (dense, *(shop for shop in shops if shop.dense == dense))],
+            baseline=row_id(dense, BASELINE[provider]),
+            cases=cases,
+            how=how,
+            found=found,
+            command=command,
+        )
+        for dense in dense_shops(shops)
+    }
+    return {
+        "schema": 1,
+        "kind": "compactor-paper",
+        "provider": provider,
+        "entries": [describe(shop) for shop in shops],
+        "relative_error": _record.plain_errors(found.errors),
+        "reports": reports,
+    }
 
 
 def make_rows(shops: Sequence[Planted], provider: str) -> list[_run.Row]:

@@ -136,6 +136,7 @@ def dense_twin(entry: Entry) -> Entry:
     return dataclasses.replace(
         entry,
         method=DENSE,
+        teacher="base",  # one dense model, whatever taught what was pruned from it
         kept_heads=(entry.heads,) * entry.layers,
         kept_ffn=(entry.intermediate,) * entry.layers,
         attention_nnz=(4 * entry.hidden**2,) * entry.layers,

@@ -8,11 +8,14 @@ Options:
         of their own, as always in PyTorch. False compiles for each shape anew: the fastest that PyTorch can be.
     dtype: ``float32``, ``float16`` or ``bfloat16``; the variant's precision when left out.
     tf32 (false): Let CUDA multiply float32 matrices with 10 bits of mantissa.
+    transform: ``module:function`` that takes the loaded module and gives the one to run: to measure what another tool
+        makes of the model. The module is looked for on ``PYTHONPATH``.
     task, allow_pickle: As of ``compactor export``.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Mapping
@@ -26,7 +29,7 @@ from compactor.benching.plan import Variant
 from compactor.errors import UsageError
 from compactor.runtime.errors import ProviderUnavailableError
 
-_OPTIONS = ("compile", "dynamic", "dtype", "tf32", "task", "allow_pickle")
+_OPTIONS = ("compile", "dynamic", "dtype", "tf32", "transform", "task", "allow_pickle")
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _MAX_COMPILED_SHAPES = 64
 
@@ -53,7 +56,7 @@ class TorchEngine:
         tf32 = bool(variant.options.get("tf32", False))
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         loaded = _load(variant)
-        self.module = loaded.module.to(device=device, dtype=getattr(torch, dtype_name))
+        self.module = _transform(loaded.module, variant).to(device=device, dtype=getattr(torch, dtype_name))
         self.input_names = loaded.input_names
         self._task, self._where, self._device = loaded.task, loaded.where, device
         self._compiled = bool(variant.options.get("compile", False))
@@ -135,6 +138,23 @@ def _load(variant: Variant) -> Any:
 
     checkpoint = read_checkpoint(variant.path, allow_pickle=bool(variant.options.get("allow_pickle", False)))
     return load_model(checkpoint, variant.options.get("task"))
+
+
+def _transform(module: Any, variant: Variant) -> Any:
+    """What the option ``transform`` makes of the module.
+
+    Raises:
+        UsageError: There is no such function.
+    """
+    name = variant.options.get("transform")
+    if name is None:
+        return module
+    place, _, function = str(name).partition(":")
+    try:
+        transform = getattr(importlib.import_module(place), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"there is no transform '{name}'", where=variant.name, todo=str(error)) from error
+    return transform(module)
 
 
 def _compile(module: Any, *, dynamic: bool) -> Any:

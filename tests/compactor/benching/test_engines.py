@@ -338,6 +338,27 @@ def test_torch_folds_the_masks_of_nn_pruning(tmp_path):
     assert 0 < int((query == 0).sum()) < query.numel()
 
 
+def shift_answers(module):
+    """A transform: what another tool might make of a model."""
+    for name, parameter in module.named_parameters():
+        if name == "qa_outputs.bias":
+            parameter.data += 1.0
+    return module
+
+
+def test_torch_runs_what_a_transform_makes_of_the_model(bert):
+    feeds = tokens()
+    running = start("torch", bert, transform=f"{__name__}:shift_answers")
+    results = running.run(running.prepare(feeds))
+    np.testing.assert_allclose(results["start_logits"], masked(feeds)["start_logits"] + 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["no_such_module:f", f"{__name__}:no_such_function", "nothing"])
+def test_torch_says_that_there_is_no_such_transform(bert, name):
+    with pytest.raises(UsageError, match="there is no transform"):
+        start("torch", bert, transform=name)
+
+
 def test_torch_runs_images(tmp_path):
     path = families.save(tmp_path / "vit", "vit", "ForImageClassification")
     running = start("torch", path, "cpu", "bf16")
