@@ -114,7 +114,10 @@ def test_the_wheel_holds_every_package():
 
 @pytest.mark.parametrize(
     ("file", "extras"),
-    [("constraints.txt", ["test", "dev", "bench", "peers", "train"]), ("constraints-transformers4.txt", ["test", "optimum"])],
+    [
+        ("constraints.txt", ["test", "dev", "bench", "peers", "train"]),
+        ("constraints-transformers4.txt", ["test", "optimum"]),
+    ],
 )
 def test_constraints_pin_every_requirement_within_its_range(file, extras):
     lines = (ROOT / file).read_text(encoding="utf-8").splitlines()

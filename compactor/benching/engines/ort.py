@@ -91,8 +91,6 @@ def provider_options(provider: Provider, variant: Variant) -> dict[str, str]:
     return options | dict(variant.options.get("provider_options", {}))
 
 
-
-
 def _open(path: Path, provider: Provider, options: dict[str, str], *, threads: int, spinning: bool) -> Any:
     try:
         return open_session(path, provider=provider, threads=threads, allow_spinning=spinning, provider_options=options)
