@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--identical", type=int, default=20, help="runs of a graph against itself (default: %(default)s)"
     )
+    parser.add_argument("--rounds", type=int, default=8, help="processes of each variant (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="result, JSON; its tables are written beside it")
     args = parser.parse_args(argv)
     _record.warn_if_busy()
@@ -53,9 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             "schema": 1,
             "kind": "compactor-trust",
             "command": _run.command_line(_run.script_argv(argv, "trust.py")),
-            "repeats": [repeat(artefact, number) for number in range(args.repeats)],
-            "identical": [compare_with_itself(graph, number) for number in range(args.identical)],
-            "compare": compare_slowed(graph, slowed, artefact / "onnx" / "model_quantized.onnx"),
+            "repeats": [repeat(artefact, number, args.rounds) for number in range(args.repeats)],
+            "identical": [compare_with_itself(graph, number, args.rounds) for number in range(args.identical)],
+            "compare": compare_slowed(graph, slowed, artefact / "onnx" / "model_quantized.onnx", args.rounds),
         }
     text = render(result)
     print(text)
@@ -99,16 +100,16 @@ def slow_down(source: Path, path: Path) -> None:
     onnx.save(model, path)
 
 
-def repeat(artefact: Path, number: int) -> dict[str, Any]:
+def repeat(artefact: Path, number: int, rounds: int) -> dict[str, Any]:
     """One report of the artefact against its checkpoint in PyTorch."""
     say(f"the artefact against PyTorch, run {number + 1}")
-    return without_places(compactor.bench([artefact], baseline=EXAMPLE, seed=number, **SHAPES))
+    return without_places(compactor.bench([artefact], baseline=EXAMPLE, seed=number, rounds=rounds, **SHAPES))
 
 
-def compare_with_itself(graph: Path, number: int) -> dict[str, Any]:
+def compare_with_itself(graph: Path, number: int, rounds: int) -> dict[str, Any]:
     """The verdict on a graph against itself, with the samples."""
     say(f"a graph against itself, run {number + 1}")
-    report = compactor.bench([graph, graph], batch=[1], seq=[128], duration_s=0.3, seed=number)
+    report = compactor.bench([graph, graph], batch=[1], seq=[128], duration_s=0.3, seed=number, rounds=rounds)
     base, other = (variant["results"][0] for variant in report["variants"])
     return {
         "ratio": other["ratio"],
@@ -117,12 +118,12 @@ def compare_with_itself(graph: Path, number: int) -> dict[str, Any]:
     }
 
 
-def compare_slowed(graph: Path, slowed: Path, baseline: Path) -> dict[str, Any]:
+def compare_slowed(graph: Path, slowed: Path, baseline: Path, rounds: int) -> dict[str, Any]:
     """``--compare`` of two reports on the same graph, and of one on the slowed graph; all against one baseline."""
     reports = []
     for path in (graph, graph, slowed):
         say(f"a report for --compare: {path.parent.name}")
-        reports.append(without_places(compactor.bench([path], baseline=baseline, batch=[1], seq=[128])))
+        reports.append(without_places(compactor.bench([path], baseline=baseline, batch=[1], seq=[128], rounds=rounds)))
     before, again, slower = reports
     return {
         "same": compactor.compare(before, again),
