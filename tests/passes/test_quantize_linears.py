@@ -11,7 +11,7 @@ from compactor.passes.label_layers import LabelLayersPass
 from compactor.passes.pack_tokens import PackTokensPass
 from compactor.passes.quantize_linears import QuantizeLinearsPass
 from tests.models import Architecture, build, random_weights
-from tests.running import assert_same, assert_untouched, operators, padding_mask, random_feeds, run32
+from tests.running import assert_same, assert_untouched, needs_exact_int8, operators, padding_mask, random_feeds, run32
 
 ARCH = Architecture(width=16, neurons=32, dtype=np.float32, front="ids", head="classifier")
 OPERATORS = ("contrib", "standard")
@@ -61,6 +61,7 @@ def test_biases_are_fused_or_kept(operators_):
     assert len(adds) == (0 if operators_ == "contrib" else 7)
 
 
+@needs_exact_int8
 @pytest.mark.parametrize("operators_", OPERATORS)
 @pytest.mark.parametrize("bias", [True, False])
 def test_int8_is_close_to_float32(operators_, bias):

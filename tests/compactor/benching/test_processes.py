@@ -2,10 +2,8 @@
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -108,16 +106,20 @@ def test_a_process_that_dies_is_an_error_with_its_last_words(monkeypatch, varian
 
 def test_an_interrupt_keeps_what_is_measured_and_ends_the_process(monkeypatch, variant, case):
     started = []
-    real = subprocess.Popen
 
-    def popen(command, **options):
-        if started:  # the second one hangs until the user has enough
-            command = [command[0], "-c", "import time; time.sleep(600)"]
-            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-        started.append(real(command, **options))
-        return started[-1]
+    class Popen(subprocess.Popen):
+        def __init__(self, command, **options):
+            self.hangs = bool(started)  # the second one, until the user has enough
+            super().__init__([command[0], "-c", "import time; time.sleep(600)"] if self.hangs else command, **options)
+            started.append(self)
 
-    monkeypatch.setattr(processes.subprocess, "Popen", popen)
+        def wait(self, timeout=None):
+            if self.hangs:
+                self.hangs = False
+                raise KeyboardInterrupt
+            return super().wait(timeout)
+
+    monkeypatch.setattr(processes.subprocess, "Popen", Popen)
     said = []
     found = measure([renamed(variant, "a"), renamed(variant, "b")], [case], SETTINGS, say=said.append)
     assert found.interrupted and "interrupted" in said[-1]
