@@ -21,7 +21,7 @@ from compactor.commands import State
 from compactor.console import printable
 from compactor.errors import CompactorError, ExitCode, UsageError
 
-COMMANDS = ("export", "inspect", "explain", "verify", "bench", "report", "env", "passes")
+COMMANDS = ("prune", "export", "inspect", "explain", "verify", "bench", "report", "env", "passes")
 
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -59,7 +59,7 @@ def cli(ctx: click.Context) -> None:
     """Compile block-pruned transformers into small, fast, verified ONNX graphs.
 
     Exit codes: 0 done, 1 a bug in compactor, 2 usage, 3 bad or unsupported model directory, 4 numbers differ,
-    5 input or output failed, 6 measured but not to be believed, or slower, 130 interrupted.
+    5 input or output failed, 6 measured but not to be believed, or slower, 7 training failed, 130 interrupted.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)

@@ -19,6 +19,7 @@ class ExitCode(enum.IntEnum):
     VERIFICATION = 4
     IO = 5
     NOISY = 6
+    TRAINING = 7
     INTERRUPTED = 130
 
 
@@ -66,3 +67,9 @@ class MeasurementError(CompactorError):
     """What was measured cannot be trusted, or has become slower (exit code 6)."""
 
     exit_code = ExitCode.NOISY
+
+
+class TrainingError(CompactorError):
+    """Training went wrong: the loss is no number (exit code 7)."""
+
+    exit_code = ExitCode.TRAINING

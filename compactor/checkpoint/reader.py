@@ -13,6 +13,7 @@ from compactor.checkpoint.config import check_config, read_json_object, sanitise
 from compactor.checkpoint.folder import find_model_folder
 from compactor.checkpoint.masks import fold_masks, has_scores, is_mask_tensor
 from compactor.checkpoint.pruned_heads import read_pruned_heads, restore_heads
+from compactor.checkpoint.pruning_record import MASKS_FILE, RECORD_FILE, describe_record
 from compactor.checkpoint.sparse_args import FILE_NAME as SPARSE_ARGS
 from compactor.checkpoint.sparse_args import SparseArgs, read_sparse_args
 from compactor.checkpoint.weights import SourceFile, Weights, hash_file, open_weights
@@ -79,6 +80,9 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoi
             notes.append("hidden_act set to relu: sparse_args.json says that training replaced GELU")
     elif (folder / SPARSE_ARGS).is_file():
         notes.append(f"{SPARSE_ARGS} ignored: the weights hold no mask scores")
+    if (record := describe_record(folder, tensors)) is not None:
+        files += [folder / RECORD_FILE, folder / MASKS_FILE]
+        notes.append(record)
     if pruned:
         kind = kind if sparse_args else "head_pruned"
         notes.append(restore_heads(tensors, pruned, sizes))

@@ -77,10 +77,10 @@ def require_model_dir(path: Path) -> None:
         )
 
 
-def require_packages(*packages: str, needed_by: str) -> None:
-    """Raise UsageError where one of the ``bench`` extra's packages is missing: before an hour's work, not after it."""
+def require_packages(*packages: str, needed_by: str, extra: str = "bench") -> None:
+    """Raise UsageError where one of an extra's packages is missing: before an hour's work, not after it."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise UsageError(
-                f"'{package}' is not installed, which {needed_by} needs", todo="pip install 'compactor[bench]'"
+                f"'{package}' is not installed, which {needed_by} needs", todo=f"pip install 'compactor[{extra}]'"
             )

@@ -1,0 +1,295 @@
+"""Trainable masks: scores over blocks of weights, and the parametrizations through which a model feels them.
+
+One *group* has a matrix of scores S, one for each block; the block lives where its score passes the threshold. Forward
+and backward, for a weight W cut into blocks and its mask M of zeros and ones::
+
+    W' = W * expand(M),   M = 1[σ(S) > τ]        dL/dS = sum over the block of  dL/dW' * W      (straight through)
+
+A neuron of a feed-forward pair is one score over rows of one matrix and columns of the other: both are *members* of its
+group. A row without a live block loses its bias too; else heads would rarely be removable.
+
+The model stays what it was: masks sit in ``torch.nn.utils.parametrize``, the scores in one submodule of the model, so
+that optimizers, checkpoints and data parallelism treat them as any parameter. Masked weights live for the time of one
+product: autograd is given the weight and the mask, and multiplies them again in the backward pass
+(``recomputed_weights``), so masks cost next to no memory.
+
+Reference: Lagunas et al. (2021), Section 3; Sanh, Wolf and Rush, "Movement Pruning", 2020, Equations 2 and 3; Bengio,
+Léonard and Courville, "Estimating or Propagating Gradients Through Stochastic Neurons", 2013.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from compactor.checkpoint.pruning_record import MaskedMatrix
+
+FAMILIES = ("attention", "feed_forward")
+
+
+class Group(nn.Module):
+    """Scores that are thresholded together, and the blocks that they switch.
+
+    Args:
+        name: Unique in the model: its first matrix.
+        family: ``attention`` or ``feed_forward``.
+        stack: ``encoder`` or ``decoder``.
+        shape: ``(R, C)`` of the scores.
+        weights: Elements that one score stands for, without what is padded; ``(R, C)``.
+    """
+
+    scores: nn.Parameter
+    live: Tensor
+    protected: Tensor
+    weights: Tensor
+
+    def __init__(self, name: str, family: str, stack: str, shape: tuple[int, int], weights: Tensor) -> None:
+        super().__init__()
+        self.name, self.family, self.stack = name, family, stack
+        self.members: list[Member] = []
+        self.scores = nn.Parameter(torch.zeros(shape))
+        self.register_buffer("live", torch.ones(shape, dtype=torch.bool), persistent=False)
+        self.register_buffer("protected", torch.zeros(shape, dtype=torch.bool), persistent=False)
+        self.register_buffer("weights", weights, persistent=False)
+
+    @property
+    def live_weights(self) -> Tensor:
+        """How many elements the live blocks hold, a scalar."""
+        return (self.weights * self.live).sum()
+
+    def set_live(self, live: Tensor) -> None:
+        """Switch blocks on and off, in place; what is protected stays on."""
+        self.live.copy_(live | self.protected)
+
+    @torch.no_grad()
+    def passing(self, threshold: float, least: float) -> Tensor:
+        """``(R, C)`` bool: the blocks whose score passes, and at least ``least`` of them.
+
+        Args:
+            threshold: What the sigmoid of a score must be above.
+            least: The part of the scores that is kept whatever they are; on ties, the first ones of the matrix.
+        """
+        return keep_at_least(self.scores.sigmoid() > threshold, self.scores, least)
+
+    @torch.no_grad()
+    def norms(self) -> Tensor:
+        """``(R, C)``: the norm of what each score covers, per element and over all members."""
+        squares = sum(member.block_sums(member.weight.detach().square()) for member in self.members)
+        return (torch.as_tensor(squares) / self.weights).sqrt()
+
+
+def keep_at_least(live: Tensor, scores: Tensor, least: float) -> Tensor:
+    """``live``, or the highest scores where fewer than ``int(least * n) + 1`` of n live; on ties, the first ones."""
+    count = scores.numel()
+    floor = min(int(least * count) + 1, count) if least > 0 else 0
+    return live if int(live.sum()) >= floor else highest(scores, floor)
+
+
+def highest(scores: Tensor, count: int) -> Tensor:
+    """Bool of the shape of ``scores``: exactly its ``count`` highest; on ties, the first ones."""
+    order = scores.flatten().sort(descending=True, stable=True).indices
+    found = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
+    found[order[:count]] = True
+    return found.reshape(scores.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """A matrix and how the scores of a group lie on it.
+
+    Attributes:
+        module: The linear layer.
+        name: Its module name.
+        group: The name of its group.
+        rows: Output features of a block.
+        cols: Input features of a block.
+        transposed: Whether the scores' rows are the matrix's columns.
+    """
+
+    module: nn.Linear
+    name: str
+    group: str
+    rows: int
+    cols: int
+    transposed: bool = False
+
+    @property
+    def layout(self) -> MaskedMatrix:
+        """The same, as it is written beside a model."""
+        return MaskedMatrix(self.name, self.group, self.rows, self.cols, self.transposed)
+
+    @property
+    def weight(self) -> Tensor:
+        """``(out, in)``: the weight without its mask."""
+        if parametrize.is_parametrized(self.module, "weight"):
+            return self.module.parametrizations.weight.original  # type: ignore[union-attr,return-value]
+        return self.module.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """``(out,)``: the bias without its mask."""
+        if parametrize.is_parametrized(self.module, "bias"):
+            return self.module.parametrizations.bias.original  # type: ignore[union-attr,return-value]
+        return self.module.bias
+
+    def expand(self, blocks: Tensor) -> Tensor:
+        """``(out, in)``: a value for each block as one for each element."""
+        shape = (self.module.out_features, self.module.in_features)
+        return self.layout.expand(blocks, shape)
+
+    def live_rows(self, blocks: Tensor) -> Tensor:
+        """``(out,)`` bool: rows with a live block."""
+        blocks = blocks.T if self.transposed else blocks
+        return blocks.any(1).repeat_interleave(self.rows, 0)[: self.module.out_features]
+
+    def masked(self, weight: Tensor, live: Tensor) -> Tensor:
+        """``weight`` with zeros where its block does not live."""
+        blocks = live.T if self.transposed else live
+        grid = self._grid()
+        if grid is None:
+            return weight * self.expand(live)
+        rows, cols = grid
+        spread = blocks.to(weight.dtype).reshape(rows, 1, cols, 1)
+        return (weight.view(rows, self.rows, cols, self.cols) * spread).view_as(weight)
+
+    def block_sums(self, elements: Tensor) -> Tensor:
+        """``(R, C)``: the sum of ``(out, in)`` over each block."""
+        grid = self._grid()
+        if grid is None:  # the last blocks reach beyond the edge
+            down = -elements.shape[0] % self.rows
+            right = -elements.shape[1] % self.cols
+            elements = nn.functional.pad(elements, (0, right, 0, down))
+            grid = elements.shape[0] // self.rows, elements.shape[1] // self.cols
+        sums = elements.reshape(grid[0], self.rows, grid[1], self.cols).sum((1, 3))
+        return sums.T if self.transposed else sums
+
+    def _grid(self) -> tuple[int, int] | None:
+        """How many blocks there are, where they tile the matrix."""
+        rows, cols = self.module.out_features, self.module.in_features
+        return None if rows % self.rows or cols % self.cols else (rows // self.rows, cols // self.cols)
+
+
+class _MaskedWeight(torch.autograd.Function):
+    """``W * expand(M)`` with the straight-through gradient; keeps nothing but W and M."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scores: Tensor, live: Tensor, member: Member) -> Tensor:
+        """W'."""
+        ctx.save_for_backward(weight, live)
+        ctx.member = member
+        return member.masked(weight, live)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        """Gradients of W and S from that of W'."""
+        weight, live = ctx.saved_tensors
+        (gradient,) = gradients
+        of_weight = ctx.member.masked(gradient, live) if ctx.needs_input_grad[0] else None
+        of_scores = ctx.member.block_sums(gradient * weight) if ctx.needs_input_grad[1] else None
+        return of_weight, of_scores, None, None
+
+
+class MaskedWeight(nn.Module):
+    """The parametrization of a weight: its member's part of a group's mask."""
+
+    def __init__(self, group: Group, member: Member) -> None:
+        super().__init__()
+        self._of = (group, member)  # in a tuple, or each would become a part of the model once more
+        self._made: tuple[weakref.ref[Tensor], int] | None = None
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """``(out, in)``: the masked weight."""
+        group, member = self._of
+        made: Tensor = _MaskedWeight.apply(weight, group.scores, group.live, member)  # type: ignore[no-untyped-call]
+        if torch.is_grad_enabled():
+            _note(made, self, weight)
+        return made
+
+    def again(self, weight: Tensor) -> Tensor:
+        """The masked weight once more, for the backward pass."""
+        group, member = self._of
+        return member.masked(weight.detach(), group.live)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """What an assignment to the weight stores."""
+        return weight
+
+
+class MaskedBias(nn.Module):
+    """The parametrization of a bias: zero in rows without a live block."""
+
+    def __init__(self, group: Group, member: Member) -> None:
+        super().__init__()
+        self._of = (group, member)
+
+    def forward(self, bias: Tensor) -> Tensor:
+        """``(out,)``: the masked bias."""
+        group, member = self._of
+        return bias * member.live_rows(group.live)
+
+    def right_inverse(self, bias: Tensor) -> Tensor:
+        """What an assignment to the bias stores."""
+        return bias
+
+
+# Masked weights in the backward pass
+
+# By the address of its storage: a masked weight (weakly), its parametrization and the weight it was made from.
+_made: dict[int, tuple[weakref.ref[Tensor], MaskedWeight, Tensor]] = {}
+
+
+def _note(made: Tensor, parametrization: MaskedWeight, weight: Tensor) -> None:
+    _made[made.untyped_storage().data_ptr()] = (weakref.ref(made), parametrization, weight)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Recipe:
+    """How to make a tensor again that autograd would have kept."""
+
+    parametrization: MaskedWeight
+    weight: Tensor
+    version: int
+    size: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+
+
+@contextlib.contextmanager
+def recomputed_weights() -> Iterator[None]:
+    """While it lasts, autograd keeps no masked weights for the backward pass, and makes them again there.
+
+    Without it the model computes the same, and holds all masked weights at once.
+    """
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(_pack, _unpack):
+            yield
+    finally:
+        _made.clear()
+
+
+def _pack(tensor: Tensor) -> Tensor | _Recipe:
+    found = _made.get(tensor.untyped_storage().data_ptr()) if tensor.layout is torch.strided else None
+    if found is None:
+        return tensor
+    made, parametrization, weight = found
+    owner = made()
+    if owner is None or owner.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr():
+        return tensor  # the address belongs to another tensor by now
+    return _Recipe(
+        parametrization, weight, weight._version, tensor.size(), tensor.stride(), int(tensor.storage_offset())
+    )
+
+
+def _unpack(kept: Tensor | _Recipe) -> Tensor:
+    if not isinstance(kept, _Recipe):
+        return kept
+    if kept.weight._version != kept.version:
+        raise RuntimeError("a masked weight was changed between the forward and the backward pass")
+    return kept.parametrization.again(kept.weight).as_strided(kept.size, kept.stride, kept.offset)

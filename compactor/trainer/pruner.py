@@ -1,0 +1,392 @@
+"""What prunes a model: its groups of scores, how they are thresholded at each step, and what is left.
+
+A ``Pruner`` is a submodule of the model that it prunes. Before each step it is told the step, sets threshold and λ by the
+schedule and switches the blocks; in the cool-down it settles: masks stay as they are and scores are no longer trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from compactor.errors import UsageError
+from compactor.passes._liveness import head_liveness, neuron_liveness
+from compactor.trainer.masks import FAMILIES, Group, MaskedBias, MaskedWeight, Member, highest, keep_at_least
+from compactor.trainer.methods import Block, Scoring, Shape, Unit
+from compactor.trainer.schedule import Schedule, Steering
+from compactor.trainer.structure import AttentionMatrices, FeedForwardMatrices, Matrices
+
+SUBMODULE = "compactor_pruning"  # its name in the model
+LEAST = 0.005  # the part of each group's scores that is kept, whatever they are
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How to prune.
+
+    Attributes:
+        attention: What a score of Q, K and V covers; blocks of O are the transposed ones.
+        feed_forward: What a score of feed-forward matrices covers.
+        schedule: When.
+        scoring: By what.
+        strength: λ_f.
+        target_density: The part of the linear weights to reach; None leaves it to λ.
+        attention_lambda: Multiple of λ for attention.
+        feed_forward_lambda: Multiple of λ for feed-forward layers.
+        decoder_lambda: Multiple of both in a decoder.
+        least: The part of each group's scores that stays, at least.
+    """
+
+    attention: Unit
+    feed_forward: Unit
+    schedule: Schedule
+    scoring: Scoring = Scoring.MOVEMENT
+    strength: float = 20.0
+    target_density: float | None = None
+    attention_lambda: float = 1.0
+    feed_forward_lambda: float = 1.0
+    decoder_lambda: float = 2.0
+    least: float = LEAST
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """What is left of one block.
+
+    Attributes:
+        name: ``layers.0.attention``.
+        stack: ``encoder`` or ``decoder``.
+        kind: ``attention``, ``cross_attention`` or ``feed_forward``.
+        density: The part of its weights that lives.
+        heads: Which of its heads live, as an export would judge it; None of a feed-forward block.
+        neurons: How many live, and how many there are; None of attention.
+    """
+
+    name: str
+    stack: str
+    kind: str
+    density: float
+    heads: tuple[bool, ...] | None
+    neurons: tuple[int, int] | None
+
+
+class Pruner(nn.Module):
+    """Masks on the blocks of a model. Make one with ``install``."""
+
+    def __init__(self, blocks: Sequence[Matrices], plan: Plan) -> None:
+        super().__init__()
+        self.plan = plan
+        self.blocks = tuple(blocks)
+        self.groups = nn.ModuleList()
+        self.notes: tuple[str, ...] = ()
+        self.threshold = 0.0
+        self.strength = 0.0  # λ now
+        self.settled = False
+        self.fixed = False  # masks that were given, and never change
+        self.steering: Steering | None = None
+        self._modules_by_name: dict[str, nn.Linear] = {}
+        if plan.target_density is not None and plan.scoring is Scoring.MOVEMENT:
+            self.steering = Steering(plan.target_density, plan.strength, plan.strength)
+
+    @classmethod
+    def install(cls, model: nn.Module, blocks: Sequence[Matrices], plan: Plan) -> Pruner:
+        """Put masks on ``model``, all of them on.
+
+        Args:
+            model: Becomes the pruner's parent, as ``compactor_pruning``.
+            blocks: What ``find_blocks`` found in it.
+            plan: How to prune.
+
+        Raises:
+            UsageError: A magnitude is to be pruned without a density, or a neuron in attention.
+        """
+        if plan.scoring is Scoring.MAGNITUDE and plan.target_density is None:
+            raise UsageError("magnitude pruning needs a density to reach", todo="pass --target-density, such as 0.3")
+        pruner = cls(blocks, plan)
+        linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        pruner._modules_by_name = {name: linears[name] for block in blocks for name in block.matrices}
+        padded: list[str] = []
+        for block in pruner.blocks:
+            unit = plan.attention if isinstance(block, AttentionMatrices) else plan.feed_forward
+            for members in _members(block, unit, linears):
+                group = _make_group(block, members)
+                group.to(members[0].module.weight.device)
+                pruner.groups.append(group)
+                padded += [member.name for member in members if member._grid() is None]
+        if padded:
+            pruner.notes = (
+                f"blocks do not divide {len(padded)} matrices, such as {padded[0]}: those at the edges are smaller",
+            )
+        for group in pruner.all_groups:  # after all shapes are read
+            for member in group.members:
+                parametrize.register_parametrization(member.module, "weight", MaskedWeight(group, member))
+                if member.module.bias is not None:
+                    parametrize.register_parametrization(member.module, "bias", MaskedBias(group, member))
+            if plan.scoring is Scoring.MAGNITUDE:
+                group.scores.requires_grad_(False)
+        model.add_module(SUBMODULE, pruner)
+        return pruner
+
+    @property
+    def all_groups(self) -> Iterator[Group]:
+        """The groups, typed."""
+        for group in self.groups:
+            assert isinstance(group, Group)
+            yield group
+
+    def members(self) -> Iterator[tuple[Group, Member]]:
+        """Every masked matrix, with its group."""
+        for group in self.all_groups:
+            for member in group.members:
+                yield group, member
+
+    # Step by step
+
+    @torch.no_grad()
+    def advance(self, step: int) -> None:
+        """Set threshold, λ and masks for ``step``, from 0; settle in the cool-down."""
+        if self.settled:
+            return
+        schedule, plan = self.plan.schedule, self.plan
+        self.threshold = schedule.threshold(step)
+        if self.steering is not None and schedule.phase(step) == "pruning":
+            self.steering.move(self.expected_density(), schedule.density(step, self.steering.target))
+        full = plan.strength if self.steering is None else self.steering.value
+        self.strength = full * schedule.strength(step) if plan.scoring is Scoring.MOVEMENT else 0.0
+        if schedule.phase(step) == "cool-down":
+            self._settle()
+        elif plan.scoring is Scoring.MAGNITUDE:
+            assert plan.target_density is not None
+            self._keep_largest(schedule.density(step, self._masked_target(plan.target_density)))
+        else:
+            self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Switch the blocks by the scores as they are now, such as before an evaluation."""
+        if self.settled or self.plan.scoring is Scoring.MAGNITUDE:
+            return
+        for group in self.all_groups:
+            group.set_live(group.passing(self.threshold, self.plan.least))
+
+    @torch.no_grad()
+    def fix(self, live: Mapping[str, Tensor]) -> None:
+        """Settle on given masks at once, by name of group."""
+        for group in self.all_groups:
+            group.set_live(live[group.name])
+        self.fixed = True
+        self._freeze()
+
+    @torch.no_grad()
+    def _settle(self) -> None:
+        self.threshold = self.plan.schedule.final_threshold
+        if self.plan.scoring is Scoring.MAGNITUDE:
+            assert self.plan.target_density is not None
+            self._keep_largest(self._masked_target(self.plan.target_density))
+        elif self.steering is not None:
+            self._keep_by_rank(self._masked_target(self.steering.target))
+        else:
+            self.refresh()
+        self._freeze()
+
+    def _freeze(self) -> None:
+        self.settled = True
+        self.strength = 0.0
+        for group in self.all_groups:
+            group.scores.requires_grad_(False)
+
+    def _masked_target(self, target: float) -> float:
+        """The density of the masked matrices at which all linear weights together have ``target``."""
+        masked = sum(float(group.weights.sum()) for group in self.all_groups)
+        everything = float(self.all_weights())
+        return min(1.0, max(0.0, (target * everything - (everything - masked)) / masked)) if masked else 1.0
+
+    def _keep_largest(self, density: float) -> None:
+        for group in self.all_groups:
+            norms = group.norms()
+            group.scores.copy_(norms)
+            count = max(round(density * norms.numel()), int(self.plan.least * norms.numel()) + 1)
+            group.set_live(highest(norms, min(count, norms.numel())))
+
+    def _keep_by_rank(self, density: float) -> None:
+        """Keep the blocks with the highest scores of all groups, as many as make up ``density``."""
+        groups = list(self.all_groups)
+        scores = torch.cat([group.scores.flatten() for group in groups])
+        weights = torch.cat([group.weights.flatten() for group in groups])
+        order = scores.sort(descending=True, stable=True).indices
+        kept = weights[order].cumsum(0) <= density * weights.sum()
+        live = torch.zeros_like(kept)
+        live[order] = kept
+        if bool(kept.any()):
+            self.threshold = float(scores[live].min().sigmoid())
+        for group, part in zip(groups, live.split([group.scores.numel() for group in groups]), strict=True):
+            group.set_live(keep_at_least(part.reshape(group.scores.shape), group.scores, self.plan.least))
+
+    def penalty(self) -> Tensor | None:
+        """λ times the mean sigmoid of the scores, summed over families and stacks; None where nothing is pushed down.
+
+        Reference: Lagunas et al. (2021), Section 3: each norm is a mean over its scores.
+        """
+        if self.settled or self.strength == 0:
+            return None
+        terms = []
+        for family, stack in sorted({(group.family, group.stack) for group in self.all_groups}):
+            groups = [group for group in self.all_groups if (group.family, group.stack) == (family, stack)]
+            count = sum(group.scores.numel() for group in groups)
+            mean = torch.stack([group.scores.sigmoid().sum() for group in groups]).sum() / count
+            factor = self.plan.attention_lambda if family == "attention" else self.plan.feed_forward_lambda
+            terms.append(mean * factor * (self.plan.decoder_lambda if stack == "decoder" else 1.0))
+        return self.strength * torch.stack(terms).sum()
+
+    # What is left
+
+    def all_weights(self, family: str | None = None) -> int:
+        """Elements of all linear layers in blocks, masked or not; of one family, or of both."""
+        return sum(
+            self._modules_by_name[name].in_features * self._modules_by_name[name].out_features
+            for block in self.blocks
+            if family in (None, _family(block))
+            for name in block.matrices
+        )
+
+    @torch.no_grad()
+    def live_weights(self, family: str | None = None) -> int:
+        """Of these, the ones that no mask hides."""
+        groups = [group for group in self.all_groups if family in (None, group.family)]
+        hidden = sum(float(group.weights.sum()) - float(group.live_weights) for group in groups)
+        return self.all_weights(family) - round(hidden)
+
+    def density(self, family: str | None = None) -> float:
+        """The part of the linear weights that lives."""
+        return self.live_weights(family) / max(self.all_weights(family), 1)
+
+    @torch.no_grad()
+    def expected_density(self) -> float:
+        """The part that would live if the masks settled by the scores of now, at the final threshold."""
+        final = self.plan.schedule.final_threshold
+        cut = math.log(final / (1 - final))
+        hidden = sum(float(group.weights[(group.scores <= cut) & ~group.protected].sum()) for group in self.all_groups)
+        everything = self.all_weights()
+        return (everything - hidden) / everything
+
+    @torch.no_grad()
+    def layers(self) -> list[Layer]:
+        """What is left of each block; heads and neurons by the rules of the export (``compactor.passes._liveness``)."""
+        masks = {member.name: (group, member) for group, member in self.members()}
+        found = []
+        for block in self.blocks:
+            live = {name: self._live_elements(name, masks) for name in block.matrices}
+            kept = sum(int(mask.sum()) for mask in live.values())
+            density = kept / sum(mask.size for mask in live.values())
+            name = f"layers.{block.index}.{block.kind}"
+            if isinstance(block, AttentionMatrices):
+                query_bias = None
+                if self._modules_by_name[block.query].bias is not None:
+                    query_bias = live[block.query].any(axis=0)  # a row without a live block has lost its bias
+                alive = head_liveness(
+                    live[block.query],
+                    query_bias,
+                    live[block.key],
+                    live[block.value],
+                    live[block.output],
+                    heads=block.heads,
+                ).heads
+                heads = tuple(bool(head) for head in alive)
+                found.append(Layer(name, block.stack, block.kind, density, heads, None))
+            else:
+                neurons = neuron_liveness([live[each] for each in block.inputs], live[block.output])
+                counts = (int(neurons.sum()), neurons.size)
+                found.append(Layer(name, block.stack, block.kind, density, None, counts))
+        return found
+
+    def heads(self) -> tuple[int, int]:
+        """How many heads live, and how many there are."""
+        heads = [head for layer in self.layers() if layer.heads is not None for head in layer.heads]
+        return sum(heads), len(heads)
+
+    def _live_elements(self, name: str, masks: Mapping[str, tuple[Group, Member]]) -> NDArray[np.bool_]:
+        """``(in, out)`` bool, as the algebra of the passes writes matrices."""
+        if name not in masks:
+            module = self._modules_by_name[name]
+            return np.ones((module.in_features, module.out_features), np.bool_)
+        group, member = masks[name]
+        mask: NDArray[np.bool_] = member.expand(group.live).T.cpu().numpy()
+        return mask
+
+    # What resuming needs beside the scores
+
+    def state(self) -> dict[str, Any]:
+        """Threshold, λ, whether the masks have settled, and how λ is steered; JSON."""
+        return {
+            "threshold": self.threshold,
+            "strength": self.strength,
+            "settled": self.settled,
+            "fixed": self.fixed,
+            "steering": None if self.steering is None else self.steering.to_json(),
+        }
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Any], live: Mapping[str, Tensor]) -> None:
+        """Go on from ``state`` and the masks of then, by name of group; the scores are the model's parameters."""
+        self.threshold, self.strength = float(state["threshold"]), float(state["strength"])
+        self.fixed = bool(state["fixed"])
+        if state["steering"] is not None:
+            self.steering = Steering.from_json(state["steering"])
+        for group in self.all_groups:
+            group.live.copy_(live[group.name])
+        if state["settled"]:
+            self._freeze()
+
+
+def _family(block: Matrices) -> str:
+    return FAMILIES[0] if isinstance(block, AttentionMatrices) else FAMILIES[1]
+
+
+def _members(block: Matrices, unit: Unit, linears: Mapping[str, nn.Linear]) -> Iterator[list[Member]]:
+    """The matrices of a block, those together that share scores."""
+    if unit is Shape.NONE:
+        return
+    if isinstance(block, FeedForwardMatrices):
+        if unit is Shape.HEAD:
+            raise UsageError("feed-forward layers have no heads", todo="use dim or a block such as 32x32 for them")
+        if unit is Shape.DIM:
+            output = linears[block.output]
+            group = block.inputs[0]
+            pair = [Member(linears[name], name, group, 1, linears[name].in_features) for name in block.inputs]
+            yield [*pair, Member(output, block.output, group, output.out_features, 1, transposed=True)]
+            return
+    for name in block.matrices:
+        module = linears[name]
+        turned = isinstance(block, AttentionMatrices) and name == block.output
+        if isinstance(unit, Block):
+            rows, cols = (unit.cols, unit.rows) if turned else (unit.rows, unit.cols)
+            rows, cols = min(rows, module.out_features), min(cols, module.in_features)
+        else:
+            assert isinstance(block, AttentionMatrices)
+            inner = module.in_features if turned else module.out_features
+            thick = inner // block.heads if unit is Shape.HEAD else 1
+            rows, cols = (module.out_features, thick) if turned else (thick, module.in_features)
+        yield [Member(module, name, name, rows, cols)]
+
+
+def _make_group(block: Matrices, members: Sequence[Member]) -> Group:
+    """Scores for ``members``, and what each of them stands for."""
+    first = members[0]
+    shape = (
+        -(-first.module.out_features // first.rows),
+        -(-first.module.in_features // first.cols),
+    )
+    weights = torch.zeros(shape)
+    for member in members:
+        weights += member.block_sums(torch.ones(member.module.out_features, member.module.in_features))
+    group = Group(first.group, _family(block), block.stack, shape, weights)
+    group.members = list(members)
+    return group

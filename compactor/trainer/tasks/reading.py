@@ -1,0 +1,81 @@
+"""Read training data: the files that ``compactor bench`` reads, and folders that the ``datasets`` library saved.
+
+Of a folder with several splits one is named behind a colon: ``data/squad:train``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+from compactor.benching.datafiles import FORMATS, Table, read_table
+from compactor.errors import UsageError
+
+_SPLITS = "dataset_dict.json"  # what the library writes for a folder of splits
+_STATE = "state.json"  # and for a single data set
+
+
+def read_examples(path: Path) -> Table:
+    """The rows of a file, or of a folder of the ``datasets`` library, or of one of its splits.
+
+    Args:
+        path: The file, ``FOLDER`` or ``FOLDER:SPLIT``.
+
+    Raises:
+        UsageError: It cannot be read, holds no rows, or the split is missing or unknown; or the library is missing.
+    """
+    folder, split = path, ""
+    if not path.exists() and ":" in path.name:
+        before, _, split = str(path).rpartition(":")
+        folder = Path(before)
+    if not folder.is_dir():
+        return read_table(path)
+    if (folder / _SPLITS).is_file():
+        folder = folder / _choose_split(folder, split)
+    elif not (folder / _STATE).is_file():
+        raise UsageError(
+            "is a folder, but not one that the datasets library saved",
+            where=str(folder),
+            todo=f"save it with save_to_disk, or give a file: {FORMATS}",
+        )
+    elif split:
+        raise UsageError(f"there is no split '{split}': it is one data set", where=str(folder), todo=f"give {folder}")
+    return _read_folder(folder, path)
+
+
+def _choose_split(folder: Path, split: str) -> str:
+    """``split``, if the folder has it."""
+    try:
+        splits = json.loads((folder / _SPLITS).read_text(encoding="utf-8"))["splits"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{_SPLITS} does not name the splits: {error}", where=str(folder), todo=_AGAIN) from error
+    if split not in splits:
+        raise UsageError(
+            f"there is no split '{split}'" if split else "the folder has several splits",
+            where=str(folder),
+            todo=f"give one of: {', '.join(f'{folder}:{name}' for name in splits)}",
+        )
+    return split
+
+
+_AGAIN = "save it again with save_to_disk"
+
+
+def _read_folder(folder: Path, path: Path) -> Table:
+    if importlib.util.find_spec("datasets") is None:
+        raise UsageError(
+            "to read a folder of the datasets library takes that library",
+            where=str(folder),
+            todo="pip install 'compactor[train]', or save the data as JSON lines with to_json",
+        )
+    import datasets
+
+    try:
+        rows = datasets.load_from_disk(str(folder)).to_list()
+    except Exception as error:  # what a damaged file raises depends on the file and on the version
+        reason = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise UsageError(f"the data set cannot be read: {reason}", where=str(folder), todo=_AGAIN) from error
+    if not rows:
+        raise UsageError("there are no examples in it", where=str(path), todo="give a split that has some")
+    return Table(path, rows, [f"entry {i + 1}" for i in range(len(rows))])

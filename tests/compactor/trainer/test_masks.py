@@ -1,0 +1,146 @@
+"""Masks: the straight-through gradient, blocks that do not divide, the least that stays, memory of the backward pass."""
+
+from __future__ import annotations
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import parametrize
+
+from compactor.trainer import masks
+from compactor.trainer.masks import Group, MaskedBias, MaskedWeight, Member, highest, keep_at_least, recomputed_weights
+
+
+def masked_linear(out: int, inside: int, rows: int, cols: int, *, transposed: bool = False, seed: int = 0):
+    """A linear layer in float64 with a group of random scores, half of whose blocks live."""
+    torch.manual_seed(seed)
+    linear = nn.Linear(inside, out).double()
+    grid = (-(-out // rows), -(-inside // cols))
+    shape = grid[::-1] if transposed else grid
+    member = Member(linear, "linear", "linear", rows, cols, transposed)
+    group = Group("linear", "attention", "encoder", shape, member.block_sums(torch.ones(out, inside)))
+    group.double()
+    group.members = [member]
+    with torch.no_grad():
+        group.scores.normal_()
+        group.set_live(torch.rand(shape) < 0.5)
+    parametrize.register_parametrization(linear, "weight", MaskedWeight(group, member))
+    parametrize.register_parametrization(linear, "bias", MaskedBias(group, member))
+    return linear, group, member
+
+
+def element_mask(group: Group, out: int, inside: int, rows: int, cols: int, transposed: bool) -> torch.Tensor:
+    """The mask, element by element: written without the code under test."""
+    live = group.live.T if transposed else group.live
+    return torch.tensor([[bool(live[i // rows, j // cols]) for j in range(inside)] for i in range(out)])
+
+
+SIZES = [
+    pytest.param(6, 8, 2, 4, False, id="blocks"),
+    pytest.param(5, 7, 2, 3, False, id="blocks-that-do-not-divide"),
+    pytest.param(6, 8, 1, 8, False, id="rows"),
+    pytest.param(6, 8, 6, 1, False, id="columns"),
+    pytest.param(8, 6, 8, 1, True, id="columns-by-rows-of-scores"),
+    pytest.param(4, 4, 1, 1, False, id="elements"),
+]
+
+
+@pytest.mark.parametrize(("out", "inside", "rows", "cols", "transposed"), SIZES)
+def test_the_product_is_that_of_the_masked_weight_and_bias(out, inside, rows, cols, transposed):
+    linear, group, member = masked_linear(out, inside, rows, cols, transposed=transposed)
+    mask = element_mask(group, out, inside, rows, cols, transposed)
+    x = torch.randn(3, inside, dtype=torch.float64)
+    bias = torch.where(mask.any(1), member.bias, 0)
+
+    torch.testing.assert_close(linear(x), x @ (member.weight * mask).T + bias)
+
+
+@pytest.mark.parametrize(("out", "inside", "rows", "cols", "transposed"), SIZES)
+def test_gradients_are_straight_through(out, inside, rows, cols, transposed):
+    """dL/dS of a block is the sum of dL/dW' * W over it, whether it lives or not; W's gradient is masked."""
+    linear, group, member = masked_linear(out, inside, rows, cols, transposed=transposed)
+    mask = element_mask(group, out, inside, rows, cols, transposed)
+    x = torch.randn(3, inside, dtype=torch.float64)
+    upstream = torch.randn(3, out, dtype=torch.float64)
+
+    (linear(x) * upstream).sum().backward()
+
+    of_masked = upstream.T @ x  # dL/dW'
+    by_hand = torch.zeros_like(group.scores)
+    for i in range(out):
+        for j in range(inside):
+            at = (j // cols, i // rows) if transposed else (i // rows, j // cols)
+            by_hand[at] += of_masked[i, j] * member.weight[i, j]
+    torch.testing.assert_close(group.scores.grad, by_hand)
+    torch.testing.assert_close(member.weight.grad, of_masked * mask)
+    torch.testing.assert_close(member.bias.grad, upstream.sum(0) * mask.any(1))
+
+
+@pytest.mark.parametrize(("out", "inside", "rows", "cols", "transposed"), SIZES)
+def test_recomputed_weights_change_no_gradient_and_are_not_kept(out, inside, rows, cols, transposed):
+    grads, kept = [], []
+    for recompute in (False, True):
+        linear, group, member = masked_linear(out, inside, rows, cols, transposed=transposed)
+        x = torch.linspace(-1, 1, 4 * inside, dtype=torch.float64).reshape(2, 2, inside).requires_grad_()
+        packed: list[object] = []
+        if recompute:
+            original = masks._pack
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(masks, "_pack", lambda tensor: packed.append(original(tensor)) or packed[-1])
+                with recomputed_weights():
+                    linear(x).square().sum().backward()
+        else:
+            linear(x).square().sum().backward()
+        grads.append([x.grad, group.scores.grad, member.weight.grad, member.bias.grad])
+        kept.append(packed)
+
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+    recipes = [item for item in kept[1] if isinstance(item, masks._Recipe)]
+    assert recipes and all(recipe.weight is not None for recipe in recipes)
+
+
+def test_a_weight_changed_before_the_backward_pass_is_noticed():
+    linear, _, member = masked_linear(4, 4, 2, 2)
+    with recomputed_weights():
+        loss = linear(torch.randn(2, 4, dtype=torch.float64, requires_grad=True)).sum()
+        with torch.no_grad():
+            member.weight.add_(1)
+        with pytest.raises(RuntimeError, match="changed between"):
+            loss.backward()
+
+
+@hypothesis.given(
+    scores=st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=1, max_size=40), least=st.floats(0.001, 1)
+)
+def test_the_least_that_stays_holds_on_ties(scores, least):
+    tensor = torch.tensor(scores).reshape(1, -1)
+    live = keep_at_least(tensor > 10, tensor, least)
+
+    floor = min(int(least * len(scores)) + 1, len(scores))
+    assert int(live.sum()) == floor
+    assert tensor[live].min() >= tensor[~live].max() if floor < len(scores) else True
+
+
+def test_nothing_need_stay_where_nothing_is_asked():
+    scores = torch.zeros(2, 2)
+    assert not keep_at_least(scores > 1, scores, 0).any()
+
+
+def test_of_equal_scores_the_first_ones_stay():
+    assert highest(torch.zeros(2, 3), 2).flatten().tolist() == [True, True, False, False, False, False]
+
+
+def test_a_neuron_switches_its_row_and_its_column():
+    first, second = nn.Linear(4, 6), nn.Linear(6, 4)
+    members = [Member(first, "first", "first", 1, 4), Member(second, "second", "first", 4, 1, transposed=True)]
+    group = Group("first", "feed_forward", "encoder", (6, 1), torch.full((6, 1), 8.0))
+    group.members = members
+    group.set_live(torch.tensor([[True], [False], [True], [True], [False], [True]]))
+
+    dead = [1, 4]
+    assert not members[0].expand(group.live)[dead].any() and members[0].expand(group.live)[[0, 2, 3, 5]].all()
+    assert not members[1].expand(group.live)[:, dead].any()
+    assert members[1].live_rows(group.live).all()  # of the output, every row has living weights: its bias stays
+    assert int(group.live_weights) == 4 * 8
