@@ -1,16 +1,9 @@
-"""The report as one HTML page that needs nothing else: no network, no script, no font; and the files on disk.
-
-Its content policy forbids everything but its own styles, so nothing that a report's strings hold can run, even if it
-were not escaped.
-"""
+"""The report as one HTML page, which is closed to the world, and the files on disk."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import importlib.resources
 import os
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -39,6 +32,7 @@ from compactor.reporting.tables import (
     result_tables,
     variant_rows,
 )
+from compactor.reporting.templates import Tile, render_template
 from compactor.reporting.words import (
     NO_DIFFERENCE,
     Report,
@@ -58,55 +52,9 @@ from compactor.reporting.words import (
     summary_sentence,
 )
 
-_UNIT = re.compile(r"(?<=\d) (?=(?:%|ms|s|[kMGT]?B|[kMG])\b|%)|(?<=\d) (?=±)|(?<=±) (?=\d)")
 MARKDOWN_NAME = "report.md"
 HTML_NAME = "report.html"
 _TEMPLATE = "page.html.jinja"
-
-# Light and dark. Text on `paper` and `back` has a contrast of at least 4.5; colours of series, of which text is set in
-# `paper`, too. They differ in lightness or along blue and yellow for who cannot tell red from green.
-PALETTE = {
-    "back": ("#f6f8fa", "#0d1117"),
-    "paper": ("#ffffff", "#151b23"),
-    "ink": ("#1f2328", "#e6edf3"),
-    "muted": ("#57606a", "#9da7b3"),
-    "line": ("#d0d7de", "#30363d"),
-    "grid": ("#d8dee4", "#373e47"),
-    "track": ("#eef1f4", "#212830"),
-    "good": ("#1a7f37", "#4ac26b"),
-    "good-back": ("#dafbe1", "#12261e"),
-    "bad": ("#c21c2c", "#ff7b72"),
-    "bad-back": ("#ffebe9", "#2a1618"),
-    "warn": ("#805500", "#e3b341"),
-    "warn-back": ("#fff3c4", "#272115"),
-    "s0": ("#68717b", "#9aa4b0"),
-    "s1": ("#0b62c4", "#58a6ff"),
-    "s2": ("#b84d00", "#f0913f"),
-    "s3": ("#00766c", "#3fc7b0"),
-    "s4": ("#9c3587", "#e58fd0"),
-    "s5": ("#7d6000", "#dcbc3c"),
-    "s6": ("#5a4bc8", "#b0a7ff"),
-    "s7": ("#2a6f95", "#7cc7ec"),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Tile:
-    """One large figure at the top.
-
-    Attributes:
-        name: What it is.
-        value: The number, or the words that stand for it.
-        note: Against what, under which conditions.
-        tone: ``good``, ``bad`` or empty.
-        number: Whether ``value`` is one.
-    """
-
-    name: str
-    value: str
-    note: str
-    tone: str = ""
-    number: bool = True
 
 
 def write_reports(report: Report, folder: str | Path) -> tuple[Path, Path]:
@@ -136,22 +84,14 @@ def write_reports(report: Report, folder: str | Path) -> tuple[Path, Path]:
 
 def render_html(report: Report) -> str:
     """The page of ``report``, a checked ``report.json``. The same report always gives the same page."""
-    import jinja2
     import markupsafe
 
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=False,
-        finalize=_text,
-    )
-    source = importlib.resources.files("compactor.reporting").joinpath(_TEMPLATE).read_text(encoding="utf-8")
     layers = layer_table(report)
     names, series = marks(report), series_numbers(report)
-    rendered = environment.from_string(source).render(
+    return render_template(
+        _TEMPLATE,
         report=report,
         command=markupsafe.escape(printable(report["command"])),  # to be copied, so with spaces that break
-        palette=PALETTE,
         verdict="VALID" if report["verdict"]["valid"] else "INVALID",
         about=about_words(report),
         summary=summary_sentence(report),
@@ -170,14 +110,6 @@ def render_html(report: Report) -> str:
         failures=[(row["name"], absence_in_full(row)) for row in report["variants"] if row["status"] != "measured"],
         footer=_footer(report),
     )
-    return rendered + "\n"
-
-
-def _text(value: object) -> object:
-    """What a template puts out: control characters shown and not sent, numbers kept on the line of their units."""
-    if type(value) is not str:  # markup is a str of another type
-        return value
-    return _UNIT.sub("\N{NO-BREAK SPACE}", printable(value))
 
 
 def make_tiles(report: Report) -> list[Tile]:

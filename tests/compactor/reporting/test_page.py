@@ -11,7 +11,8 @@ import pytest
 
 from compactor.console import format_bytes
 from compactor.errors import OutputError
-from compactor.reporting.page import PALETTE, make_tiles, render_html, write_reports
+from compactor.reporting.page import make_tiles, render_html, write_reports
+from compactor.reporting.templates import PALETTE
 from compactor.reporting.words import summary_sentence
 from tests.compactor.reports import make_report
 
