@@ -35,7 +35,7 @@ STATIC = 0.4  # of static int8, whose scales come from a few random sequences: l
 LOOSE = 0.1  # of int8 and bfloat16: random weights make a harsh test; measured errors are 1 to 4 %
 
 _ROOT = Path(__file__).resolve().parents[1]
-_PLACES = ("--work", "--out", "--optimum-python")  # options whose value is a place on one machine
+_PLACES = ("--work", "--out", "--optimum-python", "--data", "--model", "--dense", "--peer")  # on one machine
 
 Arrays = dict[str, NDArray[Any]]
 Adapt = Callable[[Arrays, Workshop], Arrays]

@@ -1,4 +1,4 @@
-"""Compiles block-pruned transformers into small, fast, verified ONNX graphs.
+"""Prunes transformers by training, and compiles them into small, fast, verified ONNX graphs.
 
 The Python API is what this module names; the modules behind it load when they are first used.
 
@@ -20,12 +20,15 @@ if TYPE_CHECKING:
         MeasurementError,
         ModelDirectoryError,
         OutputError,
+        TrainingError,
         UsageError,
         VerificationError,
     )
     from compactor.exporting import ExportResult, export
     from compactor.inspecting import Inspection, inspect
     from compactor.manifest import load_manifest
+    from compactor.trainer.config import PruneConfig
+    from compactor.trainer.pruning import PruneResult, prune
     from compactor.verifying import verify
 
     __version__: str
@@ -37,6 +40,9 @@ __all__ = [
     "MeasurementError",
     "ModelDirectoryError",
     "OutputError",
+    "PruneConfig",
+    "PruneResult",
+    "TrainingError",
     "UsageError",
     "VerificationError",
     "__version__",
@@ -46,6 +52,7 @@ __all__ = [
     "inspect",
     "load_manifest",
     "load_report",
+    "prune",
     "verify",
 ]
 
@@ -56,6 +63,9 @@ _HOMES = {
     "MeasurementError": "errors",
     "ModelDirectoryError": "errors",
     "OutputError": "errors",
+    "PruneConfig": "trainer.config",
+    "PruneResult": "trainer.pruning",
+    "TrainingError": "errors",
     "UsageError": "errors",
     "VerificationError": "errors",
     "bench": "benching.bench",
@@ -64,6 +74,7 @@ _HOMES = {
     "inspect": "inspecting",
     "load_manifest": "manifest",
     "load_report": "benching.report",
+    "prune": "trainer.pruning",
     "verify": "verifying",
 }
 

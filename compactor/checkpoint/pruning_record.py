@@ -3,8 +3,8 @@
 The weights of such a folder have their zeros in place already, so the masks are not needed to read it. They say how the
 zeros came about, and whether they still are where training put them.
 
-The JSON holds facts about the run, and for each masked matrix the group of scores that it belongs to and the size of its
-blocks. The tensors are ``<group>.scores``, float32, and ``<group>.live``, 0 or 1, both one element a block.
+The JSON holds facts about the run, and for each masked matrix the group of scores that it belongs to and the size of
+its blocks. The tensors are ``<group>.scores``, float32, and ``<group>.live``, 0 or 1, both one element a block.
 """
 
 from __future__ import annotations

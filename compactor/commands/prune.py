@@ -111,7 +111,7 @@ def command(
     verbose: bool,
     **settings: Any,
 ) -> None:
-    """Train the model in MODEL with block pruning, and write it with its zeros in place.
+    r"""Train the model in MODEL with block pruning, and write it with its zeros in place.
 
     MODEL is a pre-trained or fine-tuned Hugging Face model directory: BERT, RoBERTa, DistilBERT, ELECTRA, BART and the
     like. What is written opens in stock transformers, and `compactor export` turns its zeros into time.
@@ -186,7 +186,8 @@ def _print_summary(console: Console, result: PruneResult, *, shown_as: Path) -> 
         console.line(told)
     if final["layers"]:
         console.line(
-            f"left: {100 * final['density']:.1f} % of the linear weights, {final['heads'][0]} of {final['heads'][1]} heads, "
+            f"left: {100 * final['density']:.1f} % of the linear weights, "
+            f"{final['heads'][0]} of {final['heads'][1]} heads, "
             f"{final['neurons'][0]:,} of {final['neurons'][1]:,} neurons"
         )
         console.heading("Layers")
@@ -207,5 +208,5 @@ def _print_summary(console: Console, result: PruneResult, *, shown_as: Path) -> 
         console.line(f"warning: {warning}")
     console.heading(f"Written to {shown_as}")
     console.line(f"how it went:  {shown_as / 'training.html'}")
-    if final["layers"]:
+    if final["layers"] and record["task"] != "summarization":  # encoder-decoders are not exported yet
         console.line(f"make it fast:  compactor export {shlex.quote(str(shown_as))} OUT_DIR")

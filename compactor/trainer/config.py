@@ -1,7 +1,7 @@
 """The settings of a run: defaults, a recipe in TOML, options; each overrides the one before.
 
-The defaults are the paper's where it has one for all data sets (Lagunas et al., 2021, Appendix A): learning rates of 3e-5
-for weights and 1e-2 for scores, a final threshold of 0.1, a teacher's share of 0.9 at temperature 2.
+The defaults are the paper's where it has one for all data sets (Lagunas et al., 2021, Appendix A): learning rates of
+3e-5 for weights and 1e-2 for scores, a final threshold of 0.1, a teacher's share of 0.9 at temperature 2.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class PruneConfig:
     warm_up: float = _setting(0.1, "steps before pruning: a number, or a share below 1", at_least=0)
     cool_down: float = _setting(0.3, "last steps, with masks settled: a number, or a share below 1", at_least=0)
     second_steps: float = _setting(
-        0.5, "steps of what follows in filled and rewind: a number, or a share of steps below 1", at_least=0
+        0.5, "steps of what follows in filled methods: a number, or a share of steps below 1", at_least=0
     )
     final_threshold: float = _setting(FINAL_THRESHOLD, "what the sigmoid of a score must pass", at_least=0, at_most=1)
     strength: float | None = _setting(None, "λ, the weight of the regularisation; by default the method's", at_least=0)
@@ -182,13 +182,13 @@ def from_json(content: Mapping[str, Any], *, where: str) -> PruneConfig:
     values: dict[str, Any] = {}
     for key, value in content.items():
         if key not in fields:
-            close = difflib.get_close_matches(key, fields, n=1)
+            close = ["lambda"] if key == "strength" else difflib.get_close_matches(key, fields, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"choose from: {', '.join(fields)}"
             raise UsageError(f"there is no setting '{key}'", where=where, todo=hint)
         name = fields[key]
         if not _fits(value, hints[name]):
             raise UsageError(f"'{key}' is {value!r}", where=where, todo=f"expected {_kinds(hints[name])}")
-        values[name] = float(value) if isinstance(value, int) and hints[name] is float else value
+        values[name] = float(value) if _is_float(hints[name]) and value is not None else value
     try:
         return PruneConfig(**values)
     except UsageError as error:
@@ -221,6 +221,10 @@ def _fits(value: Any, hint: Any) -> bool:
         elif isinstance(value, option) or (option is float and isinstance(value, int)):
             return True
     return value is None and type(None) in options
+
+
+def _is_float(hint: Any) -> bool:
+    return hint is float or float in typing.get_args(hint)
 
 
 def _kinds(hint: Any) -> str:

@@ -7,6 +7,7 @@ weights that the masks hide (``training_state.safetensors``): they still change,
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,10 +78,20 @@ def save_model(model: Any, folder: Path, *, tokenizer: Any, facts: Mapping[str, 
         facts: JSON: method, settings and the like; nothing is written of a model without a pruner.
     """
     stock_copy(model).save_pretrained(folder)
+    _state_labels(folder / "config.json", model.config)
     tokenizer.save_pretrained(folder)
     pruner = find_pruner(model)
     if pruner is not None:
         write_record(folder, make_record(pruner, facts))
+
+
+def _state_labels(path: Path, config: Any) -> None:
+    """State a classifier's labels, also where transformers 5 leaves them out: it takes two for every family's default."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if str(content.get("architectures")).endswith("ForSequenceClassification']") and "id2label" not in content:
+        content["id2label"] = {str(number): name for number, name in config.id2label.items()}
+        content["label2id"] = dict(config.label2id)
+        path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def make_record(pruner: Pruner, facts: Mapping[str, Any]) -> PruningRecord:

@@ -58,11 +58,12 @@ class Group(nn.Module):
         self.register_buffer("live", torch.ones(shape, dtype=torch.bool), persistent=False)
         self.register_buffer("protected", torch.zeros(shape, dtype=torch.bool), persistent=False)
         self.register_buffer("weights", weights, persistent=False)
+        self.count = int(weights.sum(dtype=torch.float64))
 
     @property
     def live_weights(self) -> Tensor:
         """How many elements the live blocks hold, a scalar."""
-        return (self.weights * self.live).sum()
+        return (self.weights * self.live).sum(dtype=torch.float64)
 
     def set_live(self, live: Tensor) -> None:
         """Switch blocks on and off, in place; what is protected stays on."""

@@ -95,15 +95,15 @@ def open_teacher(folder: Path, task: str, labels: Sequence[str], *, vocabulary: 
             where=str(folder),
             todo="fine-tune it first, with --method dense",
         )
-    if task == "text-classification":
-        theirs = stated_labels(folder)
+    theirs = stated_labels(folder) if task == "text-classification" else ()
+    if theirs:
         if len(theirs) != len(labels) or (_named(theirs) and _named(labels) and tuple(theirs) != tuple(labels)):
             raise UsageError(
                 f"the teacher's labels are {', '.join(theirs)}; these are {', '.join(labels)}",
                 where=str(folder),
                 todo="give a teacher of the same data, or name its labels alike in its config.json",
             )
-    teacher = open_model(folder, task, ())
+    teacher = open_model(folder, task, theirs)
     if teacher.get_input_embeddings().num_embeddings != vocabulary:
         raise UsageError(
             f"the teacher knows {teacher.get_input_embeddings().num_embeddings:,} tokens, MODEL {vocabulary:,}",

@@ -25,6 +25,7 @@ from compactor.trainer.schedule import Schedule, Steering
 from compactor.trainer.structure import AttentionMatrices, FeedForwardMatrices, Matrices
 
 SUBMODULE = "compactor_pruning"  # its name in the model
+_RANKED_AT_ONCE = 1_000_000  # scores that are ranked at every step
 LEAST = 0.005  # the part of each group's scores that is kept, whatever they are
 
 
@@ -157,25 +158,40 @@ class Pruner(nn.Module):
             return
         schedule, plan = self.plan.schedule, self.plan
         self.threshold = schedule.threshold(step)
-        if self.steering is not None and schedule.phase(step) == "pruning":
-            self.steering.move(self.expected_density(), schedule.density(step, self.steering.target))
-        full = plan.strength if self.steering is None else self.steering.value
-        self.strength = full * schedule.strength(step) if plan.scoring is Scoring.MOVEMENT else 0.0
         if schedule.phase(step) == "cool-down":
             self._settle()
-        elif plan.scoring is Scoring.MAGNITUDE:
-            assert plan.target_density is not None
-            self._keep_largest(schedule.density(step, self._masked_target(plan.target_density)))
+        elif plan.target_density is not None and schedule.phase(step) == "pruning":
+            self._keep_up(step, schedule.density(step, plan.target_density))
         else:
-            self.refresh()
+            self._keep_passing()
+        if not self.settled and plan.scoring is Scoring.MOVEMENT:
+            self.strength = schedule.strength(step) * (plan.strength if self.steering is None else self.steering.value)
+
+    def _keep_up(self, step: int, density: float) -> None:
+        """Let no more than ``density`` live: by norms, or by threshold and, where that leaves more, by rank."""
+        wanted = self._masked_target(density)
+        if self.plan.scoring is Scoring.MAGNITUDE:
+            self._keep_largest(wanted)
+            return
+        # Millions of scores take seconds to rank: their masks move only every few steps.
+        if step % (1 + sum(group.scores.numel() for group in self.all_groups) // _RANKED_AT_ONCE):
+            return
+        kept, cut = self._rank(wanted)
+        assert self.steering is not None
+        self.steering.move(cut, self.plan.schedule, step)
+        self._keep_passing()
+        if self.density() > density:
+            self._keep(kept)
+
+    def _keep_passing(self) -> None:
+        for group in self.all_groups:
+            group.set_live(group.passing(self.threshold, self.plan.least))
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Switch the blocks by the scores as they are now, such as before an evaluation."""
-        if self.settled or self.plan.scoring is Scoring.MAGNITUDE:
-            return
-        for group in self.all_groups:
-            group.set_live(group.passing(self.threshold, self.plan.least))
+        """Switch the blocks by the scores as they are now, such as before an evaluation; by rank, they stay as they are."""
+        if not self.settled and self.plan.target_density is None:
+            self._keep_passing()
 
     @torch.no_grad()
     def fix(self, live: Mapping[str, Tensor]) -> None:
@@ -192,9 +208,11 @@ class Pruner(nn.Module):
             assert self.plan.target_density is not None
             self._keep_largest(self._masked_target(self.plan.target_density))
         elif self.steering is not None:
-            self._keep_by_rank(self._masked_target(self.steering.target))
+            kept, cut = self._rank(self._masked_target(self.steering.target))
+            self._keep(kept)
+            self.threshold = 1 / (1 + math.exp(-cut))
         else:
-            self.refresh()
+            self._keep_passing()
         self._freeze()
 
     def _freeze(self) -> None:
@@ -205,8 +223,7 @@ class Pruner(nn.Module):
 
     def _masked_target(self, target: float) -> float:
         """The density of the masked matrices at which all linear weights together have ``target``."""
-        masked = sum(float(group.weights.sum()) for group in self.all_groups)
-        everything = float(self.all_weights())
+        masked, everything = sum(group.count for group in self.all_groups), self.all_weights()
         return min(1.0, max(0.0, (target * everything - (everything - masked)) / masked)) if masked else 1.0
 
     def _keep_largest(self, density: float) -> None:
@@ -216,18 +233,20 @@ class Pruner(nn.Module):
             count = max(round(density * norms.numel()), int(self.plan.least * norms.numel()) + 1)
             group.set_live(highest(norms, min(count, norms.numel())))
 
-    def _keep_by_rank(self, density: float) -> None:
-        """Keep the blocks with the highest scores of all groups, as many as make up ``density``."""
+    def _rank(self, density: float) -> tuple[list[Tensor], float]:
+        """The blocks with the highest scores of all groups that make up ``density``, by group; and the lowest of them."""
         groups = list(self.all_groups)
         scores = torch.cat([group.scores.flatten() for group in groups])
         weights = torch.cat([group.weights.flatten() for group in groups])
         order = scores.sort(descending=True, stable=True).indices
-        kept = weights[order].cumsum(0) <= density * weights.sum()
-        live = torch.zeros_like(kept)
-        live[order] = kept
-        if bool(kept.any()):
-            self.threshold = float(scores[live].min().sigmoid())
-        for group, part in zip(groups, live.split([group.scores.numel() for group in groups]), strict=True):
+        within = weights[order].cumsum(0) <= density * weights.sum()
+        kept = torch.zeros_like(within)
+        kept[order] = within
+        cut = float(scores[kept].min()) if bool(within.any()) else float(scores.max())
+        return list(kept.split([group.scores.numel() for group in groups])), cut
+
+    def _keep(self, kept: Sequence[Tensor]) -> None:
+        for group, part in zip(self.all_groups, kept, strict=True):
             group.set_live(keep_at_least(part.reshape(group.scores.shape), group.scores, self.plan.least))
 
     def penalty(self) -> Tensor | None:
@@ -261,21 +280,14 @@ class Pruner(nn.Module):
     def live_weights(self, family: str | None = None) -> int:
         """Of these, the ones that no mask hides."""
         groups = [group for group in self.all_groups if family in (None, group.family)]
-        hidden = sum(float(group.weights.sum()) - float(group.live_weights) for group in groups)
-        return self.all_weights(family) - round(hidden)
+        if not groups:
+            return self.all_weights(family)
+        live = int(torch.stack([group.live_weights for group in groups]).sum())
+        return self.all_weights(family) - sum(group.count for group in groups) + live
 
     def density(self, family: str | None = None) -> float:
         """The part of the linear weights that lives."""
         return self.live_weights(family) / max(self.all_weights(family), 1)
-
-    @torch.no_grad()
-    def expected_density(self) -> float:
-        """The part that would live if the masks settled by the scores of now, at the final threshold."""
-        final = self.plan.schedule.final_threshold
-        cut = math.log(final / (1 - final))
-        hidden = sum(float(group.weights[(group.scores <= cut) & ~group.protected].sum()) for group in self.all_groups)
-        everything = self.all_weights()
-        return (everything - hidden) / everything
 
     @torch.no_grad()
     def layers(self) -> list[Layer]:

@@ -19,8 +19,8 @@ from typing import Any, Literal
 Phase = Literal["warm-up", "pruning", "cool-down"]
 
 FINAL_THRESHOLD = 0.1  # of the sigmoid of a score
-_GAIN = 0.05  # how much λ moves, in its logarithm, for each step and for each unit of relative error
-_MOST = 4.0  # the least and the greatest λ are this many powers of ten apart from the first
+_GAIN = 0.05  # how much the logarithm of λ moves in a step, for each unit that the cut is off its line
+_REACH = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,32 +81,29 @@ class Schedule:
 
 @dataclasses.dataclass
 class Steering:
-    """λ_f, moved at each step of the pruning phase towards a wanted density.
+    """λ_f, moved in the pruning phase so that scores fall as fast as a wanted density needs.
 
-    What is looked at is not the density of the masks, which follows late, but the one that the scores would have at the
-    final threshold; it shall fall as the cubic schedule does. λ_f grows while too much is left, and shrinks while too
-    little is. What then still misses the target when the masks settle is corrected by rank (``masks.settle``).
+    The density itself would say too late: scores take hundreds of steps to reach the threshold. What is looked at is the
+    *cut*, the score above which the blocks make up what the schedule wants to be left by now. It shall fall evenly from
+    0 to logit(τ_f). λ_f grows while the cut is above that line, and shrinks while it is below. Blocks under the cut are
+    off in any case, so the density follows the schedule also in runs that are too short for the line.
 
     Attributes:
         target: The wanted part of the linear weights, above 0 and below 1.
         value: λ_f now.
-        first: λ_f at the start, which bounds how far it can go.
+        first: λ_f at the start; it stays within a factor of ``_REACH`` of it, or the task would no longer count.
     """
 
     target: float
     value: float
     first: float
 
-    def move(self, expected: float, wanted: float) -> None:
-        """Adjust λ_f after a step.
-
-        Args:
-            expected: The density that the scores would have at the final threshold.
-            wanted: What the schedule wants by now.
-        """
-        error = math.log(max(expected, 1e-3) / max(wanted, 1e-3))
-        limit = _MOST * math.log(10) / 2
-        moved = math.log(self.value / self.first) + _GAIN * max(-1.0, min(1.0, error))
+    def move(self, cut: float, schedule: Schedule, step: int) -> None:
+        """Adjust λ_f before ``step``, from where the cut is."""
+        final = math.log(schedule.final_threshold / (1 - schedule.final_threshold))
+        above = cut - final * (1 - schedule.left(step))
+        moved = math.log(self.value / self.first) + _GAIN * max(-1.0, min(1.0, above))
+        limit = math.log(_REACH)
         self.value = self.first * math.exp(max(-limit, min(limit, moved)))
 
     def to_json(self) -> dict[str, float]:

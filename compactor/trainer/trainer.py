@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import Seq2SeqTrainer, TrainerCallback
 
-from compactor.errors import TrainingError
+from compactor.errors import MeasurementError, TrainingError
 from compactor.trainer.config import PruneConfig
 from compactor.trainer.distillation import divergence
 from compactor.trainer.folders import find_pruner, load_training_state, save_model, save_training_state
@@ -25,6 +25,7 @@ from compactor.trainer.history import HISTORY_FILE, History
 from compactor.trainer.masks import recomputed_weights
 from compactor.trainer.pruner import SUBMODULE, Pruner
 
+_DIVERGED = "lower --learning-rate, or in fp16 use bf16; --resume starts from the last checkpoint"
 _OTHER_OUTPUTS = ("past_key_values", "encoder_last_hidden_state", "hidden_states", "attentions", "mems")
 
 
@@ -32,8 +33,13 @@ class OrderedTrainer(Seq2SeqTrainer):  # type: ignore[misc] # transformers is no
     """A ``Seq2SeqTrainer`` whose evaluations answer in the order of the examples, also where training batches are of like length."""
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        # Several processes: accelerate deals the batches out in turn, and gathers them in that order.
-        return SequentialSampler(eval_dataset)
+        # Several processes: accelerate deals the batches out itself, and gathers them in order.
+        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """One pass over the examples, each counted once: ``Seq2SeqTrainer`` gathers what pads the last batch as well."""
+        self.gather_function = self.accelerator.gather_for_metrics
+        return super().evaluation_loop(*args, **kwargs)
 
 
 class PruningTrainer(OrderedTrainer):
@@ -121,11 +127,18 @@ class PruningTrainer(OrderedTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Metrics with the masks that the scores give now."""
+        """Metrics with the masks that the scores give now.
+
+        Raises:
+            TrainingError: The model's answers are no numbers.
+        """
         if self.pruner is not None:
             self.pruner.refresh()
         kwargs["ignore_keys"] = list(_OTHER_OUTPUTS)
-        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        try:
+            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        except MeasurementError as error:
+            raise TrainingError(f"{error.what} at step {self.state.global_step}", todo=_DIVERGED) from error
         if self.history is not None:
             self.history.evaluated(self.state.global_step, self.pruner, metrics)
         return metrics
@@ -140,7 +153,7 @@ class PruningTrainer(OrderedTrainer):
             if not torch.isfinite(torch.tensor(logs["loss"])):
                 raise TrainingError(
                     f"the loss is {logs['loss']} at step {self.state.global_step}",
-                    todo="lower --learning-rate, or in fp16 use bf16; --resume starts from the last checkpoint",
+                    todo=_DIVERGED,
                 )
             logs |= {name: float(torch.stack(values).mean()) for name, values in self._parts.items()}
             if self.pruner is not None:
@@ -164,6 +177,8 @@ class PruningTrainer(OrderedTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
         """A folder that stock transformers open, and beside it what resuming needs."""
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         save_model(self.model, folder, tokenizer=self.processing_class, facts=self.facts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -21,6 +22,21 @@ def test_names_are_found_and_listed() -> None:
     assert issubclass(compactor.OutputError, compactor.CompactorError)
     assert callable(compactor.load_manifest)
     assert set(compactor.__all__) <= set(dir(compactor))
+
+
+@pytest.mark.parametrize("name", compactor.__all__)
+def test_every_name_has_a_home(name: str) -> None:
+    assert getattr(compactor, name) is not None
+
+
+def test_settings_of_a_run_are_made_without_torch() -> None:
+    script = """
+        import sys, compactor
+        compactor.PruneConfig(method="struct", target_density=0.3)
+        sys.exit(sorted({'torch', 'numpy', 'transformers'} & set(sys.modules)) or 0)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

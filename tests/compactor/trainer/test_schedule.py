@@ -66,35 +66,43 @@ def test_the_threshold_never_falls_and_ends_where_it_should(
     assert phases == ["warm-up"] * warm_up + ["pruning"] * pruning + ["cool-down"] * cool_down
 
 
-# Steering
+# Steering: half-way through the pruning phase, the cut shall be at logit(0.1) / 2 = -1.09861
 
 
 @pytest.mark.parametrize(
-    ("expected", "wanted", "value"),
+    ("cut", "value"),
     [
-        pytest.param(0.6, 0.3, 20.70530, id="too-much-left"),  # 20 · 2^0.05
-        pytest.param(0.3, 0.6, 19.31873, id="too-little-left"),  # 20 · 2^-0.05
-        pytest.param(0.4, 0.4, 20.0, id="as-wanted"),
-        pytest.param(1.0, 0.01, 21.02542, id="far-off"),  # 20 · e^0.05: an error counts for 1 at most
-        pytest.param(0.0, 0.5, 19.02459, id="nothing-left"),  # 20 · e^-0.05
+        pytest.param(-1.09861, 20.0, id="on-its-line"),
+        pytest.param(-0.59861, 20.50630, id="above"),  # 20 · e^(0.05 · 0.5)
+        pytest.param(-1.59861, 19.50620, id="below"),  # 20 · e^(-0.05 · 0.5)
+        pytest.param(3.0, 21.02542, id="far-above"),  # 20 · e^0.05: an error counts for 1 at most
+        pytest.param(-9.0, 19.02459, id="far-below"),  # 20 · e^-0.05
     ],
 )
-def test_lambda_moves_against_the_error(expected: float, wanted: float, value: float) -> None:
+def test_lambda_grows_while_the_cut_is_above_its_line(cut: float, value: float) -> None:
     steering = Steering(target=0.3, value=20.0, first=20.0)
-    steering.move(expected, wanted)
-    assert steering.value == pytest.approx(value, abs=1e-5)
+    steering.move(cut, SCHEDULE, 45)
+    assert steering.value == pytest.approx(value, abs=1e-4)
 
 
-@pytest.mark.parametrize(("expected", "bound"), [(1.0, 2000.0), (0.001, 0.2)])
-def test_lambda_stays_within_a_hundredfold_of_the_first(expected: float, bound: float) -> None:
+def test_the_line_of_the_cut_falls_evenly_to_the_final_threshold() -> None:
+    for step, line in ((20, 0.0), (30, -0.439445), (60, -1.757780), (70, -2.197225)):
+        steering = Steering(target=0.3, value=20.0, first=20.0)
+        steering.move(line, SCHEDULE, step)
+        assert steering.value == pytest.approx(20.0, abs=1e-5)
+
+
+@pytest.mark.parametrize(("cut", "bound"), [(2.0, 200.0), (-9.0, 2.0)])
+def test_lambda_stays_within_a_factor_of_ten_of_the_first(cut: float, bound: float) -> None:
     steering = Steering(target=0.03, value=20.0, first=20.0)
-    for _ in range(1000):
-        steering.move(expected, 0.03)
+    for step in range(20, 70):
+        steering.move(cut, SCHEDULE, step)
     assert steering.value == pytest.approx(bound)
 
 
 def test_steering_goes_on_where_it_was() -> None:
     steering = Steering(target=0.3, value=20.0, first=20.0)
-    steering.move(0.9, 0.5)
+    steering.move(-0.2, SCHEDULE, 45)
+    assert steering.value > 20
     again = Steering.from_json(json.loads(json.dumps(steering.to_json())))
     assert again == steering

@@ -1,0 +1,547 @@
+"""What each way of pruning costs in accuracy and gains in time: SST-2 with MiniLM, trained on this machine.
+
+    python benchmarks/sst2.py --data FOLDER --work DIR [--steps 600] [--only hybrid,struct-0.30] [--build-only]
+                              [--dense DIR] [--peer DIR] [--no-train] [--out benchmarks/results/sst2-NAME.json]
+
+A fixed list of runs of ``compactor prune``, all of the same budget, from the same fine-tuned dense model, which is
+their teacher too. FOLDER holds ``train.tsv``, ``dev.tsv`` and ``test.tsv``: runs learn from the first, are watched on
+the head of the second, and are judged once on the third, where every difference is paired. Runs are kept in DIR and not
+made again, unfinished ones are resumed, and the result is rewritten after each. A run that was not made is a row that
+says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that it runs by its path, and not only with -m
+
+from benchmarks import _graphs, _minilm, _record, _run, _sst2_figure, _sst2_page
+from benchmarks._workshop import Given, parse_shapes, say, synthetic_cases
+from compactor.benching.answers import predict, read_outputs
+from compactor.benching.card import machine_card
+from compactor.benching.counters import file_bytes, model_hash
+from compactor.benching.inputs import InputSpec
+from compactor.benching.plan import Case, Settings, Variant
+from compactor.benching.processes import run_worker
+from compactor.benching.quality import difference, evaluate
+from compactor.benching.workload import Workload, from_data
+from compactor.errors import CompactorError
+from compactor.trainer.config import PruneConfig
+from compactor.trainer.pruning import prune
+from compactor.trainer.records import RECORD
+
+TASK = "text-classification"
+DENSE, PEER = "dense", "nn-pruning"
+DEV_HEAD = 1000  # sentences that runs are watched on while they train
+BATCHES = {"int8": "scoring", "int8 alone": "batch 1"}  # the two batch sizes of which int8's answers are read
+GRAPHS = {"fp32": "model.onnx", "int8": "model_quantized.onnx"}
+ATTENTION = 1 / 3  # of BERT's linear weights: four square matrices beside two of four times their size
+
+_EVALUATIONS = 5  # in each run, with as many checkpoints
+_LABELS = "0123456789"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Attributes:
+        id: Its folder, and what ``--only`` calls it.
+        family: What it is compared as: a colour in the figure.
+        settings: What sets it apart, by field of ``PruneConfig``; all else is the same in every run.
+        first: The run it goes on from, of filled ones.
+    """
+
+    id: str
+    family: str
+    settings: Mapping[str, Any]
+    first: str | None = None
+
+    def config(self, common: Mapping[str, Any]) -> PruneConfig:
+        """All of its settings."""
+        return PruneConfig(**{**common, **self.settings})
+
+
+def _attention_only(block: str) -> dict[str, Any]:
+    """30 % of the attention's weights, all of the others."""
+    target = 1 - ATTENTION + 0.30 * ATTENTION
+    return {"method": "hybrid", "attention_block": block, "feed_forward_block": "none", "target_density": target}
+
+
+def _blocks(size: int) -> dict[str, Any]:
+    block = f"{size}x{size}"
+    return {"method": "block", "attention_block": block, "feed_forward_block": block, "target_density": 0.30}
+
+
+RUNS = (  # the most telling first
+    Run(DENSE, "dense", {"method": "dense"}),
+    Run("hybrid-0.45", "hybrid", {"method": "hybrid", "target_density": 0.45}),
+    Run("hybrid-0.30", "hybrid", {"method": "hybrid", "target_density": 0.30}),
+    Run("magnitude-0.30", "magnitude", {"method": "magnitude", "target_density": 0.30}),
+    Run("hybrid-0.15", "hybrid", {"method": "hybrid", "target_density": 0.15}),
+    Run("struct-0.30", "struct", {"method": "struct", "target_density": 0.30}),
+    Run("hybrid-nt-0.15", "hybrid, no teacher", {"method": "hybrid-nt", "target_density": 0.15}),
+    Run("attention-32x32", "attention only", _attention_only("32x32")),
+    Run("attention-head", "attention only", _attention_only("head")),
+    Run("attention-dim", "attention only", _attention_only("dim")),
+    Run("block-32-0.30", "block", _blocks(32)),
+    Run("block-16-0.30", "block", _blocks(16)),
+    Run("block-8-0.30", "block", _blocks(8)),
+    Run("block-4-0.30", "block", _blocks(4)),
+    Run("hybrid-filled-0.30", "hybrid, filled", {"method": "hybrid-filled"}, first="hybrid-0.30"),
+    Run("hybrid-filled-0.15", "hybrid, filled", {"method": "hybrid-filled"}, first="hybrid-0.15"),
+    Run("hybrid-lambda-10", "hybrid, by λ", {"method": "hybrid", "strength": 10.0}),
+    Run("hybrid-lambda-20", "hybrid, by λ", {"method": "hybrid", "strength": 20.0}),
+    Run("hybrid-lambda-40", "hybrid, by λ", {"method": "hybrid", "strength": 40.0}),
+    Run("hybrid-nt-0.45", "hybrid, no teacher", {"method": "hybrid-nt", "target_density": 0.45}),
+    Run("magnitude-0.45", "magnitude", {"method": "magnitude", "target_density": 0.45}),
+    Run("struct-0.45", "struct", {"method": "struct", "target_density": 0.45}),
+)
+OTHERS = Run(PEER, "nn_pruning's own code", {})  # trained elsewhere; judged where it is given
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Where everything of one call lies.
+
+    Attributes:
+        work: Runs, graphs and answers, kept.
+        data: ``train.tsv``, ``dev.tsv`` and ``test.tsv``.
+        given: A dense model to start from; None where this script makes it.
+        peer: A checkpoint that nn_pruning's own code made; None where there is none.
+        common: The settings of all runs.
+        dense_steps: Of the dense model, which has a budget of its own.
+        threads: Of training and of every process.
+    """
+
+    work: Path
+    data: Path
+    given: Path | None
+    peer: Path | None
+    common: Mapping[str, Any]
+    dense_steps: int
+    threads: int
+
+    def config(self, run: Run) -> PruneConfig:
+        """The settings of a run."""
+        own = {"steps": self.dense_steps, "eval_steps": None} if run.id == DENSE else {}
+        return run.config({**self.common, **own})
+
+    def folder(self, run: Run) -> Path:
+        """Where a run is, or would be."""
+        elsewhere = {DENSE: self.given, PEER: self.peer}.get(run.id)
+        return self.work / "runs" / run.id if elsewhere is None else elsewhere
+
+    @property
+    def dense(self) -> Path:
+        """Where the dense model is."""
+        return self.folder(RUNS[0])
+
+    def shop(self, run: Run) -> Given:
+        """Where its graphs are made; all kinds of runs may have their folder's name."""
+        return Given(self.work / "graphs" / run.id, self.folder(run))
+
+    def is_finished(self, run: Run) -> bool:
+        """Whether it has been trained to its end; of a model that was given, whether it is there."""
+        elsewhere = {DENSE: self.given, PEER: self.peer}.get(run.id)
+        return (self.folder(run) / (RECORD if elsewhere is None else "model.safetensors")).is_file()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, judge, time, and write what came of it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add_options(parser)
+    args = parser.parse_args(argv)
+    if args.dense is not None and not (args.dense / "model.safetensors").is_file():
+        parser.error(f"--dense: there is no finished model in {args.dense}")
+    how = _run.settings(args)
+    with tempfile.TemporaryDirectory(prefix="sst2-") as temporary:
+        work = (args.work or Path(temporary)).resolve()
+        bench = Bench(
+            work=work,
+            data=args.data.resolve(),
+            given=None if args.dense is None else args.dense.resolve(),
+            peer=None if args.peer is None else args.peer.resolve(),
+            common=common_settings(args),
+            dense_steps=args.dense_steps,
+            threads=how.threads,
+        )
+        head: dict[str, Any] = {
+            "schema": 1,
+            "kind": "compactor-sst2",
+            "command": _run.command_line(_run.script_argv(argv, "sst2.py")),
+            "machine": machine_card(),
+            "budget": {**bench.common, "dense_steps": bench.dense_steps, "threads": how.threads},
+            "data": describe_data(bench.data),
+        }
+        measured = kept_measurement(args.out)
+        failed: dict[str, str] = {}
+        if not args.no_train:
+            prepare(bench, args)
+            for run in chosen_runs(args.only):
+                if not bench.is_finished(run):
+                    failed.update(train_or_say_why(bench, run))
+                    publish(head | collect(bench, how, failed) | measured, args.out)
+        result = head | collect(bench, how, failed) | measured
+        if not args.build_only:
+            publish(result, args.out)
+            _record.warn_if_busy()
+            measured = measure(bench, args, how, result["command"])
+            result |= measured
+        print(publish(result, args.out))
+    report = measured["latency"]
+    return 1 if failed or (report is not None and _record.failures([report])) else 0
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What can be chosen."""
+    parser.add_argument("--data", type=Path, required=True, help="folder with train.tsv, dev.tsv and test.tsv")
+    parser.add_argument("--model", type=Path, help=f"what to fine-tune (default: {_minilm.NAME}, of {_minilm.PACKAGE})")
+    parser.add_argument("--dense", type=Path, help="a fine-tuned dense model to start from, instead of making one")
+    parser.add_argument("--peer", type=Path, help="a checkpoint of nn_pruning's own code, to compare with")
+    parser.add_argument("--steps", type=int, default=600, help="optimizer steps of each run (default: %(default)s)")
+    parser.add_argument("--dense-steps", type=int, default=1250, help="of the dense model (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=32, help="sentences of a step (default: %(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=1e-4, help="of the weights (default: %(default)s)")
+    parser.add_argument("--score-learning-rate", type=float, default=1e-2, help="of the scores (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=17, help="default: %(default)s")
+    parser.add_argument("--only", help="train these runs, by their ids or how they begin, with commas")
+    parser.add_argument("--no-train", action="store_true", help="judge and time what is in --work")
+    _run.add_run_options(parser, shapes="1x32,32x32")
+
+
+def common_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What all runs have in common. Embeddings, half of this model, are not pruned: they are left as they are."""
+    return {
+        "task": TASK,
+        "steps": args.steps,
+        "batch_size": args.batch,
+        "learning_rate": args.learning_rate,
+        "score_learning_rate": args.score_learning_rate,
+        "freeze_embeddings": True,
+        "seed": args.seed,
+        "eval_steps": max(1, args.steps // _EVALUATIONS),
+    }
+
+
+def chosen_runs(only: str | None) -> list[Run]:
+    """Those that ``--only`` names, in the order of the list; the dense model always. Exits where it names none."""
+    if only is None:
+        return list(RUNS)
+    wanted = tuple(name.strip() for name in only.split(",") if name.strip())
+    for name in wanted:
+        if not any(run.id.startswith(name) for run in RUNS):
+            sys.exit(f"error: no run is called '{name}'; there are: {', '.join(run.id for run in RUNS)}")
+    return [run for run in RUNS if run.id == DENSE or run.id.startswith(wanted)]
+
+
+def prepare(bench: Bench, args: argparse.Namespace) -> None:
+    """What training needs: the head of the development set, and the model before fine-tuning."""
+    bench.work.mkdir(parents=True, exist_ok=True)
+    lines = (bench.data / "dev.tsv").read_text(encoding="utf-8").split("\n")
+    (bench.work / "dev-head.tsv").write_text("\n".join(lines[: DEV_HEAD + 1]) + "\n", encoding="utf-8")
+    if not bench.is_finished(RUNS[0]):
+        _minilm.plain_model(bench.work, args.model)
+
+
+def describe_data(folder: Path) -> dict[str, Any]:
+    """Sentences and hash of each file."""
+    found = {}
+    for name in ("train.tsv", "dev.tsv", "test.tsv"):
+        content = (folder / name).read_bytes()
+        found[name] = {"sentences": content.count(b"\n") - 1, "sha256": hashlib.sha256(content).hexdigest()}
+    return found
+
+
+# Training
+
+
+def train_or_say_why(bench: Bench, run: Run) -> dict[str, str]:
+    """Make a run. Returns why it failed, by its id; nothing where it did not: hours of other runs are waiting."""
+    try:
+        if run.id != DENSE and not bench.is_finished(RUNS[0]):
+            raise CompactorError("not run: there is no dense model to start from")
+        first = None if run.first is None else next(each for each in RUNS if each.id == run.first)
+        if first is not None and not bench.is_finished(first):
+            raise CompactorError(f"not run: it goes on from {first.id}, which was not run")
+        say(f"training {run.id}")
+        shutil.rmtree(bench.shop(run).folder, ignore_errors=True)  # of an earlier run of that name
+        _graphs.in_fresh_process(train, bench, run)
+        shutil.rmtree(bench.folder(run) / "checkpoints", ignore_errors=True)  # the run is finished: gigabytes of it
+    except CompactorError as error:
+        say(f"{run.id}: {error}")
+        return {run.id: error.what}
+    except Exception as error:  # such as a process that was killed
+        traceback.print_exc()
+        return {run.id: f"{type(error).__name__}: {error}"}
+    return {}
+
+
+def train(bench: Bench, run: Run) -> None:
+    """One run, or what is left to do of it."""
+    import torch
+
+    torch.set_num_threads(bench.threads)
+    prune(
+        bench.work / _minilm.NAME if run.id == DENSE else bench.dense,
+        bench.data / "train.tsv",
+        bench.work / "dev-head.tsv",
+        bench.folder(run),
+        config=bench.config(run),
+        first_run=None if run.first is None else bench.work / "runs" / run.first,
+        resume=True,
+        command=f"python benchmarks/sst2.py --only {run.id}",
+        progress=lambda message: say(f"{run.id}: {message}"),
+    )
+
+
+# Judging
+
+
+def collect(bench: Bench, how: Settings, failed: Mapping[str, str]) -> dict[str, Any]:
+    """A row for each run, of what is there: how it was trained, what is left of it, and what it answers."""
+    rows = []
+    dense = RUNS[0]
+    if not bench.is_finished(dense):
+        return {"references": "", "rows": [_absent(run, failed) for run in (*RUNS, OTHERS)]}
+    workload = sentences(bench)
+    assert workload.labelled is not None and workload.labelled.references is not None
+    references = _digits(workload.labelled.references)
+    baseline = ""
+    for run in (*RUNS, OTHERS):
+        if not bench.is_finished(run):
+            rows.append(_absent(run, failed))
+            continue
+        if run.id == PEER and not _same_vocabulary(bench.folder(run), bench.dense):
+            rows.append(_absent(run, {run.id: "not run: it reads other tokens than the dense model"}))
+            continue
+        try:
+            judged = judge(bench, run, workload, how)
+        except CompactorError as error:
+            say(f"{run.id}: {error}")
+            rows.append(_absent(run, {run.id: error.what}))
+            continue
+        baseline = judged["answers"]["masked"] if run.id == DENSE else baseline
+        facts = {**describe_weights(bench.folder(run)), **describe_training(bench, run)}
+        rows.append(make_row(run, facts, judged, references, baseline))
+    return {"references": references, "rows": rows}
+
+
+def _absent(run: Run, failed: Mapping[str, str]) -> dict[str, Any]:
+    absent = "no checkpoint given: --peer" if run.id == PEER else "it was not trained"
+    why = failed.get(run.id, f"not run: {absent}")
+    status = "not run" if why.startswith("not run") else "failed"
+    return {"id": run.id, "family": run.family, "status": status, "why": why.removeprefix("not run: ")}
+
+
+def _same_vocabulary(folder: Path, other: Path) -> bool:
+    sizes = [json.loads((path / "config.json").read_text(encoding="utf-8"))["vocab_size"] for path in (folder, other)]
+    return bool(sizes[0] == sizes[1])
+
+
+def sentences(bench: Bench) -> Workload:
+    """``test.tsv`` in batches of 32, and one by one."""
+    config = json.loads((bench.dense / "config.json").read_text(encoding="utf-8"))
+    spec = InputSpec.from_config(config, task=TASK, folder=bench.dense)
+    return from_data(bench.work / "sentences", bench.data / "test.tsv", spec, batches=[1])
+
+
+def describe_training(bench: Bench, run: Run) -> dict[str, Any]:
+    """What the record of its training says; nothing where it has none.
+
+    ``settings`` are those that are not the trainer's defaults; ``other_settings`` names those that the run should not
+    have had, such as fewer steps.
+    """
+    path = bench.folder(run) / RECORD
+    if not path.is_file():
+        return {}
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    final, expected, usual = record["final"], bench.config(run).to_json(), PruneConfig().to_json()
+    found = {
+        "steps": record["steps"],
+        "settings": {name: value for name, value in record["settings"].items() if value != usual.get(name)},
+        "other_settings": [name for name, value in expected.items() if record["settings"].get(name) != value],
+        "dev": final["metrics"],
+        "lambda": final["lambda"],
+        "seconds": final["seconds"],
+        "warnings": record["warnings"],
+    }
+    if not final["layers"]:  # nothing was pruned, and nothing counted
+        return found
+    heads = [sum(layer["heads"]) for layer in final["layers"] if layer["heads"] is not None]
+    counted = ("density", "density_attention", "density_feed_forward", "weights", "heads", "neurons")
+    return {**found, **{name: final[name] for name in counted}, "heads_by_layer": heads}
+
+
+def describe_weights(folder: Path) -> dict[str, Any]:
+    """As much of the same as the weights themselves say."""
+    from compactor.inspecting import AttentionSummary, FeedForwardSummary, inspect
+
+    layers = inspect(folder).layers
+    attentions = [layer for layer in layers if isinstance(layer, AttentionSummary)]
+    widths = [layer.width for layer in layers if isinstance(layer, FeedForwardSummary)]
+    left = sum(layer.density * layer.weights[0] for layer in layers)
+    everything = sum(layer.weights[0] for layer in layers)
+    heads = [layer.heads for layer in attentions]
+    return {
+        "density": left / everything,
+        "weights": [round(left), everything],
+        "heads": [sum(after for _, after in heads), sum(before for before, _ in heads)],
+        "neurons": [sum(after for _, after in widths), sum(before for before, _ in widths)],
+        "heads_by_layer": [after for _, after in heads],
+    }
+
+
+def judge(bench: Bench, run: Run, workload: Workload, how: Settings) -> dict[str, Any]:
+    """The answers of the masked model in PyTorch and of its graphs in ONNX Runtime, and the size of these; kept.
+
+    Raises:
+        CompactorError: It cannot be exported, or a graph cannot be run.
+    """
+    digest = hashlib.sha256((bench.folder(run) / "model.safetensors").read_bytes()).hexdigest()
+    kept = bench.work / "judged" / f"{run.id}.json"
+    if kept.is_file():
+        known: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        if known["sha256"] == digest:
+            return known
+        shutil.rmtree(bench.shop(run).folder, ignore_errors=True)  # made of other weights
+    assert workload.scoring is not None
+    say(f"judging {run.id}")
+    shop, cases = bench.shop(run), {case.id: case for case in (workload.scoring, workload.cases[0])}
+    answers, sizes, graphs = {}, {}, {}
+    with tempfile.TemporaryDirectory(prefix="sst2-answers-") as temporary:
+        folder = Path(temporary)
+        _graphs.in_fresh_process(
+            _graphs.write_reference, shop.checkpoint(), {"scoring": list(workload.scoring.files)}, folder / "masked"
+        )
+        answers["masked"] = _read_answers(workload, folder / "masked", workload.scoring)
+        for precision, name in GRAPHS.items():
+            variant = Variant(precision, precision, run.id, "onnxruntime", "cpu", precision, shop.ours() / name)
+            wanted = [cases[case] for way, case in BATCHES.items() if way.startswith(precision)] or [workload.scoring]
+            error = run_worker("outputs", variant, wanted, how, outputs=folder / precision).get("error")
+            if error is not None:
+                raise CompactorError(f"its {precision} graph does not run: {error['what']}", where=error["where"])
+            sizes[precision], graphs[precision] = file_bytes(variant), model_hash(variant)
+            for case in wanted:
+                way = precision if case is workload.scoring else f"{precision} alone"
+                answers[way] = _read_answers(workload, folder / precision, case)
+    judged = {"sha256": digest, "answers": answers, "bytes": sizes, "graphs": graphs}
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(judged), encoding="utf-8")
+    return judged
+
+
+def _read_answers(workload: Workload, folder: Path, case: Case) -> str:
+    """A digit for each sentence."""
+    assert workload.labelled is not None
+    files = [folder / f"{case.id}.{i}.npz" for i in range(len(case.files))]
+    return _digits(predict(workload.spec, workload.labelled, read_outputs(files)))
+
+
+def make_row(
+    run: Run, facts: Mapping[str, Any], judged: Mapping[str, Any], references: str, baseline: str
+) -> dict[str, Any]:
+    """The row of a run that was made.
+
+    Args:
+        run: Which.
+        facts: What is known of its training and its weights.
+        judged: What ``judge`` gave.
+        references: The right answers.
+        baseline: The dense model's.
+    """
+    right = _labels(references)
+    found = {}
+    for way, text in judged["answers"].items():
+        labels = _labels(text)
+        found[way] = {
+            "correct": sum(a == b for a, b in zip(labels, right, strict=True)),
+            **evaluate("accuracy", labels, right),
+            "difference": difference("accuracy", labels, _labels(baseline), right),
+            "changed": sum(a != b for a, b in zip(text, judged["answers"]["masked"], strict=True)),
+        }
+    row = {"id": run.id, "family": run.family, "status": "measured", "why": None, **facts, "quality": found}
+    return {**row, **{name: judged[name] for name in ("bytes", "graphs", "answers")}}
+
+
+def _digits(labels: Sequence[Any]) -> str:
+    return "".join(_LABELS[int(label)] for label in labels)
+
+
+def _labels(text: str) -> list[int]:
+    return [_LABELS.index(digit) for digit in text]
+
+
+# Timing
+
+
+def make_variants(bench: Bench) -> list[_run.Row]:
+    """The dense model as anyone exports it, as we do, and int8 of every run that is there."""
+    dense = bench.shop(RUNS[0])
+    rows = [
+        _run.Row("dense-plain", "dense: plain export, fp32", dense, dense.plain),
+        _run.Row("dense-fp32", "dense: compactor fp32", dense, lambda: dense.ours() / GRAPHS["fp32"]),
+    ]
+    for run in (*RUNS, OTHERS):
+        if bench.is_finished(run):
+            shop = bench.shop(run)
+
+            def build(shop: Given = shop) -> Path:
+                return shop.ours() / GRAPHS["int8"]
+
+            # As lossy as int8 may be on random tokens: what it answers to sentences is judged apart.
+            row = _run.Row(f"{run.id}-int8", f"{run.id}: int8", shop, build, precision="int8", tolerance=_run.STATIC)
+            rows.append(row)
+    return rows
+
+
+def measure(bench: Bench, args: argparse.Namespace, how: Settings, command: str) -> dict[str, Any]:
+    """Time all variants in one run."""
+    if not bench.is_finished(RUNS[0]):
+        return {"latency": None, "relative_error": {}}
+    rows = make_variants(bench)
+    cases = synthetic_cases(bench.work, parse_shapes(args.shapes))
+    found = _run.run(rows, cases, how)
+    report = _record.make_report(
+        "MiniLM on SST-2, pruned",
+        rows,
+        baseline="dense-plain",
+        cases=cases,
+        how=how,
+        found=found,
+        command=command,
+    )
+    return {"latency": report, "relative_error": _record.plain_errors(found.errors)}
+
+
+def kept_measurement(out: Path | None) -> dict[str, Any]:
+    """What an earlier call measured, until this one measures again."""
+    if out is not None and out.is_file():
+        before = json.loads(out.read_text(encoding="utf-8"))
+        if before.get("kind") == "compactor-sst2":
+            return {name: before[name] for name in ("latency", "relative_error")}
+    return {"latency": None, "relative_error": {}}
+
+
+def publish(result: Mapping[str, Any], out: Path | None) -> str:
+    """Write what there is so far, and return its tables."""
+    text = _sst2_page.render(result)
+    if out is not None:
+        _record.write_result(out, result, text)
+        _sst2_figure.draw(result, out.with_suffix(".svg"))
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,222 @@
+"""Does pruning work on extractive question answering? A short run on XQuAD, split by article.
+
+    python benchmarks/xquad_qa.py --data xquad.en.json --work DIR [--steps 200] [--target-density 0.5]
+                                  [--out benchmarks/results/xquad-qa.json]
+
+Two of three articles are learned, the third is answered: first a dense model is fine-tuned, then a hybrid one is pruned
+with it as teacher. Hundreds of questions are far too few for a good score, so none is claimed: what the result shows is
+that the loss falls, that exact match and F1 (those of SQuAD's own script, by torchmetrics) come from whole texts in
+overlapping windows, and that the density goes where it should. Runs are kept in DIR and not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that it runs by its path, and not only with -m
+
+from benchmarks import _graphs, _minilm, _record, _run
+from benchmarks._workshop import say
+from compactor.benching.card import machine_card
+from compactor.reporting.numbers import percent, score
+from compactor.runtime.threads import explain_threads
+from compactor.trainer.config import PruneConfig
+from compactor.trainer.pruning import prune
+from compactor.trainer.records import RECORD
+
+DENSE, HYBRID = "dense", "hybrid"
+TASK = "question-answering"
+SEED = 17
+
+_EVALUATIONS = 4
+_SHOWN = 10  # lines of a loss curve
+
+Article = Mapping[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Split, train both, and write what came of it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="questions in SQuAD's form")
+    parser.add_argument("--model", type=Path, help=f"what to fine-tune (default: {_minilm.NAME}, of {_minilm.PACKAGE})")
+    parser.add_argument("--steps", type=int, default=200, help="optimizer steps of each run (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=16, help="windows of a step (default: %(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=1e-4, help="of the weights (default: %(default)s)")
+    parser.add_argument("--target-density", type=float, default=0.5, help="of the hybrid model (default: %(default)s)")
+    parser.add_argument("--max-length", type=int, default=384, help="tokens of a window (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="of training (default: one for each core)")
+    parser.add_argument("--work", type=Path, help="keep runs here (default: a temporary folder)")
+    parser.add_argument("--out", type=Path, help="result, JSON; its tables are written beside it")
+    args = parser.parse_args(argv)
+    threads = explain_threads(args.threads).threads
+    with tempfile.TemporaryDirectory(prefix="xquad-qa-") as temporary:
+        work = (args.work or Path(temporary)).resolve()
+        sizes = write_split(args.data, work)
+        plain = _minilm.plain_model(work, args.model)
+        result: dict[str, Any] = {
+            "schema": 1,
+            "kind": "compactor-xquad-qa",
+            "command": _run.command_line(_run.script_argv(argv, "xquad_qa.py")),
+            "machine": machine_card(),
+            "threads": threads,
+            "data": sizes,
+            "runs": {},
+        }
+        for name, config in configs(args).items():
+            folder = work / "runs" / name
+            if not (folder / RECORD).is_file():
+                say(f"training {name}")
+                teacher = None if name == DENSE else work / "runs" / DENSE
+                _graphs.in_fresh_process(train, name, plain, work, config, teacher, threads)
+                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            result["runs"][name] = describe(json.loads((folder / RECORD).read_text(encoding="utf-8")))
+            table = render(result)
+            if args.out is not None:
+                _record.write_result(args.out, result, table)
+    print(table)
+    return 0
+
+
+def configs(args: argparse.Namespace) -> dict[str, PruneConfig]:
+    """Of both runs."""
+    dense = PruneConfig(
+        method=DENSE,
+        task=TASK,
+        steps=args.steps,
+        batch_size=args.batch,
+        learning_rate=args.learning_rate,
+        max_length=args.max_length,
+        stride=min(128, args.max_length // 3),
+        freeze_embeddings=True,
+        seed=SEED,
+        eval_steps=max(1, args.steps // _EVALUATIONS),
+    )
+    return {DENSE: dense, HYBRID: dense.changed(method=HYBRID, target_density=args.target_density)}
+
+
+def write_split(data: Path, work: Path) -> dict[str, dict[str, int]]:
+    """``train.json`` and ``eval.json`` in ``work``, and how much is in them."""
+    work.mkdir(parents=True, exist_ok=True)
+    articles = json.loads(data.read_text(encoding="utf-8"))["data"]
+    sizes = {}
+    for name, part in zip(("train", "eval"), split(articles), strict=True):
+        content = {"version": "1.1", "data": part}
+        (work / f"{name}.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        paragraphs = [paragraph for article in part for paragraph in article["paragraphs"]]
+        questions = sum(len(paragraph["qas"]) for paragraph in paragraphs)
+        sizes[name] = {"articles": len(part), "paragraphs": len(paragraphs), "questions": questions}
+    return sizes
+
+
+def split(articles: Sequence[Article]) -> tuple[list[Article], list[Article]]:
+    """Two of three articles, and the rest: no paragraph of an article that is learned is asked about."""
+    order = list(range(len(articles)))
+    random.Random(SEED).shuffle(order)
+    cut = round(len(order) * 2 / 3)
+    first, second = sorted(order[:cut]), sorted(order[cut:])
+    return [articles[i] for i in first], [articles[i] for i in second]
+
+
+def train(name: str, model: Path, work: Path, config: PruneConfig, teacher: Path | None, threads: int) -> None:
+    """One run, or what is left to do of it; the hybrid one starts from its teacher."""
+    import torch
+
+    torch.set_num_threads(threads)
+    prune(
+        model if teacher is None else teacher,
+        work / "train.json",
+        work / "eval.json",
+        work / "runs" / name,
+        config=config,
+        teacher=teacher,
+        resume=True,
+        command="python benchmarks/xquad_qa.py",
+        progress=lambda message: say(f"{name}: {message}"),
+    )
+
+
+def describe(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a run's record what the tables and a reader need."""
+    final = record["final"]
+    names = ("density", "heads", "neurons", "lambda", "seconds", "metrics", "teacher_metrics")
+    return {
+        "steps": record["steps"],
+        "settings": record["settings"],
+        "log": record["log"],
+        "evaluations": record["evaluations"],
+        "final": {name: final[name] for name in names},
+        "notes": record["notes"],
+        "warnings": record["warnings"],
+    }
+
+
+def render(result: Mapping[str, Any]) -> str:
+    """How it went, in the end and on the way."""
+    rows = [_summary(name, run) for name, run in result["runs"].items()]
+    header = ["run", "loss, first to last", "exact match", "F1", "linear weights", "heads", "neurons", "minutes"]
+    parts = [
+        "# Extractive question answering on XQuAD (English)",
+        "Learned: {train[articles]} articles, {train[questions]} questions. Asked: {eval[articles]} others, "
+        "{eval[questions]} questions.".format(**result["data"])
+        + " So few questions make no good model: the scores are no claim.",
+        _record.markdown_table(header, rows),
+    ]
+    for name, run in result["runs"].items():
+        parts += [f"## {name}, step by step", _curve(run)]
+        parts += [f"- {said}" for said in (*run["notes"], *run["warnings"])]
+    parts += [
+        "Loss: of the task, without the distillation. Scores on the way are those of the masks of then.",
+        f"{result['threads']} threads. {_record.machine_line(result)}",
+        f"`{result['command']}`",
+    ]
+    return "\n\n".join(parts)
+
+
+def _summary(name: str, run: Mapping[str, Any]) -> list[str]:
+    final, losses = run["final"], [line["task_loss"] for line in run["log"] if line["task_loss"] is not None]
+    loss = f"{losses[0]:.2f} to {losses[-1]:.2f}" if losses else "-"
+    metrics = [
+        score(final["metrics"][key]["value"], final["metrics"][key]["se"]) for key in ("exact_match", "squad_f1")
+    ]
+    if not final["heads"][1]:  # nothing was pruned
+        return [name, loss, *metrics, percent(1.0), "all", "all", f"{final['seconds'] / 60:.0f}"]
+    heads, neurons = (f"{alive:,} of {count:,}" for alive, count in (final["heads"], final["neurons"]))
+    return [name, loss, *metrics, percent(final["density"]), heads, neurons, f"{final['seconds'] / 60:.0f}"]
+
+
+def _curve(run: Mapping[str, Any]) -> str:
+    """Some lines of the log, with what the evaluation of that step said."""
+    log = run["log"]
+    shown = [log[round(i * (len(log) - 1) / max(1, _SHOWN - 1))] for i in range(_SHOWN)] if log else []
+    steps = [evaluation["step"] for evaluation in run["evaluations"]]
+    shown += [line for line in log if line["step"] in steps]
+    judged = {evaluation["step"]: evaluation["metrics"] for evaluation in run["evaluations"]}
+    rows = []
+    for line in sorted({line["step"]: line for line in shown}.values(), key=lambda line: int(line["step"])):
+        metrics = judged.get(line["step"], {})
+        rows.append(
+            [
+                str(line["step"]),
+                _number(line["task_loss"]),
+                _number(line["distillation_loss"]),
+                "-" if line["density"] is None else percent(line["density"]),
+                *(percent(metrics[key]) if key in metrics else "" for key in ("exact_match", "squad_f1")),
+            ]
+        )
+    return _record.markdown_table(["step", "loss", "distillation", "linear weights", "exact match", "F1"], rows)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,226 @@
+"""What a run trains with: its teacher and its lengths, masks on the model, and the ``Trainer`` with our settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from pathlib import Path
+from typing import Any
+
+from compactor.checkpoint.config import read_json_object
+from compactor.companions import max_tokens
+from compactor.errors import UsageError
+from compactor.trainer.config import PruneConfig, steps_of
+from compactor.trainer.methods import Second, Shape
+from compactor.trainer.runs import CHECKPOINTS, Run, world_size
+
+USUAL_LENGTHS = {"text-classification": 128, "question-answering": 384, "summarization": 512}
+_EPOCHS = 3.0
+
+
+def choose_teacher(run: Run, task: str, known: str | None) -> Path | None:
+    """The teacher's folder: the one given, or MODEL itself where it knows the task; None for methods without one."""
+    preset = run.config.preset
+    if not preset.teacher:
+        if run.teacher is not None and preset.name != "dense":
+            raise UsageError(f"the method '{preset.name}' has no teacher", todo="leave out --teacher, or use hybrid")
+        return run.teacher
+    if run.teacher is not None:
+        return run.teacher
+    if known == task:
+        return run.model
+    raise UsageError(
+        f"the method '{preset.name}' learns from a teacher, and MODEL is not fine-tuned for {task}",
+        where=str(run.model),
+        todo="make one with --method dense and pass --teacher, or use --method hybrid-nt",
+    )
+
+
+def choose_length(run: Run, task: str) -> int:
+    """Tokens of an example at most: what was asked for, or the task's usual number as far as MODEL has positions."""
+    asked, usual = run.config.max_length, USUAL_LENGTHS.get(task, USUAL_LENGTHS["text-classification"])
+    limit = max_tokens(read_json_object(run.model / "config.json"))
+    if limit is None:
+        return asked or usual
+    if asked is not None and asked > limit:
+        raise UsageError(
+            f"MODEL takes {limit} tokens, and examples may have {asked}",
+            where=str(run.model),
+            todo=f"pass --max-length {limit} or less",
+        )
+    return asked or min(usual, limit)
+
+
+def count_steps(config: PruneConfig, examples: int) -> int:
+    if config.steps is not None:
+        return config.steps
+    batch = config.batch_size * config.accumulate * world_size()
+    return max(1, math.ceil(math.ceil(examples / batch) * (config.epochs if config.epochs is not None else _EPOCHS)))
+
+
+def freeze_embeddings(model: Any) -> None:
+    from torch import nn
+
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.requires_grad_(False)
+
+
+def install_pruner(run: Run, model: Any, task_data: Any, steps: int) -> list[str]:
+    """Find the model's blocks and put masks on them; in the second run of a method, by what the first one left.
+
+    Returns:
+        Notes for the user.
+    """
+    import torch
+
+    from compactor.trainer.models import open_model
+    from compactor.trainer.pruner import Plan, Pruner
+    from compactor.trainer.refilling import fill, find_survivors, protect
+    from compactor.trainer.schedule import Schedule
+    from compactor.trainer.structure import find_blocks
+
+    config, preset = run.config, run.config.preset
+    attention, feed_forward = config.attention, config.feed_forward
+    if attention is Shape.NONE and feed_forward is Shape.NONE:
+        return []
+    blocks = find_blocks(model, _probe(model, task_data))
+    filling = preset.second is Second.FILL
+    plan = Plan(
+        attention=Shape.HEAD if filling else attention,
+        feed_forward=Shape.DIM if filling else feed_forward,
+        schedule=Schedule(steps, 0, 0) if filling else config.schedule(steps),
+        scoring=preset.scoring,
+        strength=preset.default_lambda if config.strength is None else config.strength,
+        target_density=None if filling else config.target_density,
+        attention_lambda=preset.attention_lambda if config.attention_lambda is None else config.attention_lambda,
+        feed_forward_lambda=preset.feed_forward_lambda
+        if config.feed_forward_lambda is None
+        else config.feed_forward_lambda,
+        decoder_lambda=config.decoder_lambda,
+        least=config.least,
+    )
+    notes = []
+    survivors = None
+    if preset.second is not Second.NONE:
+        assert run.first_run is not None
+        first = model if filling else open_model(run.first_run, task_data.task, task_data.label_names)
+        survivors = find_survivors(first, blocks)
+    pruner = Pruner.install(model, blocks, plan)
+    notes += pruner.notes
+    if survivors is not None:
+        heads = sum(int(alive.sum()) for alive in survivors.heads.values())
+        if filling:
+            filled = fill(pruner, survivors, torch.Generator().manual_seed(config.seed))
+            notes.append(f"{filled:,} zeros inside {heads} surviving heads were filled with small random weights")
+        else:
+            protect(pruner, survivors)
+            notes.append(f"{heads} heads that survived the first run cannot be pruned in the second")
+    return notes
+
+
+def _probe(model: Any, task_data: Any) -> dict[str, Any]:
+    """A small batch for ``find_blocks``, with the decoder's own input apart from the encoder's."""
+    import torch
+
+    batch = task_data.collate([task_data.train[0]])
+    labels = batch.pop("labels", None)
+    taken = inspect.signature(model.forward).parameters
+    batch = {name: tensor for name, tensor in batch.items() if name in taken and not name.endswith("_positions")}
+    if getattr(model.config, "is_encoder_decoder", False):
+        ids = batch["input_ids"].clone()
+        if task_data.task == "summarization" and labels is not None:
+            ids = model.prepare_decoder_input_ids_from_labels(labels=labels)
+        batch["decoder_input_ids"] = ids
+        batch["use_cache"] = False
+    device = next(model.parameters()).device
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+
+
+def make_trainer(run: Run, model: Any, task_data: Any, tokenizer: Any, teacher: Any, history: Any, steps: int) -> Any:
+    """The ``Trainer`` with our settings in its words; on both versions of transformers."""
+    import torch
+    from transformers import PrinterCallback
+
+    from compactor.trainer.trainer import PruningTrainer
+
+    config = run.config
+    every = config.eval_steps or max(1, steps // 10)
+    arguments = _arguments(
+        output_dir=str(run.out / CHECKPOINTS),
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.eval_batch_size,
+        gradient_accumulation_steps=config.accumulate,
+        max_steps=steps,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup_steps=min(steps_of(config.learning_rate_warm_up, steps), steps),
+        max_grad_norm=config.max_grad_norm,
+        optim="adamw_torch",
+        bf16=config.precision == "bf16",
+        fp16=config.precision == "fp16",
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,
+        logging_steps=config.logging_steps or max(1, steps // 50),
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+        log_level_replica="error",
+        seed=config.seed,
+        use_cpu=not torch.cuda.is_available(),
+        ddp_backend="gloo" if world_size() > 1 and not torch.cuda.is_available() else None,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        predict_with_generate=task_data.task == "summarization",
+        generation_max_length=config.target_length,
+        generation_num_beams=config.beams,
+    )
+    if arguments.n_gpu > 1:
+        raise UsageError(
+            f"{arguments.n_gpu} GPUs in one process are not supported",
+            todo="torchrun --standalone --nproc_per_node N -m compactor prune ..., or CUDA_VISIBLE_DEVICES=0",
+        )
+    trainer = PruningTrainer(
+        config=config,
+        facts={"method": config.method, "settings": config.to_json(), "processes": world_size()},
+        teacher=teacher,
+        history=history,
+        model=model,
+        args=arguments,
+        train_dataset=task_data.train,
+        eval_dataset=task_data.evaluation,
+        data_collator=task_data.collate,
+        processing_class=tokenizer,
+        compute_metrics=lambda found: task_data.score(found.predictions, found.label_ids),
+    )
+    trainer.remove_callback(PrinterCallback)
+    if history is not None:
+        _add_tensorboard(trainer, run.out / "tensorboard")
+    return trainer
+
+
+def _arguments(**values: Any) -> Any:
+    """``Seq2SeqTrainingArguments``; batches of like length under the name that this version has for it."""
+    from transformers import Seq2SeqTrainingArguments
+
+    names = {field.name for field in dataclasses.fields(Seq2SeqTrainingArguments)}
+    if "train_sampling_strategy" in names:
+        values["train_sampling_strategy"] = "group_by_length"
+    else:
+        values["group_by_length"] = True
+    return Seq2SeqTrainingArguments(**values)
+
+
+def _add_tensorboard(trainer: Any, folder: Path) -> None:
+    """Log to TensorBoard where it is installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return
+    from transformers.integrations import TensorBoardCallback
+
+    trainer.add_callback(TensorBoardCallback(SummaryWriter(str(folder))))

@@ -1,0 +1,148 @@
+"""Every family and every task through a whole run; what is written opens in stock transformers with the masks' zeros."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from compactor.checkpoint.pruning_record import read_record_file
+from compactor.trainer.config import PruneConfig
+from compactor.trainer.pruning import prune
+from tests.compactor.trainer.tiny import BAD, GOOD, OTHER, write_model, write_sentences, write_tokenizer
+
+VOCABULARY = 4 + len((*GOOD, *BAD, *OTHER))
+FAST = {"steps": 6, "batch_size": 8, "eval_steps": 6, "score_learning_rate": 0.5, "learning_rate": 1e-3}
+ENCODER = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 40,
+    "vocab_size": VOCABULARY,
+    "pad_token_id": 0,
+}
+BART = {
+    "d_model": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 24,
+    "decoder_ffn_dim": 24,
+    "max_position_embeddings": 40,
+    "vocab_size": VOCABULARY,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+    "decoder_start_token_id": 3,
+    "forced_eos_token_id": 3,
+}
+
+
+def write_family(folder: Path, family: str) -> Path:
+    import transformers as hf
+
+    torch.manual_seed(0)
+    match family:
+        case "roberta":
+            model = hf.RobertaForSequenceClassification(hf.RobertaConfig(**ENCODER))
+        case "electra":
+            model = hf.ElectraForSequenceClassification(hf.ElectraConfig(embedding_size=8, **ENCODER))
+        case "distilbert":
+            sizes = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 24, "max_position_embeddings": 40}
+            config = hf.DistilBertConfig(vocab_size=VOCABULARY, pad_token_id=0, **sizes)
+            model = hf.DistilBertForSequenceClassification(config)
+        case "bart":
+            model = hf.BartForSequenceClassification(hf.BartConfig(id2label={0: "bad", 1: "good"}, **BART))
+        case "bart-summaries":
+            model = hf.BartForConditionalGeneration(hf.BartConfig(**BART))
+        case "bert-questions":
+            model = hf.BertForQuestionAnswering(hf.BertConfig(**ENCODER))
+    model.save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+def check_zeros(folder: Path, auto_class: str) -> None:
+    """The model that stock transformers open has zeros where the masks have them, and nowhere else."""
+    import transformers
+
+    model = getattr(transformers, auto_class).from_pretrained(folder)
+    weights = dict(model.named_parameters())
+    record = read_record_file(folder)
+    assert record.matrices
+    for matrix in record.matrices:
+        weight = weights[f"{matrix.module}.weight"]
+        assert torch.equal(weight != 0, matrix.expand(record.live[matrix.group], tuple(weight.shape)))
+
+
+@pytest.mark.parametrize("family", ["roberta", "electra", "distilbert", "bart"])
+def test_families_are_pruned_by_structure(tmp_path, family):
+    model = write_family(tmp_path / "model", family)
+    train = write_sentences(tmp_path / "train.tsv", 40)
+    config = PruneConfig(target_density=0.5, attention_block="4x4", **FAST)
+    result = prune(model, train, train, tmp_path / "out", config=config)
+
+    final = result.record["final"]
+    assert final["density"] == pytest.approx(0.5, abs=0.06)
+    kinds = [(layer["stack"], layer["kind"]) for layer in final["layers"]]
+    encoder = [("encoder", "attention"), ("encoder", "feed_forward")]
+    decoder = [("decoder", "attention"), ("decoder", "cross_attention"), ("decoder", "feed_forward")]
+    assert kinds == (encoder + decoder if family == "bart" else encoder)
+    check_zeros(tmp_path / "out", "AutoModelForSequenceClassification")
+
+
+def test_questions(tmp_path):
+    model = write_family(tmp_path / "model", "bert-questions")
+    paragraphs = [
+        {
+            "context": f"the film was {word} a story",
+            "qas": [
+                {"id": str(i), "question": "was the film", "answers": [{"text": word, "answer_start": 13}]},
+            ],
+        }
+        for i, word in enumerate((*GOOD, *BAD))
+    ]
+    data = tmp_path / "questions.json"
+    data.write_text(json.dumps({"version": "1.1", "data": [{"title": "films", "paragraphs": paragraphs}]}))
+    config = PruneConfig(max_length=20, stride=4, target_density=0.6, attention_block="4x4", **FAST)
+    result = prune(model, data, data, tmp_path / "out", config=config)
+
+    assert result.record["task"] == "question-answering"
+    assert set(result.record["final"]["metrics"]) == {"squad_f1", "exact_match"}
+    assert all(row["distillation_loss"] is not None for row in result.record["log"])  # MODEL taught itself
+    check_zeros(tmp_path / "out", "AutoModelForQuestionAnswering")
+
+
+def test_summaries(tmp_path):
+    model = write_family(tmp_path / "model", "bart-summaries")
+    data = tmp_path / "summaries.jsonl"
+    rows = [{"document": f"the {word} film was a {word} story", "summary": f"{word} film"} for word in (*GOOD, *BAD)]
+    data.write_text("\n".join(json.dumps(row) for row in rows))
+    settings = {"max_length": 16, "target_length": 8, "beams": 2, "target_density": 0.6, "attention_block": "4x4"}
+    result = prune(model, data, data, tmp_path / "out", config=PruneConfig(method="hybrid-nt", **settings, **FAST))
+
+    assert result.record["task"] == "summarization"
+    assert set(result.record["final"]["metrics"]) == {"rouge1", "rouge2", "rougeL"}
+    check_zeros(tmp_path / "out", "AutoModelForSeq2SeqLM")
+
+
+def test_a_pre_trained_model_gets_a_head_and_needs_a_teacher_with_the_data_s_labels(tmp_path):
+    from transformers import BertConfig, BertModel
+
+    from compactor.errors import UsageError
+
+    torch.manual_seed(0)
+    BertModel(BertConfig(**ENCODER)).save_pretrained(tmp_path / "plain")
+    write_tokenizer(tmp_path / "plain")
+    train = write_sentences(tmp_path / "train.tsv", 40)
+    with pytest.raises(UsageError, match="not fine-tuned"):
+        prune(tmp_path / "plain", train, train, tmp_path / "out", config=PruneConfig(**FAST))
+    result = prune(tmp_path / "plain", train, train, tmp_path / "nt", config=PruneConfig(method="hybrid-nt", **FAST))
+    assert json.loads((result.path / "config.json").read_text())["architectures"] == ["BertForSequenceClassification"]
+    teacher = write_model(tmp_path / "teacher")
+    result = prune(tmp_path / "plain", train, train, tmp_path / "taught", config=PruneConfig(**FAST), teacher=teacher)
+    assert result.record["teacher"] == "teacher"
