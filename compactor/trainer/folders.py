@@ -86,7 +86,7 @@ def save_model(model: Any, folder: Path, *, tokenizer: Any, facts: Mapping[str, 
 
 
 def _state_labels(path: Path, config: Any) -> None:
-    """State a classifier's labels, also where transformers 5 leaves them out: it takes two for every family's default."""
+    """State a classifier's labels, also where transformers 5 leaves them out: it takes two for any family's default."""
     content = json.loads(path.read_text(encoding="utf-8"))
     if str(content.get("architectures")).endswith("ForSequenceClassification']") and "id2label" not in content:
         content["id2label"] = {str(number): name for number, name in config.id2label.items()}

@@ -53,6 +53,7 @@ def choose_length(run: Run, task: str) -> int:
 
 
 def count_steps(config: PruneConfig, examples: int) -> int:
+    """Optimizer steps of a run: as many as asked for, or of so many passes over the examples."""
     if config.steps is not None:
         return config.steps
     batch = config.batch_size * config.accumulate * world_size()
@@ -60,6 +61,7 @@ def count_steps(config: PruneConfig, examples: int) -> int:
 
 
 def freeze_embeddings(model: Any) -> None:
+    """Take every embedding of ``model`` out of training."""
     from torch import nn
 
     for module in model.modules():
@@ -101,7 +103,7 @@ def install_pruner(run: Run, model: Any, task_data: Any, steps: int) -> list[str
         decoder_lambda=config.decoder_lambda,
         least=config.least,
     )
-    notes = []
+    notes: list[str] = []
     survivors = None
     if preset.second is not Second.NONE:
         assert run.first_run is not None

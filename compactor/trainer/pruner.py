@@ -1,7 +1,8 @@
 """What prunes a model: its groups of scores, how they are thresholded at each step, and what is left.
 
-A ``Pruner`` is a submodule of the model that it prunes. Before each step it is told the step, sets threshold and λ by the
-schedule and switches the blocks; in the cool-down it settles: masks stay as they are and scores are no longer trained.
+A ``Pruner`` is a submodule of the model that it prunes. Before each step it is told the step, sets threshold and λ by
+the schedule and switches the blocks; in the cool-down it settles: masks stay as they are and scores are no longer
+trained.
 """
 
 from __future__ import annotations
@@ -189,7 +190,7 @@ class Pruner(nn.Module):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Switch the blocks by the scores as they are now, such as before an evaluation; by rank, they stay as they are."""
+        """Switch the blocks by the scores of now, such as before an evaluation; on the way to a target they stay."""
         if not self.settled and self.plan.target_density is None:
             self._keep_passing()
 
@@ -234,7 +235,7 @@ class Pruner(nn.Module):
             group.set_live(highest(norms, min(count, norms.numel())))
 
     def _rank(self, density: float) -> tuple[list[Tensor], float]:
-        """The blocks with the highest scores of all groups that make up ``density``, by group; and the lowest of them."""
+        """The blocks with the highest scores that make up ``density``, by group; and the lowest of these scores."""
         groups = list(self.all_groups)
         scores = torch.cat([group.scores.flatten() for group in groups])
         weights = torch.cat([group.weights.flatten() for group in groups])

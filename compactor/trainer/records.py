@@ -76,7 +76,7 @@ def _warnings(config: PruneConfig, pruner: Any) -> list[str]:
         warnings.append("nothing was pruned: raise λ (--lambda), train longer, or pass --target-density")
     elif config.target_density is not None and abs(density - config.target_density) > 0.02:
         warnings.append(
-            f"{100 * density:.1f} % of the linear weights are left, not the {100 * config.target_density:.1f} % asked for"
+            f"{100 * density:.1f} % of the linear weights are left; {100 * config.target_density:.1f} % were asked for"
         )
     empty = [f"{layer.stack} {layer.name}" for layer in pruner.layers() if layer.density == 0]
     if empty:

@@ -1,7 +1,7 @@
-"""What follows the pruning in the filled and rewound methods: which heads and neurons survived, and what becomes of them.
+"""What follows the pruning in the filled and rewound methods: who survived, and what becomes of them.
 
-Surviving is what an export would keep (``compactor.passes._liveness``): a head with a live value channel, a neuron that is
-driven and read. Reference: Lagunas et al. (2021), Section 3, "hybrid filled"; ``rewind`` as in its code.
+Surviving is what an export would keep (``compactor.passes._liveness``): a head with a live value channel, a neuron that
+is driven and read. Reference: Lagunas et al. (2021), Section 3, "hybrid filled"; ``rewind`` as in its code.
 """
 
 from __future__ import annotations

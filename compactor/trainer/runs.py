@@ -132,6 +132,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def is_first_process() -> bool:
+    """Whether this process is the one that writes."""
     return int(os.environ.get("RANK", "0")) == 0
 
 

@@ -83,10 +83,10 @@ class Schedule:
 class Steering:
     """λ_f, moved in the pruning phase so that scores fall as fast as a wanted density needs.
 
-    The density itself would say too late: scores take hundreds of steps to reach the threshold. What is looked at is the
-    *cut*, the score above which the blocks make up what the schedule wants to be left by now. It shall fall evenly from
-    0 to logit(τ_f). λ_f grows while the cut is above that line, and shrinks while it is below. Blocks under the cut are
-    off in any case, so the density follows the schedule also in runs that are too short for the line.
+    The density itself would say too late: scores take hundreds of steps to reach the threshold. What is looked at is
+    the *cut*, the score above which the blocks make up what the schedule wants to be left by now. It shall fall evenly
+    from 0 to logit(τ_f). λ_f grows while the cut is above that line, and shrinks while it is below. Blocks under the
+    cut are off in any case, so the density follows the schedule also in runs too short for that line.
 
     Attributes:
         target: The wanted part of the linear weights, above 0 and below 1.

@@ -153,11 +153,11 @@ _Story = _Projected | _Neurons | _Logits | _Heads
 _Found = tuple[_Heads | _Neurons, str]
 
 _MOVES = frozenset(
-    "view reshape transpose permute contiguous flatten unflatten squeeze unsqueeze dropout to float half bfloat16 type_as "
-    "clone detach expand repeat swapaxes".split()
+    "view reshape transpose permute contiguous flatten unflatten squeeze unsqueeze dropout to float half bfloat16 "
+    "type_as clone detach expand repeat swapaxes".split()
 )
 _POINTWISE = frozenset(
-    "gelu relu silu tanh sigmoid elu selu leaky_relu relu6 hardswish mish softplus quick_gelu erf exp pow square".split()
+    "gelu relu silu tanh sigmoid elu selu leaky_relu relu6 hardswish mish softplus erf exp pow square".split()
 )
 _ARITHMETIC = frozenset("mul add sub div __mul__ __rmul__ __add__ __radd__ __sub__ __truediv__ true_divide".split())
 _ON_LOGITS = _ARITHMETIC | frozenset("softmax masked_fill where clamp max maximum".split())

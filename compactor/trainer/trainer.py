@@ -30,14 +30,14 @@ _OTHER_OUTPUTS = ("past_key_values", "encoder_last_hidden_state", "hidden_states
 
 
 class OrderedTrainer(Seq2SeqTrainer):  # type: ignore[misc] # transformers is not followed by mypy
-    """A ``Seq2SeqTrainer`` whose evaluations answer in the order of the examples, also where training batches are of like length."""
+    """A ``Seq2SeqTrainer`` that evaluates in the order of the examples, also where training batches are by length."""
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         # Several processes: accelerate deals the batches out itself, and gathers them in order.
         return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """One pass over the examples, each counted once: ``Seq2SeqTrainer`` gathers what pads the last batch as well."""
+        """One pass, each example counted once: ``Seq2SeqTrainer`` gathers what pads the last batch as well."""
         self.gather_function = self.accelerator.gather_for_metrics
         return super().evaluation_loop(*args, **kwargs)
 
@@ -81,7 +81,7 @@ class PruningTrainer(OrderedTrainer):
         return find_pruner(self.model)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW on weights and scores, each with its own learning rate; the optimizer class is the ``Trainer``'s choice."""
+        """AdamW on weights and scores, each with its own learning rate; the class is the ``Trainer``'s choice."""
         if self.optimizer is None:
             scores = [p for n, p in self.model.named_parameters() if n.startswith(f"{SUBMODULE}.")]
             known = {id(parameter) for parameter in scores}
@@ -187,7 +187,7 @@ class PruningTrainer(OrderedTrainer):
             self.history.write(folder / HISTORY_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Weights, scores, masks and the pruner's state; the ``Trainer`` reads optimizer, schedule and random states."""
+        """Weights, scores, masks, the pruner's state; the ``Trainer`` reads optimizer, schedule and random states."""
         folder = Path(resume_from_checkpoint)
         load_training_state(self.model if model is None else model, folder)
         if self.history is not None:

@@ -1,4 +1,4 @@
-"""Every family and every task through a whole run; what is written opens in stock transformers with the masks' zeros."""
+"""Every family and every task through a whole run; what is written opens in stock transformers with its zeros."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Masks: the straight-through gradient, blocks that do not divide, the least that stays, memory of the backward pass."""
+"""Masks: the straight-through gradient, blocks that do not divide, the least that stays, the backward pass."""
 
 from __future__ import annotations
+
+import contextlib
 
 import hypothesis
 import pytest
@@ -78,6 +80,16 @@ def test_gradients_are_straight_through(out, inside, rows, cols, transposed):
     torch.testing.assert_close(member.bias.grad, upstream.sum(0) * mask.any(1))
 
 
+@contextlib.contextmanager
+def noting_what_is_kept(packed: list[object]):
+    """``recomputed_weights``, with what autograd keeps noted in ``packed``."""
+    original = masks._pack
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masks, "_pack", lambda tensor: packed.append(original(tensor)) or packed[-1])
+        with recomputed_weights():
+            yield
+
+
 @pytest.mark.parametrize(("out", "inside", "rows", "cols", "transposed"), SIZES)
 def test_recomputed_weights_change_no_gradient_and_are_not_kept(out, inside, rows, cols, transposed):
     grads, kept = [], []
@@ -85,13 +97,7 @@ def test_recomputed_weights_change_no_gradient_and_are_not_kept(out, inside, row
         linear, group, member = masked_linear(out, inside, rows, cols, transposed=transposed)
         x = torch.linspace(-1, 1, 4 * inside, dtype=torch.float64).reshape(2, 2, inside).requires_grad_()
         packed: list[object] = []
-        if recompute:
-            original = masks._pack
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(masks, "_pack", lambda tensor: packed.append(original(tensor)) or packed[-1])
-                with recomputed_weights():
-                    linear(x).square().sum().backward()
-        else:
+        with noting_what_is_kept(packed) if recompute else contextlib.nullcontext():
             linear(x).square().sum().backward()
         grads.append([x.grad, group.scores.grad, member.weight.grad, member.bias.grad])
         kept.append(packed)

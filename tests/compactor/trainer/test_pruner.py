@@ -20,7 +20,10 @@ SCHEDULE = Schedule(steps=100, warm_up=10, cool_down=30)
 LINEAR = LAYERS * (4 * WIDTH * WIDTH + 2 * WIDTH * NEURONS)
 
 
-def model_and_pruner(attention=Block(8, 8), feed_forward=Shape.DIM, *, schedule=SCHEDULE, seed=0, **plan):
+EIGHT = Block(8, 8)
+
+
+def model_and_pruner(attention=EIGHT, feed_forward=Shape.DIM, *, schedule=SCHEDULE, seed=0, **plan):
     from transformers import BertForSequenceClassification
 
     torch.manual_seed(seed)
