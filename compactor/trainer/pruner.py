@@ -244,7 +244,8 @@ class Pruner(nn.Module):
         kept = torch.zeros_like(within)
         kept[order] = within
         cut = float(scores[kept].min()) if bool(within.any()) else float(scores.max())
-        return list(kept.split([group.scores.numel() for group in groups])), cut
+        sizes = [group.scores.numel() for group in groups]
+        return list(kept.split(sizes)), cut  # type: ignore[no-untyped-call]
 
     def _keep(self, kept: Sequence[Tensor]) -> None:
         for group, part in zip(self.all_groups, kept, strict=True):
@@ -302,8 +303,8 @@ class Pruner(nn.Module):
             name = f"layers.{block.index}.{block.kind}"
             if isinstance(block, AttentionMatrices):
                 query_bias = None
-                if self._modules_by_name[block.query].bias is not None:
-                    query_bias = live[block.query].any(axis=0)  # a row without a live block has lost its bias
+                if self._modules_by_name[block.query].bias is not None:  # of a row without a live block it is zero
+                    query_bias = np.asarray(live[block.query].any(axis=0))
                 alive = head_liveness(
                     live[block.query],
                     query_bias,

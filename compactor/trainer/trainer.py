@@ -75,6 +75,8 @@ class PruningTrainer(OrderedTrainer):
         if self.pruner is not None:
             self.add_callback(_Advance(self.pruner))
 
+    optimizer: Any
+
     @property
     def pruner(self) -> Pruner | None:
         """What prunes the model."""
@@ -94,7 +96,8 @@ class PruningTrainer(OrderedTrainer):
             ]
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             self.optimizer = optimizer_class([group for group in groups if group["params"]], **options)
-        return self.optimizer
+        optimizer: torch.optim.Optimizer = self.optimizer
+        return optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward pass, in which masked weights are not kept."""

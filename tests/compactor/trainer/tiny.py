@@ -26,6 +26,7 @@ def write_tokenizer(folder: Path, *, max_length: int = 32) -> None:
         unk_token="[UNK]",
         cls_token="[CLS]",
         sep_token="[SEP]",
+        eos_token="[SEP]",
         model_max_length=max_length,
     ).save_pretrained(folder)
 
