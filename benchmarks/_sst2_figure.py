@@ -14,6 +14,7 @@ from benchmarks._sst2_page import Page, Row
 _STYLES = {  # by family: colour, mark
     "dense": ("#1F2328", "*"),
     "hybrid": ("#0072B2", "o"),
+    "hybrid, longer": ("#0072B2", "p"),
     "hybrid, by λ": ("#56B4E9", "D"),
     "hybrid, no teacher": ("#8C6D1F", "v"),
     "hybrid, filled": ("#009E73", "s"),

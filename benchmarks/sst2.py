@@ -61,16 +61,19 @@ class Run:
         family: What it is compared as: a colour in the figure.
         settings: What sets it apart, by field of ``PruneConfig``; all else is the same in every run.
         first: The run it goes on from, of filled ones.
+        budget: How many times the steps of the others it has.
     """
 
     id: str
     family: str
     settings: Mapping[str, Any]
     first: str | None = None
+    budget: int = 1
 
     def config(self, common: Mapping[str, Any]) -> PruneConfig:
         """All of its settings."""
-        return PruneConfig(**{**common, **self.settings})
+        longer = {name: self.budget * common[name] for name in ("steps", "eval_steps")}
+        return PruneConfig(**{**common, **longer, **self.settings})
 
 
 def _attention_only(block: str) -> dict[str, Any]:
@@ -88,6 +91,7 @@ RUNS = (  # the most telling first
     Run(DENSE, "dense", {"method": "dense"}),
     Run("hybrid-0.45", "hybrid", {"method": "hybrid", "target_density": 0.45}),
     Run("hybrid-0.30", "hybrid", {"method": "hybrid", "target_density": 0.30}),
+    Run("hybrid-longer-0.30", "hybrid, longer", {"method": "hybrid", "target_density": 0.30}, budget=3),
     Run("magnitude-0.30", "magnitude", {"method": "magnitude", "target_density": 0.30}),
     Run("hybrid-0.15", "hybrid", {"method": "hybrid", "target_density": 0.15}),
     Run("struct-0.30", "struct", {"method": "struct", "target_density": 0.30}),
@@ -135,8 +139,8 @@ class Bench:
 
     def config(self, run: Run) -> PruneConfig:
         """The settings of a run."""
-        own = {"steps": self.dense_steps, "eval_steps": None} if run.id == DENSE else {}
-        return run.config({**self.common, **own})
+        config = run.config(self.common)
+        return dataclasses.replace(config, steps=self.dense_steps, eval_steps=None) if run.id == DENSE else config
 
     def folder(self, run: Run) -> Path:
         """Where a run is, or would be."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 import importlib.metadata
 import platform
 import tempfile
@@ -13,21 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from compactor.artefact import ArtefactWriter, Layout
+from compactor.building import Job, build_encoder
+from compactor.building_decoders import build_encoder_decoder
 from compactor.checkpoint import Checkpoint, read_checkpoint
-from compactor.emission import check_emission
 from compactor.errors import UsageError
-from compactor.importer import load_model, trace
-from compactor.layers import measure_layers, pair_layers
 from compactor.manifest import MANIFEST_NAME, SCHEMA_VERSION
-from compactor.pipeline import Record, canonicalisation, finishing, lowering, precision_passes, run_passes, structure
-from compactor.runtime.verification import Tolerance
-from compactor.serialization import write_graph
-from compactor.stages import count_operators, describe_masked, describe_stage, macs_per_token
 from compactor.targets import choose_precisions, find_target
-from compactor.verifying import EXACT, HALF, Candidate, References, int8_tolerance, verify_candidates
+from compactor.tasks import find_task
 
-_FILES = {"fp32": "model.onnx", "int8": "model_quantized.onnx", "fp16": "model_fp16.onnx"}
-_STAGES = {"fp32": "compact", "int8": "int8", "fp16": "fp16"}
 _PACKAGES = ("compactor", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "torch", "transformers")
 
 
@@ -88,68 +80,33 @@ def export(
     ):
         say("reading the checkpoint")
         checkpoint = read_checkpoint(model_dir, allow_pickle=allow_pickle)
-        loaded = load_model(checkpoint, task)
-        checkpoint.tensors.clear()  # the model owns them now
-
-        say("running the masked model in PyTorch, for reference")
-        references = References(loaded.cases, loaded.run, Path(scratch))
-        say("tracing")
-        graph = trace(loaded)
-        job = loaded.task
-        del loaded
-
-        say("removing what cannot change the output")
-        record = Record()
-        run_passes(graph, canonicalisation(), record)
-        stages, before = [describe_masked(graph)], measure_layers(graph)
-        run_passes(graph, structure(), record)
-        layers, macs = pair_layers(before, measure_layers(graph)), macs_per_token(graph)
-        attentions = sum(node.op_type == "Attention" for node in graph.graph)
-        run_passes(graph, lowering(target, job, pack=packs), record)
-        gc.collect()  # the masked weights
-
-        candidates, quantized = [], {}
-        for name in precisions:
-            say(f"writing {name}")
-            model = graph.clone()
-            emitted = Record()
-            run_passes(model, [*precision_passes(name, target), *finishing()], emitted)
-            path = writer.model_path(_FILES[name])
-            model.producer_name, model.producer_version = "compactor", importlib.metadata.version("compactor")
-            write_graph(model, path)
-            stages.append(describe_stage(_STAGES[name], model, path, writer.directory, macs=macs))
-            candidates.append(Candidate(_STAGES[name], path, _tolerance(name, int8_budget)))
-            quantized[_STAGES[name]] = emitted.count("int8-linear")
-            record.add(emitted)
-        opset = model.opset_imports[""]
-        del graph, model
-        gc.collect()
-
-        say("checking what ONNX Runtime makes of it")
-        for stage, candidate in zip(stages[1:], candidates, strict=True):
-            count_operators(stage, candidate.path)
-            check_emission(stage, target=target, attentions=attentions, quantized=quantized[candidate.stage])
-
-        say("verifying against the masked model")
-        verification = verify_candidates(references, candidates)
+        found = find_task(
+            task,
+            checkpoint.config,
+            where=str(checkpoint.path),
+            sentence_transformers=(checkpoint.path / "modules.json").is_file(),
+        )
+        job = Job(checkpoint, found, target, precisions, packs, int8_budget, writer, Path(scratch), say)
+        built = build_encoder_decoder(job) if found.generates else build_encoder(job)
         manifest = {
             "schema": SCHEMA_VERSION,
             "source": _source(checkpoint),
             "versions": _versions(),
-            "task": job.name,
+            "task": found.name,
             "target": target,
             "recipe": {
                 "precision": list(precisions),
                 "layout": layout,
-                "pack": record.count("packed-operator") > 0,
-                "passes": record.passes,
-                "opset": opset,
+                "pack": built.record.count("packed-operator") > 0,
+                "passes": built.record.passes,
+                "opset": built.opset,
             },
-            "layers": layers,
-            "stages": stages,
-            "rules": record.rules,
-            "refused": record.refused,
-            "verification": verification,
+            "layers": built.layers,
+            "stages": built.stages,
+            **({"weights": built.weights} if built.weights else {}),
+            "rules": built.record.rules,
+            "refused": built.record.refused,
+            "verification": built.verification,
         }
         writer.copy_companions(
             checkpoint.path,
@@ -159,13 +116,6 @@ def export(
         )
         writer.write_manifest(manifest)
         return ExportResult(writer.publish(), manifest)
-
-
-def _tolerance(precision: str, int8_budget: float | None) -> Tolerance | None:
-    """fp32 must agree; int8 within its budget, where one is stated; fp16 within its own rounding."""
-    if precision == "int8":
-        return int8_tolerance(int8_budget)
-    return EXACT if precision == "fp32" else HALF
 
 
 def _source(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -6,15 +6,8 @@ The dialect is what ``torch.onnx.export(dynamo=True, opset_version=23)`` writes:
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import gc
 import inspect
-import logging
-import os
-import warnings
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -23,10 +16,11 @@ import torch
 from compactor.checkpoint import Checkpoint
 from compactor.companions import max_tokens
 from compactor.errors import ModelDirectoryError
+from compactor.loading import build_model
 from compactor.runtime.verification import Case, image_cases, text_cases
 from compactor.tasks import Task, find_task
+from compactor.tracing import trace_module
 
-OPSET = 23
 _TRACE_BATCH, _TRACE_LENGTH = 2, 16
 _SEQUENCE_LENGTHS = (7, 32, 128)
 
@@ -109,10 +103,8 @@ def load_model(checkpoint: Checkpoint, task_name: str | None = None) -> LoadedMo
     task = find_task(
         task_name, checkpoint.config, where=where, sentence_transformers=(checkpoint.path / "modules.json").is_file()
     )
-    with _quiet():
-        config = _config(checkpoint, where)
-        model_class = _model_class(task, config, where)
-        module = _build(model_class, config, checkpoint, where)
+    module = build_model(checkpoint, task)
+    config = module.config
     if task.image:
         names: tuple[str, ...] = ("pixel_values",)
     else:
@@ -122,7 +114,7 @@ def load_model(checkpoint: Checkpoint, task_name: str | None = None) -> LoadedMo
             names += ("token_type_ids",)
         if "input_ids" not in names:
             raise ModelDirectoryError(
-                f"'{model_class.__name__}' takes no 'input_ids', so it cannot be exported for {task.name}",
+                f"'{type(module).__name__}' takes no 'input_ids', so it cannot be exported for {task.name}",
                 where=where,
                 todo="pass --task with the task the model was trained for",
             )
@@ -146,47 +138,10 @@ def trace(loaded: LoadedModel) -> ir.Model:
         example = {name: filled[name] for name in loaded.input_names}
         sizes = {0: torch.export.Dim("batch_size"), 1: torch.export.Dim("sequence_length")}
         axes = dict.fromkeys(example, sizes)
-    try:
-        with _quiet(), torch.no_grad():
-            produced = [name for name, value in loaded.module(**example).items() if value is not None]
-            program = torch.onnx.export(
-                loaded.module,
-                (),
-                kwargs=example,
-                dynamo=True,
-                opset_version=OPSET,
-                dynamic_shapes=axes,
-                verbose=False,
-            )
-    except torch.onnx.errors.OnnxExporterError as error:
-        reason = str(error.__cause__ or error).strip().splitlines()
-        raise ModelDirectoryError(
-            f"'{type(loaded.module).__name__}' cannot be traced: {reason[0] if reason else type(error).__name__}",
-            where=loaded.where,
-            todo="run again with --debug for the exporter's own report",
-        ) from error
-    assert program is not None
-    model: ir.Model = program.model.clone()
-    _forget_weights(loaded.module, program.model, kept=model)
+    name = type(loaded.module).__name__
+    model, produced = trace_module(loaded.module, example, axes, name=name, where=loaded.where)
     _keep_outputs(model, produced, loaded)
     return model
-
-
-def _forget_weights(module: Any, traced: ir.Model, kept: ir.Model) -> None:
-    """Let go of the weights in ``traced``, and of those of ``module`` in nodes that its optimization dropped.
-
-    onnxscript's optimizer keeps the graphs and nodes it last saw for as long as the process lives, and with them a
-    copy of the model.
-    """
-    for value in traced.graph.initializers.values():
-        value.const_value = None
-    weights = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
-    wanted = {id(value) for value in kept.graph.initializers.values()}
-    for value in gc.get_objects():
-        if not issubclass(type(value), ir.Value):  # isinstance() would wake lazy proxies
-            continue
-        if id(getattr(value.const_value, "raw", None)) in weights and id(value) not in wanted:
-            value.const_value = None
 
 
 def _keep_outputs(model: ir.Model, produced: list[str], loaded: LoadedModel) -> None:
@@ -205,99 +160,6 @@ def _keep_outputs(model: ir.Model, produced: list[str], loaded: LoadedModel) -> 
     model.graph.outputs[:] = kept
 
 
-def _config(checkpoint: Checkpoint, where: str) -> Any:
-    from transformers import CONFIG_MAPPING
-
-    model_type = str(checkpoint.config.get("model_type"))
-    if model_type not in CONFIG_MAPPING:
-        raise ModelDirectoryError(
-            f"transformers knows no model type '{model_type}'",
-            where=where,
-            todo="compactor runs no code from the model directory; it exports model types that transformers ships",
-        )
-    try:
-        config = CONFIG_MAPPING[model_type].from_dict(dict(checkpoint.config))
-    except Exception as error:  # transformers raises what it likes for a damaged config
-        raise ModelDirectoryError(f"transformers rejects config.json: {error}", where=where) from error
-    for key in ("output_attentions", "output_hidden_states", "use_cache", "torchscript"):
-        if hasattr(config, key):
-            setattr(config, key, False)
-    config.return_dict = True
-    if getattr(config, "is_decoder", False) or _only_generates(config):
-        raise ModelDirectoryError(
-            "decoder-only models are not supported",
-            where=where,
-            todo="compactor exports encoders; use a BERT-like model",
-        )
-    return config
-
-
-def _only_generates(config: Any) -> bool:
-    """Whether the family is a decoder: its attention is causal, and no class of it fills in masks."""
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
-
-    known = type(config) in AutoModelForCausalLM._model_mapping
-    return known and type(config) not in AutoModelForMaskedLM._model_mapping
-
-
-def _model_class(task: Task, config: Any, where: str) -> Any:
-    import transformers
-
-    mapping = getattr(transformers, task.auto_class)._model_mapping
-    if type(config) not in mapping:
-        raise ModelDirectoryError(
-            f"transformers has no '{config.model_type}' model for {task.name}",
-            where=where,
-            todo="decoder-only and encoder-decoder models are not supported; for encoders pass another --task",
-        )
-    found = mapping[type(config)]
-    return found[0] if isinstance(found, tuple) else found
-
-
-def _build(model_class: Any, config: Any, checkpoint: Checkpoint, where: str) -> Any:
-    options: dict[str, Any] = {}
-    is_base = not any(key.startswith("pooler.") or ".pooler." in key for key in checkpoint.tensors)
-    if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters and is_base:
-        options["add_pooling_layer"] = False
-    module, info = _from_pretrained(model_class, config, checkpoint.tensors, options, where)
-    missing = sorted(key for key in info["missing_keys"] if not key.endswith(("position_ids", "token_type_ids")))
-    mismatched = sorted(str(key[0] if isinstance(key, tuple | list) else key) for key in info["mismatched_keys"])
-    if missing or mismatched:
-        what = f"the weights lack '{missing[0]}'" if missing else f"'{mismatched[0]}' does not have the config's shape"
-        more = len(missing) + len(mismatched) - 1
-        raise ModelDirectoryError(
-            f"{what}{f' and {more} more' if more else ''}, which '{model_class.__name__}' needs",
-            where=where,
-            todo="pass --task with the task the model was trained for, or save the whole model",
-        )
-    return module.eval().requires_grad_(False)
-
-
-def _from_pretrained(
-    model_class: Any, config: Any, tensors: dict[str, torch.Tensor], options: dict[str, Any], where: str
-) -> tuple[Any, dict[str, Any]]:
-    for attention in ("sdpa", "eager"):
-        try:
-            return model_class.from_pretrained(  # type: ignore[no-any-return]
-                None,
-                config=config,
-                state_dict=dict(tensors),
-                dtype=torch.float32,
-                attn_implementation=attention,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are reported, by name, and then refused
-                **options,
-            )
-        except Exception as error:  # transformers raises what it likes for a config it cannot build
-            if attention == "sdpa" and isinstance(error, ValueError) and "attention" in str(error):
-                continue  # this family has no fused attention
-            reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-            raise ModelDirectoryError(
-                f"transformers cannot build '{model_class.__name__}': {reason}", where=where
-            ) from error
-    raise AssertionError("unreachable")
-
-
 def _image_size(config: Any) -> tuple[int, int]:
     size = config.image_size
     return (int(size[0]), int(size[1])) if isinstance(size, list | tuple) else (int(size), int(size))
@@ -311,24 +173,3 @@ def _padding(config: Any) -> int:
 
 def _max_length(config: Any) -> int:
     return max_tokens(config.to_dict()) or max(_SEQUENCE_LENGTHS)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers and the exporter from writing to the user's terminal; errors still raise."""
-    loggers = [
-        logging.getLogger(name) for name in ("transformers", "torch.onnx", "torch.export", "onnxscript", "onnx_ir")
-    ]
-    levels = [logger.level for logger in loggers]
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    with warnings.catch_warnings(), Path(os.devnull).open("w") as devnull, contextlib.redirect_stdout(devnull):
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

@@ -79,9 +79,13 @@ def artefact_file_problems(manifest: dict[str, Any], out_dir: str | Path) -> lis
             problems.append(f"'{stage['file']}' is missing")
             continue
         data = path.with_name(f"{path.name}_data")  # weights beyond protobuf's limit
-        size = path.stat().st_size + (data.stat().st_size if data.is_file() else 0)
+        size = path.stat().st_size + (data.stat().st_size if data.is_file() else 0) + stage.get("shared_bytes", 0)
         if size != stage["bytes"]:
             problems.append(f"'{stage['file']}' has {size} bytes, {stage['bytes']} were written")
+    for weights in manifest.get("weights", ()):
+        path = Path(out_dir) / weights["file"]
+        if not path.is_file() or path.stat().st_size != weights["bytes"]:
+            problems.append(f"'{weights['file']}' is missing or has not the {weights['bytes']} bytes that were written")
     return problems
 
 
@@ -104,7 +108,11 @@ def _sha256(path: Path) -> str:
 
 def _unsafe_files(manifest: dict[str, Any]) -> Iterator[str]:
     """File names that would lead out of the folder: whoever reads the manifest opens what it names."""
-    for group, key, entries in (("stages", "file", manifest["stages"]), ("files", "name", manifest["source"]["files"])):
+    for group, key, entries in (
+        ("stages", "file", manifest["stages"]),
+        ("weights", "file", manifest.get("weights", ())),
+        ("files", "name", manifest["source"]["files"]),
+    ):
         for entry in entries:
             name = entry[key]
             if name is not None and not is_inside_name(name):

@@ -1,7 +1,8 @@
 """The pipeline: which passes run, in which order, for which target; and the runner that collects what they say.
 
 ``structure``, ``lowering`` and ``precision_passes`` are the design in short: exact removal on the canonical graph,
-operators that are fast on the target, then the number format.
+operators that are fast on the target, then the number format. Between the first two, ``caching`` makes two graphs of a
+decoder.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from onnx_ir.passes import common
 
 from compactor.passes._base import RewriteResult
 from compactor.passes.align_widths import AlignWidthsPass
+from compactor.passes.attach_caches import AttachCachesPass, Step
 from compactor.passes.convert_to_float16 import ConvertToFloat16Pass
 from compactor.passes.decompose_attention import DecomposeAttentionPass
 from compactor.passes.fold_value_biases import FoldValueBiasesPass
@@ -33,6 +35,7 @@ from compactor.passes.raise_attention import RaiseAttentionPass
 from compactor.passes.remove_dead_heads import RemoveDeadHeadsPass
 from compactor.passes.remove_dead_neurons import RemoveDeadNeuronsPass
 from compactor.passes.remove_empty_sublayers import RemoveEmptySublayersPass
+from compactor.passes.share_transposed_weights import ShareTransposedWeightsPass
 from compactor.passes.simplify_masks import SimplifyMasksPass
 from compactor.passes.trim_head_channels import TrimHeadChannelsPass
 from compactor.passes.write_masks_as_floats import WriteMasksAsFloatsPass
@@ -44,13 +47,13 @@ logger = logging.getLogger(__name__)
 AnyPass = ir.passes.PassBase
 
 
-def canonicalisation() -> list[AnyPass]:
-    """From what the exporter wrote to the canonical dialect."""
+def canonicalisation(stack: str = "") -> list[AnyPass]:
+    """From what the exporter wrote to the canonical dialect; ``stack`` is what the layers' names begin with."""
     return [
         common.LiftConstantsToInitializersPass(),
         RaiseAttentionPass(),  # MatMul and Softmax into Attention, where a position bias kept them apart
         NormalizeAttentionPass(),  # 3-D form: the head count becomes an attribute, the scale is pinned
-        LabelLayersPass(),  # from here on every node knows its sublayer
+        LabelLayersPass(stack=stack),  # from here on every node knows its sublayer
         SimplifyMasksPass(),  # one spelling of the padding mask; packing needs it proven
     ]
 
@@ -66,6 +69,11 @@ def structure() -> list[AnyPass]:
         common.RemoveUnusedNodesPass(),
         common.ShapeInferencePass(),  # widths changed; the lowering reads shapes
     ]
+
+
+def caching(step: Step, target: str) -> list[AnyPass]:
+    """From a compact decoder without a cache to the graph of one step of generation."""
+    return [AttachCachesPass(step=step, explicit=target == "portable"), common.ShapeInferencePass()]
 
 
 def lowering(target: str, task: Task, *, pack: bool) -> list[AnyPass]:
@@ -120,9 +128,9 @@ def clean_up() -> list[AnyPass]:
     ]
 
 
-def finishing() -> list[AnyPass]:
-    """The last steps before a graph is saved."""
-    return [NameNodesPass(), common.TopologicalSortPass()]
+def finishing(*, tied: bool = False) -> list[AnyPass]:
+    """The last steps before a graph is saved; ``tied`` ones read a table by row and multiply with it."""
+    return [*([ShareTransposedWeightsPass()] if tied else []), NameNodesPass(), common.TopologicalSortPass()]
 
 
 @dataclasses.dataclass

@@ -1,12 +1,17 @@
-"""Write a graph as one ONNX file without holding its weights in memory twice.
+"""Write a graph as one ONNX file without holding its weights in memory twice; or several that share one of weights.
 
 ``SerializeToString`` wants a copy of all weights in the message and another in the bytes. Here every initializer is
 encoded and written alone; the file is the same message, field by field.
+
+Graphs of one model that lie in one folder, such as the two steps of a decoder, may keep their weights in one external
+file: equal bytes are written once, and each graph says where they are. That needs no links, and every reader of ONNX
+understands it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnx
@@ -15,6 +20,8 @@ import onnx_ir as ir
 _LENGTH_DELIMITED = 2  # protobuf's wire type of messages and bytes
 _GRAPH = onnx.ModelProto.DESCRIPTOR.fields_by_name["graph"].number
 _INITIALIZER = onnx.GraphProto.DESCRIPTOR.fields_by_name["initializer"].number
+_SMALLEST_EXTERNAL = 1024  # bytes; smaller ones stay in the graph
+_PAGE, _WORD = 4096, 64  # what a reader that maps the file into memory likes large and small weights to be aligned to
 _LARGEST_FILE = 1_900_000_000  # bytes; protobuf ends at 2 GiB
 
 
@@ -41,6 +48,42 @@ def write_graph(model: ir.Model, path: Path) -> None:
         for tensor, size in zip(tensors, sizes, strict=True):
             file.write(_header(_INITIALIZER, size))
             file.write(_encoded(tensor).SerializeToString())
+
+
+def write_graphs(models: Mapping[Path, ir.Model], data: Path) -> dict[str, int]:
+    """Write each model to its path, and the weights of all of them to ``data``, equal ones once.
+
+    Args:
+        models: By path; all in the folder of ``data``. Afterwards their weights are read from the file.
+        data: The file of weights.
+
+    Returns:
+        Bytes of weights in ``data`` that each model refers to, by the name of its file.
+    """
+    places: dict[tuple[bytes, int], int] = {}
+    referred: dict[str, int] = {}
+    with data.open("wb") as file:
+        for path, model in models.items():
+            used: dict[int, int] = {}
+            for value in model.graph.initializers.values():
+                tensor = value.const_value
+                if tensor is None or tensor.nbytes < _SMALLEST_EXTERNAL:
+                    continue
+                content = tensor.tobytes()
+                key = hashlib.sha256(content).digest(), len(content)
+                if key not in places:
+                    file.write(bytes(-file.tell() % (_PAGE if len(content) > _PAGE else _WORD)))
+                    places[key] = file.tell()
+                    file.write(content)
+                used[places[key]] = len(content)
+                value.const_value = ir.ExternalTensor(
+                    data.name, places[key], len(content), tensor.dtype,
+                    shape=tensor.shape, name=str(value.name), base_dir=data.parent,
+                )  # fmt: skip
+            referred[path.name] = sum(used.values())
+    for path, model in models.items():
+        path.write_bytes(ir.to_proto(model).SerializeToString())
+    return referred
 
 
 def _encoded(tensor: ir.TensorProtocol) -> onnx.TensorProto:

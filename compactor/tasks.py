@@ -20,6 +20,7 @@ class Task:
         outputs: Names of the graph's outputs, in order.
         logits: Whether the outputs are logits, so that padded positions hold a very low number instead of 0.
         image: Whether the input is ``pixel_values`` instead of tokens.
+        generates: Whether the model is an encoder-decoder that writes text: exported as three graphs.
     """
 
     name: str
@@ -28,7 +29,10 @@ class Task:
     outputs: tuple[str, ...]
     logits: bool = True
     image: bool = False
+    generates: bool = False
 
+
+GENERATION = "text2text-generation"
 
 TASKS: Mapping[str, Task] = {
     task.name: task
@@ -48,6 +52,13 @@ TASKS: Mapping[str, Task] = {
             ("ForImageClassification",),
             ("logits",),
             image=True,
+        ),
+        Task(
+            GENERATION,
+            "AutoModelForSeq2SeqLM",
+            ("ForConditionalGeneration", "MTModel"),  # MarianMTModel
+            ("logits",),
+            generates=True,
         ),
         Task("feature-extraction", "AutoModel", ("Model",), ("last_hidden_state",), logits=False),
     )

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compactor.errors import VerificationError
+from compactor.runtime.decoding import CachedDecoder
 from compactor.runtime.sessions import open_session
 from compactor.runtime.verification import Case, Comparison, Tolerance, check, compare, run_case
 
@@ -59,6 +60,32 @@ class Candidate:
     path: Path
     tolerance: Tolerance | None
 
+    def open(self, *, optimize: bool) -> Callable[[Case], Outputs]:
+        """What runs it on a case, with ONNX Runtime's own optimizations or without."""
+        session = open_session(self.path, optimize=optimize, allow_spinning=False)
+        return lambda case: run_case(session, case)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderCandidate(Candidate):
+    """A decoder's two graphs: ``path`` is the first step's, ``following`` that of every next one."""
+
+    following: Path
+
+    def open(self, *, optimize: bool) -> Callable[[Case], Outputs]:
+        """What decodes the tokens of a case, the first ones at once and the others one by one."""
+        from compactor.encoder_decoder import PROMPT
+
+        sessions = [open_session(path, optimize=optimize, allow_spinning=False) for path in (self.path, self.following)]
+        decoder = CachedDecoder(*sessions)
+
+        def run(case: Case) -> Outputs:
+            feeds = case.feeds
+            tokens, states = feeds["decoder_input_ids"], feeds["encoder_hidden_states"]
+            return {"logits": decoder.decode(tokens, states, feeds["encoder_attention_mask"], prompt=PROMPT)}
+
+        return run
+
 
 def verify_candidates(references: References, candidates: Iterable[Candidate]) -> dict[str, Any]:
     """Run every candidate on every case, with ONNX Runtime's optimizations on and off.
@@ -77,7 +104,8 @@ def verify_candidates(references: References, candidates: Iterable[Candidate]) -
         if candidate.tolerance is not None:
             tolerances[candidate.stage] = candidate.tolerance.to_json()
         for optimize in (True, False):
-            comparisons = _compare(references, candidate.path, optimize=optimize)
+            run = candidate.open(optimize=optimize)
+            comparisons = [entry for case, expected in references for entry in compare(case, expected, run(case))]
             for comparison in comparisons:
                 entries.append({"stage": candidate.stage, "optimizations": optimize, **comparison.to_json()})
             failures += [(candidate.stage, entry) for entry in comparisons if not math.isfinite(entry.max_abs_diff)]
@@ -93,11 +121,6 @@ def verify_candidates(references: References, candidates: Iterable[Candidate]) -
             todo="nothing was published; if it is int8, loosen --int8-budget, else please report it with config.json",
         )
     return {"passed": True, "max_abs_diff": exact, "tolerance": tolerances, "cases": entries}
-
-
-def _compare(references: References, path: Path, *, optimize: bool) -> list[Comparison]:
-    session = open_session(path, optimize=optimize, allow_spinning=False)
-    return [entry for case, expected in references for entry in compare(case, expected, run_case(session, case))]
 
 
 def int8_tolerance(budget: float | None) -> Tolerance | None:

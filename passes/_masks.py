@@ -1,6 +1,7 @@
 """What an attention mask computes, told from its graph: a symbolic evaluation over the padding mask.
 
-Each element of a mask is a function of at most one element of ``attention_mask`` (B, S), which is 0 or 1. So a value is
+Each element of a mask is a function of at most one element of ``attention_mask`` (B, S), which is 0 or 1 (in a decoder,
+of ``encoder_attention_mask``). So a value is
 summed up by two numbers, what it is where the token is padding and where it is real, and by which of its axes run over
 the batch and the keys. Exporters spell the same mask in very different ways (additive or boolean, expanded, gathered
 through an index grid); they all come out as the same summary.
@@ -17,6 +18,8 @@ import onnx_ir as ir
 from compactor.passes._match import attribute, constant
 
 PADDING_MASK = "attention_mask"
+ENCODER_PADDING_MASK = "encoder_attention_mask"  # of the tokens that a decoder's cross-attention looks at
+PADDING_MASKS = (PADDING_MASK, ENCODER_PADDING_MASK)
 HIDDEN = -1e9  # an additive mask at or below this is as good as False: exp(HIDDEN) is 0 in every float type
 
 _BATCH, _KEY, _INDEX, _ONE, _ANY = "batch", "key", "index", "1", "any"
@@ -87,7 +90,7 @@ def summarize(value: ir.Value | None) -> MaskSummary | None:
     if value is None:
         return None
     if value.is_graph_input():
-        if value.name == PADDING_MASK and value.shape is not None and len(value.shape) == 2:
+        if value.name in PADDING_MASKS and value.shape is not None and len(value.shape) == 2:
             return MaskSummary(0.0, 1.0, False, (_BATCH, _KEY))
         return None
     array = constant(value)

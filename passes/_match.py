@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from compactor.passes._base import NoMatch
 
 MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
+ENCODER_STATES = "encoder_hidden_states"  # the graph input that a decoder's cross-attention reads
 LAYER_KEY = "compactor.layer"  # node metadata: the sublayer of the original model a node belongs to
 
 Array = NDArray[Any]

@@ -14,14 +14,21 @@ import onnx_ir as ir
 
 from compactor.passes._base import Applied, NoMatch, RewritePass, RewriteResult
 from compactor.passes._blocks import AttentionBlock, FeedForwardBlock, attention_blocks, feed_forward_blocks
-from compactor.passes._match import LAYER_KEY, sole_consumer
+from compactor.passes._match import ENCODER_STATES, LAYER_KEY, sole_consumer
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelLayersPass(RewritePass):
-    """Number attention blocks in graph order; a feed-forward block takes the number of the attention before it."""
+    """Number attention blocks in graph order; a feed-forward block takes the number of the attention before it.
+
+    An attention over ``encoder_hidden_states`` is a ``cross_attention`` and has the number of the attention before it.
+
+    Attributes:
+        stack: What the labels begin with, such as ``decoder``; nothing where the model has one stack.
+    """
 
     name: ClassVar[str] = "label-layers"
+    stack: str = ""
 
     def call(self, model: ir.Model) -> RewriteResult:
         """Label the main graph."""
@@ -37,9 +44,9 @@ class LabelLayersPass(RewritePass):
             if node not in blocks:
                 continue
             found = blocks[node]
-            index += node.op_type == "Attention"
-            kind = "attention" if node.op_type == "Attention" else "feed_forward"
-            label = f"layers.{max(index, 0)}.{kind}"
+            kind = _kind(node, found)
+            index += kind == "attention"
+            label = f"{self.stack}.layers.{max(index, 0)}.{kind}".lstrip(".")
             taken[label] += 1
             if taken[label] > 1:
                 label += f"_{taken[label]}"
@@ -49,6 +56,13 @@ class LabelLayersPass(RewritePass):
                 member.metadata_props[LAYER_KEY] = label
             applied.append(Applied(label, "labelled-sublayer", int(renamed)))
         return RewriteResult.of(model, applied)
+
+
+def _kind(node: ir.Node, block: AttentionBlock | FeedForwardBlock | None) -> str:
+    if node.op_type != "Attention":
+        return "feed_forward"
+    reads_encoder = isinstance(block, AttentionBlock) and block.key.input.name == ENCODER_STATES
+    return "cross_attention" if reads_encoder else "attention"
 
 
 def _residual(block: AttentionBlock | FeedForwardBlock) -> list[ir.Node]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from compactor.passes._base import RewritePass
 from compactor.passes.align_widths import AlignWidthsPass
+from compactor.passes.attach_caches import AttachCachesPass
 from compactor.passes.convert_to_float16 import ConvertToFloat16Pass
 from compactor.passes.decompose_attention import DecomposeAttentionPass
 from compactor.passes.fold_value_biases import FoldValueBiasesPass
@@ -21,6 +22,7 @@ from compactor.passes.raise_attention import RaiseAttentionPass
 from compactor.passes.remove_dead_heads import RemoveDeadHeadsPass
 from compactor.passes.remove_dead_neurons import RemoveDeadNeuronsPass
 from compactor.passes.remove_empty_sublayers import RemoveEmptySublayersPass
+from compactor.passes.share_transposed_weights import ShareTransposedWeightsPass
 from compactor.passes.simplify_masks import SimplifyMasksPass
 from compactor.passes.trim_head_channels import TrimHeadChannelsPass
 from compactor.passes.write_masks_as_floats import WriteMasksAsFloatsPass
@@ -36,6 +38,7 @@ PASSES: tuple[type[RewritePass], ...] = (
     TrimHeadChannelsPass,
     RemoveDeadNeuronsPass,
     RemoveEmptySublayersPass,
+    AttachCachesPass,
     AlignWidthsPass,
     PackTokensPass,
     WriteResidualsAsSumPass,
@@ -48,5 +51,6 @@ PASSES: tuple[type[RewritePass], ...] = (
     QuantizeEmbeddingsPass,
     QuantizeLinearsPass,
     ConvertToFloat16Pass,
+    ShareTransposedWeightsPass,
     NameNodesPass,
 )

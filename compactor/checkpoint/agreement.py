@@ -72,6 +72,7 @@ def _check_bounds(sizes: Sizes, shapes: Shapes, where: str) -> None:
     stated = {
         "hidden": sizes.hidden,
         "feed-forward": sizes.intermediate,
+        "decoder's feed-forward": sizes.decoder_intermediate,
         "vocabulary": sizes.vocabulary,
         "position": sizes.positions,
         "embedding": sizes.embedding,
@@ -84,9 +85,10 @@ def _check_bounds(sizes: Sizes, shapes: Shapes, where: str) -> None:
                 where=where,
                 todo="config.json and the weights do not belong together",
             )
-    if sizes.layers is not None and sizes.layers > len(shapes):
+    layers = (sizes.layers or 0) + (sizes.decoder_layers or 0)
+    if layers > len(shapes):
         raise ModelDirectoryError(
-            f"the config states {sizes.layers} layers, but the weights hold {len(shapes)} tensors", where=where
+            f"the config states {layers} layers, but the weights hold {len(shapes)} tensors", where=where
         )
 
 

@@ -17,11 +17,16 @@ MAX_INDEX_BYTES = 32 << 20
 
 _DROPPED = frozenset({"auto_map", "trust_remote_code", "custom_pipelines", "pruned_heads"})
 _DROPPED_PREFIXES = ("_attn_implementation", "attn_implementation", "_experts_implementation")
-_ENCODER_DECODERS = frozenset(
-    {"bart", "mbart", "t5", "mt5", "umt5", "longt5", "marian", "pegasus", "pegasus_x", "blenderbot", "led", "m2m_100"}
-    | {"blenderbot-small", "bigbird_pegasus", "prophetnet", "fsmt", "plbart", "mvp", "encoder-decoder", "whisper"}
-    | {"speech-encoder-decoder", "vision-encoder-decoder", "switch_transformers", "nllb-moe", "speech_to_text"}
+# Encoder-decoders that decode as BART does: each layer with self- and cross-attention whose caches are its keys and
+# values, and no position bias that would depend on how much is cached.
+_BART_LIKE = frozenset({"bart", "mbart", "marian", "pegasus"})
+_POSITION_BIAS = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers"})
+_OTHER_ENCODER_DECODERS = frozenset(
+    {"pegasus_x", "blenderbot", "blenderbot-small", "led", "m2m_100", "bigbird_pegasus", "prophetnet", "fsmt"}
+    | {"plbart", "mvp", "encoder-decoder", "whisper", "speech-encoder-decoder", "vision-encoder-decoder"}
+    | {"nllb-moe", "speech_to_text"}
 )
+_ENCODER_DECODERS = _BART_LIKE | _POSITION_BIAS | _OTHER_ENCODER_DECODERS
 
 # Role -> the names families give it, and the largest value that is still a model and not an attack.
 _ROLES: dict[str, tuple[tuple[str, ...], int]] = {
@@ -29,6 +34,9 @@ _ROLES: dict[str, tuple[tuple[str, ...], int]] = {
     "heads": (("num_attention_heads", "n_heads", "n_head", "encoder_attention_heads"), 1 << 12),
     "layers": (("num_hidden_layers", "n_layers", "n_layer", "encoder_layers"), 1 << 12),
     "intermediate": (("intermediate_size", "hidden_dim", "n_inner", "encoder_ffn_dim"), 1 << 20),
+    "decoder_heads": (("decoder_attention_heads",), 1 << 12),
+    "decoder_layers": (("decoder_layers",), 1 << 12),
+    "decoder_intermediate": (("decoder_ffn_dim",), 1 << 20),
     "vocabulary": (("vocab_size",), 1 << 24),
     "positions": (("max_position_embeddings", "n_positions"), 1 << 22),
     "embedding": (("embedding_size",), 1 << 16),
@@ -49,6 +57,9 @@ class Sizes:
     heads: int | None = None
     layers: int | None = None
     intermediate: int | None = None
+    decoder_heads: int | None = None
+    decoder_layers: int | None = None
+    decoder_intermediate: int | None = None
     vocabulary: int | None = None
     positions: int | None = None
     embedding: int | None = None
@@ -95,7 +106,8 @@ def check_config(config: dict[str, Any], where: str) -> Sizes:
         where: Its path, for messages.
 
     Raises:
-        ModelDirectoryError: Wrong types, sizes out of range, an encoder-decoder, a quantized or a NoNorm model.
+        ModelDirectoryError: Wrong types, sizes out of range, an encoder-decoder unlike BART, a quantized or
+            a NoNorm model.
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
@@ -107,7 +119,7 @@ def check_config(config: dict[str, Any], where: str) -> Sizes:
         isinstance(architectures, list) and all(isinstance(name, str) for name in architectures)
     ):
         raise ModelDirectoryError("'architectures' must be a list of class names", where=where)
-    _refuse_encoder_decoder(config, model_type, where)
+    _refuse_other_encoder_decoders(config, model_type, where)
     if config.get("quantization_config") is not None:
         raise ModelDirectoryError(
             "the model is already quantized ('quantization_config' is set)",
@@ -117,10 +129,11 @@ def check_config(config: dict[str, Any], where: str) -> Sizes:
     if config.get("layer_norm_type") == "no_norm":
         raise ModelDirectoryError("'layer_norm_type' \"no_norm\" (nn_pruning's NoNorm) is not supported", where=where)
     sizes = _read_sizes(config, where)
-    if sizes.hidden and sizes.heads and config.get("head_dim") is None and sizes.hidden % sizes.heads:
-        raise ModelDirectoryError(
-            f"the hidden size {sizes.hidden} is not divisible by {sizes.heads} attention heads", where=where
-        )
+    for heads in (sizes.heads, sizes.decoder_heads):
+        if sizes.hidden and heads and config.get("head_dim") is None and sizes.hidden % heads:
+            raise ModelDirectoryError(
+                f"the hidden size {sizes.hidden} is not divisible by {heads} attention heads", where=where
+            )
     return sizes
 
 
@@ -141,16 +154,20 @@ def _is_dropped(key: str) -> bool:
     return key in _DROPPED or key.startswith(_DROPPED_PREFIXES)
 
 
-def _refuse_encoder_decoder(config: dict[str, Any], model_type: str, where: str) -> None:
+def _refuse_other_encoder_decoders(config: dict[str, Any], model_type: str, where: str) -> None:
     stated = config.get("is_encoder_decoder")
     if stated is not None and not isinstance(stated, bool):
         raise ModelDirectoryError(f"'is_encoder_decoder' must be true or false, not {stated!r}", where=where)
-    if stated or (stated is None and model_type in _ENCODER_DECODERS):
-        raise ModelDirectoryError(
-            f"encoder-decoder models ('{model_type}') are not supported yet",
-            where=where,
-            todo="supported are encoders: BERT, RoBERTa, DistilBERT, ELECTRA, MPNet, ViT and the like",
-        )
+    if not (stated or (stated is None and model_type in _ENCODER_DECODERS)) or model_type in _BART_LIKE:
+        return
+    why = ""
+    if model_type in _POSITION_BIAS:
+        why = ": its position bias depends on how many tokens are cached, which one compact graph cannot say"
+    raise ModelDirectoryError(
+        f"encoder-decoder models of type '{model_type}' are not supported{why}",
+        where=where,
+        todo="supported are encoders (BERT and the like, ViT), and as encoder-decoders BART, mBART, Marian and Pegasus",
+    )
 
 
 def _read_sizes(config: dict[str, Any], where: str) -> Sizes:

@@ -52,6 +52,12 @@ def choose_length(run: Run, task: str) -> int:
     return asked or min(usual, limit)
 
 
+def choose_target_length(run: Run) -> int:
+    """Tokens of a summary at most: as set, as far as MODEL has positions; ids beyond them cannot be written."""
+    limit = max_tokens(read_json_object(run.model / "config.json"))
+    return run.config.target_length if limit is None else min(run.config.target_length, limit)
+
+
 def count_steps(config: PruneConfig, examples: int) -> int:
     """Optimizer steps of a run: as many as asked for, or of so many passes over the examples."""
     if config.steps is not None:
@@ -178,7 +184,7 @@ def make_trainer(run: Run, model: Any, task_data: Any, tokenizer: Any, teacher: 
         ddp_backend="gloo" if world_size() > 1 and not torch.cuda.is_available() else None,
         dataloader_pin_memory=torch.cuda.is_available(),
         predict_with_generate=task_data.task == "summarization",
-        generation_max_length=config.target_length,
+        generation_max_length=choose_target_length(run),
         generation_num_beams=config.beams,
     )
     if arguments.n_gpu > 1:

@@ -127,6 +127,7 @@ def _train_quietly(run: Run, claim: Callable[[], None]) -> PruneResult:
     from compactor.trainer.preparing import (
         USUAL_LENGTHS,
         choose_length,
+        choose_target_length,
         choose_teacher,
         count_steps,
         freeze_embeddings,
@@ -170,7 +171,7 @@ def _train_quietly(run: Run, claim: Callable[[], None]) -> PruneResult:
         max_length=length,
         stride=config.stride,
         max_answer_tokens=config.max_answer,
-        target_length=config.target_length,
+        target_length=choose_target_length(run),
         token_types=read_json_object(run.model / "config.json").get("type_vocab_size", 1),
     )
     set_seed(config.seed)

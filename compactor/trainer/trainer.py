@@ -7,13 +7,16 @@ answers and the divergence from them; the penalty on the scores; backward pass, 
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils.data import SequentialSampler
 from transformers import Seq2SeqTrainer, TrainerCallback
 
@@ -39,7 +42,21 @@ class OrderedTrainer(Seq2SeqTrainer):  # type: ignore[misc] # transformers is no
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """One pass, each example counted once: ``Seq2SeqTrainer`` gathers what pads the last batch as well."""
         self.gather_function = self.accelerator.gather_for_metrics
-        return super().evaluation_loop(*args, **kwargs)
+        with self._own_generation_config():
+            return super().evaluation_loop(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _own_generation_config(self) -> Iterator[None]:
+        """Generation with a copy of the model's settings: transformers 5 fills them up with defaults, to be saved."""
+        own = getattr(self.model, "generation_config", None)
+        if own is None:
+            yield
+            return
+        self.model.generation_config = copy.deepcopy(own)
+        try:
+            yield
+        finally:
+            self.model.generation_config = own
 
 
 class PruningTrainer(OrderedTrainer):
@@ -138,8 +155,11 @@ class PruningTrainer(OrderedTrainer):
         if self.pruner is not None:
             self.pruner.refresh()
         kwargs["ignore_keys"] = list(_OTHER_OUTPUTS)
+        # A summary takes a forward pass a token: masked weights are made once, and held, for all of them.
+        held = parametrize.cached() if self.args.predict_with_generate else contextlib.nullcontext()
         try:
-            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+            with held:
+                metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         except MeasurementError as error:
             raise TrainingError(f"{error.what} at step {self.state.global_step}", todo=_DIVERGED) from error
         if self.history is not None:

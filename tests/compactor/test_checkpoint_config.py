@@ -83,8 +83,8 @@ def test_sizes_are_read_by_the_names_of_the_family():
         ({"dim": 32}, "another name for the same size"),
         ({"quantization_config": {"bits": 4}}, "already quantized"),
         ({"layer_norm_type": "no_norm"}, "NoNorm"),
-        ({"is_encoder_decoder": True}, "encoder-decoder models .* not supported yet"),
-        ({"model_type": "t5"}, "encoder-decoder models .* not supported yet"),
+        ({"is_encoder_decoder": True}, "encoder-decoder models of type 'bert' are not supported"),
+        ({"model_type": "t5"}, "of type 't5' are not supported: its position bias"),
         ({"is_encoder_decoder": "no"}, "must be true or false"),
     ],
 )

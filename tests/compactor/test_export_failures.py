@@ -87,7 +87,7 @@ def test_int8_beyond_its_budget(bert: Path, ends: Callable[..., str]) -> None:
 def test_an_operator_that_onnxruntime_would_replace(
     bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compactor.exporting, "lowering", lambda *_, **__: [])  # residuals stay Add: ORT fuses them
+    monkeypatch.setattr(compactor.building, "lowering", lambda *_, **__: [])  # residuals stay Add: ORT fuses them
     with pytest.raises(VerificationError, match="SkipLayerNormalization"):
         export(bert, tmp_path / "out", precision=["fp32"])
     assert not (tmp_path / "out").exists()

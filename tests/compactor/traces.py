@@ -7,7 +7,7 @@ import functools
 import onnx_ir as ir
 import pytest
 
-import compactor.exporting
+import compactor.building
 import compactor.pipeline
 from compactor.importer import LoadedModel, trace
 from compactor.passes.quantize_linears import QuantizeLinearsPass
@@ -27,7 +27,7 @@ def trace_once(monkeypatch: pytest.MonkeyPatch) -> None:
             _kept[key] = trace(loaded)
         return _kept[key].clone()
 
-    monkeypatch.setattr(compactor.exporting, "trace", traced)
+    monkeypatch.setattr(compactor.building, "trace", traced)
 
 
 def quantize_small_weights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,15 +119,72 @@ def test_questions(tmp_path):
 
 def test_summaries(tmp_path):
     model = write_family(tmp_path / "model", "bart-summaries")
-    data = tmp_path / "summaries.jsonl"
-    rows = [{"document": f"the {word} film was a {word} story", "summary": f"{word} film"} for word in (*GOOD, *BAD)]
-    data.write_text("\n".join(json.dumps(row) for row in rows))
+    data = write_summaries(tmp_path / "summaries.jsonl")
     settings = {"max_length": 16, "target_length": 8, "beams": 2, "target_density": 0.6, "attention_block": "4x4"}
     result = prune(model, data, data, tmp_path / "out", config=PruneConfig(method="hybrid-nt", **settings, **FAST))
 
     assert result.record["task"] == "summarization"
     assert set(result.record["final"]["metrics"]) == {"rouge1", "rouge2", "rougeL"}
     check_zeros(tmp_path / "out", "AutoModelForSeq2SeqLM")
+
+
+def write_summaries(path: Path) -> Path:
+    rows = [{"document": f"the {word} film was a {word} story", "summary": f"{word} film"} for word in (*GOOD, *BAD)]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+def test_a_summarizer_keeps_its_generation_settings_and_its_tied_embeddings(tmp_path):
+    from safetensors.torch import load_file
+    from transformers import AutoModelForSeq2SeqLM, GenerationConfig
+
+    model = write_family(tmp_path / "model", "bart-summaries")
+    own = GenerationConfig(
+        decoder_start_token_id=3, eos_token_id=3, pad_token_id=0, max_length=9, num_beams=3, length_penalty=2.0
+    )
+    own.save_pretrained(model)
+    data = write_summaries(tmp_path / "summaries.jsonl")
+    settings = {"max_length": 16, "target_length": 8, "beams": 2, "target_density": 0.6, "attention_block": "4x4"}
+    out = prune(model, data, data, tmp_path / "out", config=PruneConfig(method="hybrid-nt", **settings, **FAST)).path
+
+    for folder in (out, out / "checkpoints" / "checkpoint-6"):  # generation in evaluations changed neither
+        kept, given = (json.loads((place / "generation_config.json").read_text()) for place in (folder, model))
+        assert kept == given
+    assert not {"lm_head.weight", "model.encoder.embed_tokens.weight"} & load_file(out / "model.safetensors").keys()
+    opened = AutoModelForSeq2SeqLM.from_pretrained(out)
+    shared = opened.get_input_embeddings().weight
+    assert opened.lm_head.weight is shared and opened.model.decoder.embed_tokens.weight is shared
+
+
+def test_summaries_are_no_longer_than_the_model_s_positions(tmp_path):
+    model = write_family(tmp_path / "model", "bart-summaries")  # 40 positions; 142 tokens are the default
+    data = write_summaries(tmp_path / "summaries.jsonl")
+    result = prune(model, data, data, tmp_path / "out", config=PruneConfig(method="dense", beams=1, **FAST))
+    assert result.record["final"]["metrics"]["rouge1"]["n"] == 6
+
+
+def test_an_evaluation_that_generates_makes_masked_weights_once(tmp_path, monkeypatch):
+    from compactor.trainer.masks import MaskedWeight
+    from compactor.trainer.trainer import PruningTrainer
+
+    calls: list[int] = []
+    forward, evaluate = MaskedWeight.forward, PruningTrainer.evaluate
+
+    def counted(self, weight):
+        calls[-1:] = [calls[-1] + 1] if calls else []
+        return forward(self, weight)
+
+    def evaluated(self, *args, **kwargs):
+        calls.append(0)
+        return evaluate(self, *args, **kwargs)
+
+    monkeypatch.setattr(PruningTrainer, "evaluate", evaluated)
+    monkeypatch.setattr(MaskedWeight, "forward", counted)
+    model = write_family(tmp_path / "model", "bart-summaries")
+    data = write_summaries(tmp_path / "summaries.jsonl")
+    settings = {"max_length": 16, "target_length": 8, "attention_block": "4x4"}
+    prune(model, data, data, tmp_path / "out", config=PruneConfig(method="hybrid-nt", **settings, **FAST))
+    assert calls == [16]  # each of 12 matrices of attention and 4 of feed-forward, for all tokens of all summaries
 
 
 def test_a_pre_trained_model_gets_a_head_and_needs_a_teacher_with_the_data_s_labels(tmp_path):

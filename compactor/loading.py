@@ -1,0 +1,144 @@
+"""Build the stock PyTorch model of a checkpoint: no code from the folder, no weight missing, in silence."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compactor.checkpoint import Checkpoint
+from compactor.errors import ModelDirectoryError
+from compactor.tasks import Task
+
+
+def build_model(checkpoint: Checkpoint, task: Task) -> Any:
+    """The model for ``task`` in float32 and evaluation mode. The checkpoint's tensors move into it.
+
+    Raises:
+        ModelDirectoryError: The model type is not known to transformers, is a decoder, or lacks weights.
+    """
+    where = str(checkpoint.path)
+    with quiet():
+        config = _config(checkpoint, where)
+        return _build(_model_class(task, config, where), config, checkpoint, where)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers and the exporter from writing to the user's terminal; errors still raise."""
+    loggers = [
+        logging.getLogger(name) for name in ("transformers", "torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+    ]
+    levels = [logger.level for logger in loggers]
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    with warnings.catch_warnings(), Path(os.devnull).open("w") as devnull, contextlib.redirect_stdout(devnull):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _config(checkpoint: Checkpoint, where: str) -> Any:
+    from transformers import CONFIG_MAPPING
+
+    model_type = str(checkpoint.config.get("model_type"))
+    if model_type not in CONFIG_MAPPING:
+        raise ModelDirectoryError(
+            f"transformers knows no model type '{model_type}'",
+            where=where,
+            todo="compactor runs no code from the model directory; it exports model types that transformers ships",
+        )
+    try:
+        config = CONFIG_MAPPING[model_type].from_dict(dict(checkpoint.config))
+    except Exception as error:  # transformers raises what it likes for a damaged config
+        raise ModelDirectoryError(f"transformers rejects config.json: {error}", where=where) from error
+    for key in ("output_attentions", "output_hidden_states", "use_cache", "torchscript"):
+        if hasattr(config, key):
+            setattr(config, key, False)
+    config.return_dict = True
+    if getattr(config, "is_decoder", False) or (not config.is_encoder_decoder and _only_generates(config)):
+        raise ModelDirectoryError(
+            "decoder-only models are not supported",
+            where=where,
+            todo="compactor exports encoders and encoder-decoders; use a BERT-like or BART-like model",
+        )
+    return config
+
+
+def _only_generates(config: Any) -> bool:
+    """Whether the family is a decoder: its attention is causal, and no class of it fills in masks."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    known = type(config) in AutoModelForCausalLM._model_mapping
+    return known and type(config) not in AutoModelForMaskedLM._model_mapping
+
+
+def _model_class(task: Task, config: Any, where: str) -> Any:
+    import transformers
+
+    mapping = getattr(transformers, task.auto_class)._model_mapping
+    if type(config) not in mapping:
+        raise ModelDirectoryError(
+            f"transformers has no '{config.model_type}' model for {task.name}",
+            where=where,
+            todo="pass another --task; an encoder-decoder is exported for text2text-generation",
+        )
+    found = mapping[type(config)]
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _build(model_class: Any, config: Any, checkpoint: Checkpoint, where: str) -> Any:
+    options: dict[str, Any] = {}
+    is_base = not any(key.startswith("pooler.") or ".pooler." in key for key in checkpoint.tensors)
+    if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters and is_base:
+        options["add_pooling_layer"] = False
+    module, info = _from_pretrained(model_class, config, checkpoint.tensors, options, where)
+    missing = sorted(key for key in info["missing_keys"] if not key.endswith(("position_ids", "token_type_ids")))
+    mismatched = sorted(str(key[0] if isinstance(key, tuple | list) else key) for key in info["mismatched_keys"])
+    if missing or mismatched:
+        what = f"the weights lack '{missing[0]}'" if missing else f"'{mismatched[0]}' does not have the config's shape"
+        more = len(missing) + len(mismatched) - 1
+        raise ModelDirectoryError(
+            f"{what}{f' and {more} more' if more else ''}, which '{model_class.__name__}' needs",
+            where=where,
+            todo="pass --task with the task the model was trained for, or save the whole model",
+        )
+    return module.eval().requires_grad_(False)
+
+
+def _from_pretrained(
+    model_class: Any, config: Any, tensors: dict[str, torch.Tensor], options: dict[str, Any], where: str
+) -> tuple[Any, dict[str, Any]]:
+    for attention in ("sdpa", "eager"):
+        try:
+            return model_class.from_pretrained(  # type: ignore[no-any-return]
+                None,
+                config=config,
+                state_dict=dict(tensors),
+                dtype=torch.float32,
+                attn_implementation=attention,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are reported, by name, and then refused
+                **options,
+            )
+        except Exception as error:  # transformers raises what it likes for a config it cannot build
+            if attention == "sdpa" and isinstance(error, ValueError) and "attention" in str(error):
+                continue  # this family has no fused attention
+            reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+            raise ModelDirectoryError(
+                f"transformers cannot build '{model_class.__name__}': {reason}", where=where
+            ) from error
+    raise AssertionError("unreachable")
