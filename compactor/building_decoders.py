@@ -15,7 +15,7 @@ import onnx_ir as ir
 from compactor.building import STAGES, Built, Job, count_attentions, sign
 from compactor.emission import check_emission
 from compactor.encoder_decoder import load_encoder_decoder, trace_decoder, trace_encoder
-from compactor.errors import ModelDirectoryError, UsageError
+from compactor.errors import ModelDirectoryError
 from compactor.layers import measure_layers, pair_layers
 from compactor.passes.attach_caches import AttachCachesPass, Step
 from compactor.pipeline import (
@@ -41,15 +41,9 @@ def build_encoder_decoder(job: Job) -> Built:
     """A model with three graphs, whose weights are in one file for each precision.
 
     Raises:
-        UsageError: The target does not take encoder-decoders.
         ModelDirectoryError: The model cannot be built or traced, or its decoder cannot keep caches.
         VerificationError: A graph's numbers differ, or ONNX Runtime runs other operators than were meant.
     """
-    if job.target == "cuda":
-        raise UsageError(
-            "encoder-decoders are not exported for 'cuda' yet",
-            todo="use --target cpu or portable; the fp32 graphs of 'portable' run on CUDA too",
-        )
     loaded = load_encoder_decoder(job.checkpoint, job.task)
     job.checkpoint.tensors.clear()  # the model owns them now
 

@@ -73,7 +73,8 @@ def structure() -> list[AnyPass]:
 
 def caching(step: Step, target: str) -> list[AnyPass]:
     """From a compact decoder without a cache to the graph of one step of generation."""
-    return [AttachCachesPass(step=step, explicit=target == "portable"), common.ShapeInferencePass()]
+    aligned = [AlignWidthsPass(head=8, neurons=8), common.ShapeInferencePass()] if target == "cuda" else []
+    return [*aligned, AttachCachesPass(step=step, explicit=target == "portable"), common.ShapeInferencePass()]
 
 
 def lowering(target: str, task: Task, *, pack: bool) -> list[AnyPass]:

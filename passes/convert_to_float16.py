@@ -45,8 +45,8 @@ _LOOKUPS = frozenset({"Gather", "GatherElements", "GatherND"})
 class ConvertToFloat16Pass(RewritePass):
     """Convert the graph to float16. Needs known value types: run shape inference first.
 
-    Graph inputs and outputs keep their types. The whole graph is left alone, with the reason, when a node holds a graph
-    of its own or a type is not known.
+    Graph inputs and outputs keep their types, but for the caches of a decoder, which are float16. The whole graph is
+    left alone, with the reason, when a node holds a graph of its own or a type is not known.
 
     Attributes:
         keep: Labels of sublayers that stay in float32.
@@ -77,10 +77,18 @@ class ConvertToFloat16Pass(RewritePass):
                 refused.append(Refused(layer_of(node), reason))
         applied = []
         if half:
+            for value in graph.inputs:
+                if _is_cache(value) and _is_float(value):
+                    value.type = ir.TensorType(_HALF)
             constants = _Converter(graph, half).convert()
             applied = [Applied("graph", "float16-operator", len(half)), Applied("graph", "float16-constant", constants)]
             RemoveUnusedNodesPass()(model)
         return RewriteResult.of(model, applied, refused)
+
+
+def _is_cache(value: ir.Value) -> bool:
+    """Whether it goes from one step of a decoder to the next, and nowhere else; see ``attach-caches``."""
+    return str(value.name).startswith(("past_key_values.", "present."))
 
 
 def _is_float(value: ir.Value | None) -> bool:
@@ -157,7 +165,7 @@ class _Converter:
             (node, i, value)
             for node in self.graph
             for i, value in enumerate(node.inputs)
-            if value is not None and _is_float(value)
+            if value is not None and (_is_float(value) or (value.is_graph_input() and value.dtype == _HALF))
         ]
         for node in self.half:
             if node.op_type == "Cast":
@@ -173,7 +181,7 @@ class _Converter:
             elif node.op_type not in _NEUTRAL and not (node.op_type == "Cast" and value.dtype == _HALF):
                 node.replace_input_with(index, self._as(value, _SINGLE))
         for index, output in enumerate(tuple(self.graph.outputs)):
-            if output.dtype == _HALF and output.producer() in self.half:
+            if output.dtype == _HALF and output.producer() in self.half and not _is_cache(output):
                 self.graph.outputs[index] = self._output(output)
         return len(self._constants)
 

@@ -13,7 +13,7 @@ from compactor.artefact import ArtefactWriter, Layout
 from compactor.console import Console
 from compactor.summary import LAYER_COLUMNS, layer_rows, print_stages, print_verification, removed
 from compactor.targets import TARGETS, choose_precisions, find_target
-from compactor.tasks import TASKS
+from compactor.tasks import GENERATION, TASKS
 
 if TYPE_CHECKING:
     from compactor.exporting import ExportResult
@@ -134,6 +134,14 @@ def _print_summary(console: Console, result: ExportResult, *, shown_as: Path) ->
 
 def next_steps(manifest: dict[str, Any], path: Path, *, shown_as: Path) -> list[str]:
     """How to open the artefact with the tools that people have: its last, most compact stage."""
+    last = f"layer by layer:  compactor explain {shlex.quote(str(shown_as))}"
+    if manifest["task"] == GENERATION:
+        precision = manifest["recipe"]["precision"][-1]
+        return [
+            f"generate:  compactor.runtime.generation.EncoderDecoder.open({str(shown_as)!r}, precision={precision!r})",
+            f"optimum:  ORTModelForSeq2SeqLM.from_pretrained({str(shown_as)!r})",
+            last,
+        ]
     file = next(stage["file"] for stage in reversed(manifest["stages"]) if stage["file"])
     lines = [f"onnxruntime:  InferenceSession({str(shown_as / file)!r})"]
     folder, _, name = file.rpartition("/")
@@ -146,5 +154,4 @@ def next_steps(manifest: dict[str, Any], path: Path, *, shown_as: Path) -> list[
     elif manifest["task"] in TASKS:
         head = TASKS[manifest["task"]].auto_class.removeprefix("AutoModel") or "ForFeatureExtraction"
         lines.append(f"optimum:  ORTModel{head}.from_pretrained({str(shown_as)!r}, {subfolder}file_name={name!r})")
-    lines.append(f"layer by layer:  compactor explain {shlex.quote(str(shown_as))}")
-    return lines
+    return [*lines, last]

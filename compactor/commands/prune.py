@@ -208,5 +208,5 @@ def _print_summary(console: Console, result: PruneResult, *, shown_as: Path) -> 
         console.line(f"warning: {warning}")
     console.heading(f"Written to {shown_as}")
     console.line(f"how it went:  {shown_as / 'training.html'}")
-    if final["layers"] and record["task"] != "summarization":  # encoder-decoders are not exported yet
+    if final["layers"]:
         console.line(f"make it fast:  compactor export {shlex.quote(str(shown_as))} OUT_DIR")
