@@ -26,7 +26,7 @@ from compactor.reporting.numbers import digits, times
 from compactor.runtime.sampling import Clock
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-EXAMPLE = EXAMPLES / "sst2-small-hybrid"
+EXAMPLE = EXAMPLES / "sst2-small"
 SENTENCES = EXAMPLES / "sst2.tsv"
 BATCH = 32
 TASK = "text-classification"

@@ -27,7 +27,7 @@ from benchmarks._workshop import say
 from compactor.benching.statistics import NO_DIFFERENCE
 from compactor.reporting.numbers import digits, with_interval
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "sst2-small-hybrid"
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "sst2-small"
 SHAPES: Mapping[str, Sequence[int]] = {"batch": [1, 8], "seq": [128]}
 SLOWED_BY = 600  # width of the square product that is added: 0.7 of the graph's multiply-adds at 1x128
 

@@ -55,7 +55,7 @@ class Measured:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo, or with ``--measure`` one variant of it. Returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path, default=HERE / "sst2-small-hybrid", help="default: %(default)s")
+    parser.add_argument("--checkpoint", type=Path, default=HERE / "sst2-small", help="default: %(default)s")
     parser.add_argument("--sentences", type=Path, default=HERE / "sst2.tsv", help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("demo-out"), help="replaced if there (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="threads of each variant (default: %(default)s)")

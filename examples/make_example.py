@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--recipe", type=Path, default=HERE / "recipes" / "sst2-small.toml", help="default: %(default)s"
     )
-    parser.add_argument("--teacher-steps", type=int, default=1900, help="default: %(default)s, one pass")
+    parser.add_argument("--teacher-steps", type=int, default=1250, help="default: %(default)s, two thirds of a pass")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="example-") as temporary:
         work = args.work or Path(temporary)

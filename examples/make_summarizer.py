@@ -240,6 +240,8 @@ def write_random_model(folder: Path, texts: Sequence[str], sizes: Mapping[str, i
     import torch
     from transformers import BartConfig, BartForConditionalGeneration, GenerationConfig
 
+    from compactor.trainer.folders import save_tokenizer
+
     tokenizer = make_tokenizer(texts)
     bos, pad, eos = (SPECIAL.index(token) for token in ("<s>", "<pad>", "</s>"))
     config = BartConfig(
@@ -274,7 +276,7 @@ def write_random_model(folder: Path, texts: Sequence[str], sizes: Mapping[str, i
         early_stopping=True,
     )
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
 
 
 def make_tokenizer(texts: Sequence[str]) -> Any:
@@ -299,6 +301,7 @@ def make_tokenizer(texts: Sequence[str]) -> Any:
         pad_token="<pad>",
         unk_token="<unk>",
         model_max_length=DOCUMENT_TOKENS,
+        model_input_names=["input_ids", "attention_mask"],  # BART takes no types of tokens
         clean_up_tokenization_spaces=False,
     )
 
@@ -404,13 +407,13 @@ def facts(dense: Path, pruned: Path) -> dict[str, Any]:
         for kind in ("attention", "cross_attention"):
             heads = [sum(layer["heads"]) for layer in layers if (layer["stack"], layer["kind"]) == (stack, kind)]
             if heads:
-                left[f"{stack} {kind}".replace("_", "-")] = heads
-        left[f"{stack} neurons"] = [
-            layer["neurons"][0] for layer in layers if (layer["stack"], layer["kind"]) == (stack, "feed_forward")
-        ]
+                left[f"{stack} {kind}".replace("_", "-")] = " + ".join(map(str, heads))
+        left[f"{stack} neurons"] = " + ".join(
+            str(layer["neurons"][0]) for layer in layers if (layer["stack"], layer["kind"]) == (stack, "feed_forward")
+        )
     return {
         "linear weights left": f"{100 * final['density']:.1f} %",
-        "heads and neurons left": left,
+        "heads and neurons left, by layer": left,
         "minutes": {"dense": round(first / 60, 1), "pruned": round(final["seconds"] / 60, 1)},
     }
 

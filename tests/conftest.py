@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import logging
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 # Before any library starts its thread pool: the test processes already fill the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -31,6 +33,39 @@ def pytest_runtest_setup() -> None:
         logging.getLogger("torch.__trace").propagate = True  # the handler goes to loggers that do not propagate
 
 
+@dataclasses.dataclass(frozen=True)
+class PrunedBart:
+    """A small pruned BART, and what an export makes of it.
+
+    Attributes:
+        module: The masked model, in PyTorch.
+        folder: Where it is saved.
+        path: The artefact, in fp32 and int8.
+        manifest: Its manifest.
+    """
+
+    module: Any
+    folder: Path
+    path: Path
+    manifest: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def pruned_bart(tmp_path_factory: pytest.TempPathFactory) -> PrunedBart:
+    """Exported once for all tests: tracing takes seconds. Change neither folder."""
+    from compactor.exporting import export
+    from tests.compactor import families, traces
+
+    folder = tmp_path_factory.mktemp("bart")
+    module = families.build_encoder_decoder("bart", seed=2)  # one that has much to say
+    module.save_pretrained(folder / "model")
+    with pytest.MonkeyPatch.context() as patch:
+        traces.trace_once(patch)
+        traces.treat_small_as_large(patch)
+        result = export(folder / "model", folder / "out", precision=["fp32", "int8"])
+    return PrunedBart(module, folder / "model", result.path, result.manifest)
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout."""
@@ -39,8 +74,8 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def example_checkpoint() -> Path:
-    """The raw nn_pruning folder that comes with the project."""
-    return ROOT / "examples" / "sst2-small-hybrid"
+    """The pruned checkpoint that comes with the project."""
+    return ROOT / "examples" / "sst2-small"
 
 
 @pytest.fixture(scope="session")

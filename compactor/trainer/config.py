@@ -47,7 +47,7 @@ class PruneConfig:
     )
     stride: int = _setting(128, "tokens by which windows over a long context overlap", at_least=0)
     max_answer: int = _setting(30, "tokens of an answer at most", at_least=1)
-    target_length: int = _setting(142, "tokens of a summary at most", at_least=1)
+    target_length: int = _setting(142, "tokens of a summary at most, as far as MODEL has positions", at_least=1)
     beams: int = _setting(4, "beams of generation in an evaluation", at_least=1)
     learning_rate: float = _setting(3e-5, "of the weights", at_least=0)
     score_learning_rate: float = _setting(1e-2, "of the scores", at_least=0)

@@ -79,10 +79,20 @@ def save_model(model: Any, folder: Path, *, tokenizer: Any, facts: Mapping[str, 
     """
     stock_copy(model).save_pretrained(folder)
     _state_labels(folder / "config.json", model.config)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
     pruner = find_pruner(model)
     if pruner is not None:
         write_record(folder, make_record(pruner, facts))
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write ``tokenizer``; one of no model's own class under the name that both versions of transformers know."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content.get("tokenizer_class") == "TokenizersBackend":  # what transformers 5 calls it
+        content["tokenizer_class"] = "PreTrainedTokenizerFast"
+        path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _state_labels(path: Path, config: Any) -> None:

@@ -169,7 +169,7 @@ class Pruner(nn.Module):
             self.strength = schedule.strength(step) * (plan.strength if self.steering is None else self.steering.value)
 
     def _keep_up(self, step: int, density: float) -> None:
-        """Let no more than ``density`` live: by norms, or by threshold and, where that leaves more, by rank."""
+        """Let ``density`` live, no more and no less: the largest norms, or the highest scores."""
         wanted = self._masked_target(density)
         if self.plan.scoring is Scoring.MAGNITUDE:
             self._keep_largest(wanted)
@@ -180,9 +180,7 @@ class Pruner(nn.Module):
         kept, cut = self._rank(wanted)
         assert self.steering is not None
         self.steering.move(cut, self.plan.schedule, step)
-        self._keep_passing()
-        if self.density() > density:
-            self._keep(kept)
+        self._keep(kept)  # also where the threshold would take more: what comes back at the end has stale weights
 
     def _keep_passing(self) -> None:
         for group in self.all_groups:

@@ -85,8 +85,8 @@ class Steering:
 
     The density itself would say too late: scores take hundreds of steps to reach the threshold. What is looked at is
     the *cut*, the score above which the blocks make up what the schedule wants to be left by now. It shall fall evenly
-    from 0 to logit(τ_f). λ_f grows while the cut is above that line, and shrinks while it is below. Blocks under the
-    cut are off in any case, so the density follows the schedule also in runs too short for that line.
+    from 0 to logit(τ_f). λ_f grows while the cut is above that line, and shrinks while it is below. Blocks above the
+    cut are on and those under it off in any case, so the density follows the schedule also where scores do not.
 
     Attributes:
         target: The wanted part of the linear weights, above 0 and below 1.

@@ -195,8 +195,8 @@ def live_sizes(checkpoint):
 
 def test_the_example_checkpoint_has_the_live_parts_its_training_run_reported(example_checkpoint):
     checkpoint = read_checkpoint(example_checkpoint)
-    assert checkpoint.format == "nn_pruning"
-    assert live_sizes(checkpoint) == [(4, 5, 5), (2, 1, 1), (1264, 555, 113)]
+    assert checkpoint.format == "plain" and "pruned by compactor (hybrid, 33.0 %" in checkpoint.notes[1]
+    assert live_sizes(checkpoint) == [(4, 3, 4), (1, 0, 0), (1209, 496, 83)]
 
 
 def test_the_larger_checkpoint_has_the_live_parts_its_training_run_reported(shared_dir):

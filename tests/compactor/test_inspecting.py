@@ -198,9 +198,9 @@ def test_to_json_is_plain_and_complete(tmp_path):
 
 def test_the_example_checkpoint(example_checkpoint):
     found = inspect(example_checkpoint)
-    assert [layer.heads[1] for layer in found.layers[::2]] == [4, 5, 5]
-    assert [layer.width[1] for layer in found.layers[1::2]] == [1264, 555, 113]
-    assert found.removed.heads == 22 and found.removed.neurons == 3 * 1536 - 1264 - 555 - 113
+    assert [layer.heads[1] for layer in found.layers[::2]] == [4, 3, 4]
+    assert [layer.width[1] for layer in found.layers[1::2]] == [1209, 496, 83]
+    assert found.removed.heads == 25 and found.removed.neurons == 3 * 1536 - 1209 - 496 - 83
 
 
 def test_a_damaged_directory_is_refused(tmp_path):

@@ -139,27 +139,32 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Mappi
 
 
 def test_the_whole_way_writes_a_folder_that_summarizes(made):
+    from transformers import AutoTokenizer
+
     place, _ = made
     names = {path.name for path in (place / "out").iterdir()}
     assert names >= {*make_summarizer.FOLDER, "pruning.json", "pruning.safetensors", "training.json"}
     assert not names & {"checkpoints", "run.json"}
     texts = make_summarizer.summarize(place / "out", [document for document, _ in reports(2)])
     assert len(texts) == 2 and all(isinstance(text, str) for text in texts)
+    stated = json.loads((place / "out" / "tokenizer_config.json").read_text())
+    assert stated["tokenizer_class"] == "PreTrainedTokenizerFast"  # which transformers 4 knows as well
+    opened = AutoTokenizer.from_pretrained(place / "out")
+    assert set(opened("Monday")) == {"input_ids", "attention_mask"}
 
 
 def test_generation_settings_stay_those_of_the_random_model(made):
     place, _ = made
-    written = [json.loads((place / each / "generation_config.json").read_text()) for each in ("work/random", "out")]
-    assert written[0] == written[1]
-    wanted = {"decoder_start_token_id": 2, "forced_bos_token_id": 0, "forced_eos_token_id": 2}
-    assert wanted.items() <= written[0].items()
-    assert (written[0]["max_length"], written[0]["num_beams"]) == (SUMMARY_TOKENS, 4)
+    wanted = {"decoder_start_token_id": 2, "forced_bos_token_id": 0, "max_length": SUMMARY_TOKENS, "num_beams": 4}
+    first, last = (json.loads((place / each / "generation_config.json").read_text()) for each in ("work/random", "out"))
+    assert wanted.items() <= first.items() and wanted.items() <= last.items()
+    assert first.keys() == last.keys()
 
 
 def test_what_is_told(made):
     _, told = made
     assert 0.5 < float(told["linear weights left"].removesuffix(" %")) / 100 < 0.7
-    assert set(told["heads and neurons left"]) == {
+    assert set(told["heads and neurons left, by layer"]) == {
         *("encoder attention", "encoder neurons"),
         *("decoder attention", "decoder cross-attention", "decoder neurons"),
     }

@@ -1,6 +1,6 @@
 """Profiles: recorded on a CPU, made up for a GPU, and of small graphs that are run here.
 
-``profiles/sst2_int8_cpu.json`` was written by ONNX Runtime 1.31: the int8 graph of ``examples/sst2-small-hybrid``, two
+``profiles/sst2_int8_cpu.json`` was written by ONNX Runtime 1.31: the int8 graph of an earlier bundled example, two
 runs of 2x16 tokens of which 25 are real. Fields that nobody reads and most nodes outside layer 0 are left out.
 ``profiles/made_up_cuda.json`` was not recorded: there is no GPU here. It is written by hand in ONNX Runtime's format,
 with the kernel events that its CUDA profiler puts behind the node that started them (its pull requests 8406 and 9567).

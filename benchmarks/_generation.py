@@ -1,0 +1,347 @@
+"""Time an encoder-decoder in a process of its own: one forward pass, a whole generation, and the parts of that.
+
+    forward     the encoder, and the decoder once over tokens that are given (teacher forcing): what the paper measures
+    generate    the encoder, and as many new tokens as asked for, by transformers' ``generate``
+
+The parts of a generation are those that ``generate`` calls: encoder, first step, next steps, reordering of caches.
+The rest is its own: scores of all tokens, the best beams, bookkeeping.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+from unittest import mock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import _graphs
+from compactor.runtime.profiling import NodeEvent, profile_session
+from compactor.runtime.sampling import Clock, peak_memory_bytes, sample
+
+FORWARD, GENERATE = "forward", "generate"
+ENCODER, FIRST_STEP, NEXT_STEPS, REORDERING, REST = "encoder", "first step", "next steps", "reordering", "the rest"
+PARTS = (ENCODER, FIRST_STEP, NEXT_STEPS, REORDERING, REST)
+HEAD = "lm_head"
+_KIND = re.compile(r"layers\.\d+\.(\w+)/")
+_PROFILED_RUNS = 20
+_SPLIT_RUNS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What is asked of a model.
+
+    Attributes:
+        source: Tokens of the one input.
+        tokens: New tokens of a generation, and those that the forward pass is given.
+        beams: Of the search.
+    """
+
+    source: int
+    tokens: int
+    beams: int
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """Arguments of ``generate``: no more and no fewer tokens than asked for."""
+        return {
+            "num_beams": self.beams,
+            "do_sample": False,
+            "early_stopping": False,
+            "min_new_tokens": self.tokens,
+            "max_new_tokens": self.tokens,
+        }
+
+
+class Model(Protocol):
+    """An open encoder-decoder."""
+
+    environment: dict[str, Any]
+
+    def forward(self, ids: NDArray[Any], targets: NDArray[Any]) -> NDArray[Any]:
+        """Logits (1, S, V) of ``targets`` (1, S) after ``ids`` (1, T)."""
+
+    def generate(self, ids: NDArray[Any], workload: Workload) -> NDArray[Any]:
+        """The tokens of the best beam, (1, S)."""
+
+    def parts(self, watch: Stopwatch) -> contextlib.AbstractContextManager[None]:
+        """While it lasts, ``watch`` counts the time of all ``PARTS`` but the rest."""
+
+
+class Stopwatch:
+    """Adds up how long calls take, by part."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.calls = dict.fromkeys(PARTS, 0)
+
+    def timed(self, call: Callable[..., Any], part: str | Callable[..., str]) -> Callable[..., Any]:
+        """``call``, timed as ``part``, or as what ``part`` makes of its arguments."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            name = part if isinstance(part, str) else part(*args, **kwargs)
+            start = time.perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self.seconds[name] += time.perf_counter() - start
+                self.calls[name] += 1
+
+        return timed
+
+
+class OurModel:
+    """An artefact of ``compactor export``."""
+
+    def __init__(self, folder: Path, precision: str, threads: int) -> None:
+        import onnxruntime
+        import transformers
+
+        from compactor.runtime.generation import EncoderDecoder
+
+        self.model = EncoderDecoder.open(folder, precision=precision, threads=threads)
+        self.environment = {"onnxruntime": onnxruntime.__version__, "transformers": transformers.__version__}
+
+    def forward(self, ids: NDArray[Any], targets: NDArray[Any]) -> NDArray[Any]:
+        """The encoder's graph, then that of the first step."""
+        import torch
+
+        states = self.model.encoder(torch.from_numpy(ids))[0].numpy()
+        logits, _ = self.model.cached.start(targets, states, np.ones_like(ids))
+        return np.asarray(logits.numpy())
+
+    def generate(self, ids: NDArray[Any], workload: Workload) -> NDArray[Any]:
+        """By ``GenerationMixin`` over the sessions."""
+        import torch
+
+        return np.asarray(self.model.generate(torch.from_numpy(ids), **workload.generation).numpy())
+
+    @contextlib.contextmanager
+    def parts(self, watch: Stopwatch) -> Iterator[None]:
+        """Times the sessions, and the reordering of caches."""
+        from compactor.runtime.generation import CacheOfSessions
+
+        model, cached = self.model, self.model.cached
+        with (
+            mock.patch.object(model, "encoder", _Timed(model.encoder, watch)),
+            mock.patch.object(cached, "start", watch.timed(cached.start, FIRST_STEP)),
+            mock.patch.object(cached, "step", watch.timed(cached.step, NEXT_STEPS)),
+            _reordering(CacheOfSessions, watch),
+        ):
+            yield
+
+
+class TorchModel:
+    """A model directory in PyTorch, run eagerly."""
+
+    def __init__(self, folder: Path, threads: int | None = None) -> None:
+        import torch
+        import transformers
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.model = _graphs.load_torch(folder)
+        self.environment = {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "threads": torch.get_num_threads(),
+            "attention": self.model.config._attn_implementation,
+        }
+
+    def forward(self, ids: NDArray[Any], targets: NDArray[Any]) -> NDArray[Any]:
+        """The whole model, without a cache."""
+        import torch
+
+        with torch.inference_mode():
+            source, given = torch.from_numpy(ids), torch.from_numpy(targets)
+            found = self.model(
+                input_ids=source, attention_mask=torch.ones_like(source), decoder_input_ids=given, use_cache=False
+            )
+            return np.asarray(found.logits.numpy())
+
+    def generate(self, ids: NDArray[Any], workload: Workload) -> NDArray[Any]:
+        """By its own ``generate``."""
+        import torch
+
+        source = torch.from_numpy(ids)
+        with torch.inference_mode():
+            found = self.model.generate(source, attention_mask=torch.ones_like(source), **workload.generation)
+        return np.asarray(found.numpy())
+
+    @contextlib.contextmanager
+    def parts(self, watch: Stopwatch) -> Iterator[None]:
+        """Times its encoder, its steps, and the reordering of caches."""
+        from transformers.cache_utils import EncoderDecoderCache
+
+        model = self.model
+        encoder = model.get_encoder()
+
+        def step(*_: Any, past_key_values: Any = None, **__: Any) -> str:
+            return FIRST_STEP if past_key_values is None or not past_key_values.get_seq_length() else NEXT_STEPS
+
+        with (
+            mock.patch.object(encoder, "forward", watch.timed(encoder.forward, ENCODER)),
+            mock.patch.object(model, "forward", watch.timed(model.forward, step)),
+            _reordering(EncoderDecoderCache, watch),
+        ):
+            yield
+
+
+class _Timed:
+    """A callable that is timed, with all that the original has."""
+
+    def __init__(self, original: Any, watch: Stopwatch) -> None:
+        self._original, self._call = original, watch.timed(original, ENCODER)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._original, name)
+
+
+def _reordering(cache: type, watch: Stopwatch) -> contextlib.AbstractContextManager[Any]:
+    return mock.patch.object(cache, "reorder_cache", watch.timed(cache.reorder_cache, REORDERING))  # type: ignore
+
+
+def open_model(engine: str, path: Path, precision: str, threads: int) -> Model:
+    """What runs a variant: its artefact's folder in ONNX Runtime, or its model directory in PyTorch."""
+    return TorchModel(path, threads) if engine == "torch" else OurModel(path, precision, threads)
+
+
+def measure_variant(
+    engine: str,
+    path: Path,
+    precision: str,
+    inputs: Path,
+    workload: Workload,
+    *,
+    threads: int,
+    clocks: Mapping[str, Clock],
+    answers: Path | None,
+) -> dict[str, Any]:
+    """One process of one variant, in the form of the harness's worker, and ``parts``: the split of a generation.
+
+    Args:
+        engine: ``torch`` or ``onnxruntime``.
+        path: Its model.
+        precision: ``fp32`` or ``int8``.
+        inputs: ``.npz`` of ``ids`` and ``targets``.
+        workload: What is asked.
+        threads: Of one operator.
+        clocks: How long to sample each case: ``forward``, ``generate``.
+        answers: Where to leave what it gave; None leaves nothing.
+    """
+    before = peak_memory_bytes()
+    start = time.perf_counter()
+    model = open_model(engine, path, precision, threads)
+    load_ms = 1e3 * (time.perf_counter() - start)
+    with np.load(inputs) as arrays:
+        ids, targets = arrays["ids"], arrays["targets"]
+    calls: dict[str, Callable[[], Any]] = {
+        FORWARD: lambda: model.forward(ids, targets),
+        GENERATE: lambda: model.generate(ids, workload),
+    }
+    cases = {name: _time(call, clocks[name]) for name, call in calls.items()}
+    found = {
+        "environment": model.environment,
+        "load_ms": round(load_ms, 3),
+        "rss_before_bytes": before,
+        "peak_rss_bytes": peak_memory_bytes(),
+        "cases": cases,
+        "parts": split(model, ids, workload),
+    }
+    if answers is not None:
+        write_answers(answers, model, ids, targets, workload)
+    return found
+
+
+def _time(call: Callable[[], Any], clock: Clock) -> dict[str, Any]:
+    start = time.perf_counter()
+    call()
+    first_ms = 1e3 * (time.perf_counter() - start)
+    samples, usage = sample(call, clock)
+    return {
+        "first_ms": round(first_ms, 4),
+        "samples_ms": [round(milliseconds, 4) for milliseconds in samples],
+        "usage": usage.to_json(),
+    }
+
+
+def split(model: Model, ids: NDArray[Any], workload: Workload) -> dict[str, float]:
+    """Milliseconds of each part of a generation, and ``steps``: how many next steps there were."""
+    watch = Stopwatch()
+    with model.parts(watch):
+        start = time.perf_counter()
+        for _ in range(_SPLIT_RUNS):
+            model.generate(ids, workload)
+        total = time.perf_counter() - start
+    seconds = watch.seconds | {REST: total - sum(watch.seconds.values())}
+    found = {part: round(1e3 * seconds[part] / _SPLIT_RUNS, 3) for part in PARTS}
+    return found | {"steps": watch.calls[NEXT_STEPS] / _SPLIT_RUNS}
+
+
+def write_answers(path: Path, model: Model, ids: NDArray[Any], targets: NDArray[Any], workload: Workload) -> None:
+    """Keep the ``logits`` of the forward pass and the ``tokens`` of the generation."""
+    np.savez(path, logits=model.forward(ids, targets), tokens=model.generate(ids, workload))
+
+
+def write_reference(model_dir: Path, inputs: Path, workload: Workload, path: Path) -> None:
+    """``write_answers`` of the model as it is, zeros and all, in PyTorch and fp32."""
+    with np.load(inputs) as arrays:
+        write_answers(path, TorchModel(model_dir), arrays["ids"], arrays["targets"], workload)
+
+
+def profile_step(folder: Path, precision: str, workload: Workload, threads: int) -> dict[str, Any]:
+    """Where the time of one step goes, half-way through the generation, by ONNX Runtime's profile.
+
+    Returns:
+        ``ms`` of all nodes; ``parts``, milliseconds of each kind of sublayer, of the head and of the rest.
+    """
+    import onnxruntime
+
+    from compactor.runtime.decoding import NEXT, graph_path
+    from compactor.runtime.sessions import open_session
+
+    path = graph_path(folder, NEXT, precision)
+    session = open_session(path, threads=threads)
+    random = np.random.default_rng(0)
+    past = workload.tokens // 2
+    feeds: dict[str, NDArray[Any]] = {
+        "input_ids": np.full((workload.beams, 1), 7),
+        "encoder_attention_mask": np.ones((1, workload.source), dtype=np.int64),
+    }
+    for entry in session.get_inputs():
+        if entry.name not in feeds:
+            own = ".decoder." in entry.name
+            shape = (workload.beams if own else 1, entry.shape[1], past if own else workload.source, entry.shape[3])
+            feeds[entry.name] = random.normal(size=shape).astype(np.float32)
+    (logits,) = session.run(["logits"], feeds)
+    del session
+    profile = profile_session(path, {"step": [feeds]}, runs=_PROFILED_RUNS, warm_up=3, threads=threads)["step"]
+    parts: dict[str, float] = {}
+    for event in profile.events:
+        kind = step_part(event, logits.shape[-1])
+        parts[kind] = parts.get(kind, 0.0) + event.time_us / 1e3 / profile.runs
+    return {
+        "onnxruntime": onnxruntime.__version__,
+        "past": past,
+        "ms": profile.total_ms,
+        "parts": {kind: round(ms, 4) for kind, ms in sorted(parts.items(), key=lambda item: -item[1])},
+        "operators": profile.by_operator(),
+    }
+
+
+def step_part(event: NodeEvent, vocabulary: int) -> str:
+    """What a node of a step belongs to: a kind of sublayer such as ``cross_attention``, ``lm_head``, or ``other``."""
+    if event.outputs and event.outputs[0][1][-1:] == (vocabulary,):
+        return HEAD
+    found = _KIND.search(event.name)
+    return found[1] if found else "other"
