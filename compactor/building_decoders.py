@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
@@ -16,6 +15,7 @@ from compactor.building import STAGES, Built, Job, count_attentions, sign
 from compactor.emission import check_emission
 from compactor.encoder_decoder import load_encoder_decoder, trace_decoder, trace_encoder
 from compactor.errors import ModelDirectoryError
+from compactor.generation_settings import check_generation_settings
 from compactor.layers import measure_layers, pair_layers
 from compactor.passes.attach_caches import AttachCachesPass, Step
 from compactor.pipeline import (
@@ -32,7 +32,7 @@ from compactor.runtime.decoding import ENCODER, FIRST, NEXT, SUFFIXES
 from compactor.serialization import write_graphs
 from compactor.stages import count_operators, describe_masked, describe_stage, macs_per_token
 from compactor.tasks import TASKS
-from compactor.verifying import Candidate, DecoderCandidate, References, verify_candidates
+from compactor.verifying import EncoderDecoderFiles, References, verify_encoder_decoder
 
 _STEPS: dict[str, Step] = {FIRST: "first", NEXT: "next"}
 
@@ -41,15 +41,17 @@ def build_encoder_decoder(job: Job) -> Built:
     """A model with three graphs, whose weights are in one file for each precision.
 
     Raises:
-        ModelDirectoryError: The model cannot be built or traced, or its decoder cannot keep caches.
+        ModelDirectoryError: The model cannot be built or traced, its decoder cannot keep caches, or its generation
+            settings cannot be honoured.
         VerificationError: A graph's numbers differ, or ONNX Runtime runs other operators than were meant.
     """
+    check_generation_settings(job.checkpoint)
     loaded = load_encoder_decoder(job.checkpoint, job.task)
     job.checkpoint.tensors.clear()  # the model owns them now
 
     job.say("running the masked model in PyTorch, for reference")
-    encoder_references = _references(loaded.encoder, job.scratch / "encoder")
-    decoder_references = _references(loaded, job.scratch / "decoder")
+    encoder_references = References(loaded.encoder.cases, loaded.encoder.run, job.scratch / "encoder")
+    decoder_references = References(loaded.cases, loaded.run, job.scratch / "decoder")
     job.say("tracing the encoder")
     encoder = trace_encoder(loaded)
     job.say("tracing the decoder")
@@ -84,7 +86,7 @@ def build_encoder_decoder(job: Job) -> Built:
         models = {}
         for name, graph in graphs.items():
             model, emitted = graph.clone(), Record()
-            run_passes(model, [*precision_passes(precision, job.target), *finishing(tied=True)], emitted)
+            run_passes(model, [*precision_passes(precision, job.target), *finishing()], emitted)
             sign(model)
             path = job.writer.model_path(f"{name}{SUFFIXES[precision]}.onnx")
             models[path] = model
@@ -109,31 +111,14 @@ def build_encoder_decoder(job: Job) -> Built:
 
     job.say("verifying against the masked model")
     paths = {(precision, name): path for precision, name, path, _ in files}
-    encoders = [
-        Candidate(STAGES[precision], paths[precision, ENCODER], job.tolerance(precision))
+    candidates = [
+        EncoderDecoderFiles(
+            STAGES[precision], {name: paths[precision, name] for name in attentions}, job.tolerance(precision)
+        )
         for precision in job.precisions
     ]
-    decoders = [
-        DecoderCandidate(STAGES[precision], paths[precision, FIRST], job.tolerance(precision), paths[precision, NEXT])
-        for precision in job.precisions
-    ]
-    halves = [verify_candidates(encoder_references, encoders), verify_candidates(decoder_references, decoders)]
-    return Built(layers, stages, record, join_verifications(halves), opset, weights)
-
-
-def join_verifications(halves: list[dict[str, Any]]) -> dict[str, Any]:
-    """One ``verification`` block of the encoder's and the decoder's."""
-    return {
-        "passed": all(half["passed"] for half in halves),
-        "max_abs_diff": max(half["max_abs_diff"] for half in halves),
-        "tolerance": halves[0]["tolerance"],
-        "cases": [case for half in halves for case in half["cases"]],
-    }
-
-
-def _references(loaded: Any, folder: Path) -> References:
-    folder.mkdir()
-    return References(loaded.cases, loaded.run, folder)
+    verification = verify_encoder_decoder(encoder_references, decoder_references, candidates)
+    return Built(layers, stages, record, verification, opset, weights)
 
 
 def _graphs(

@@ -203,11 +203,11 @@ class _Timeless(nn.Module):
         return {"logits": logits if bias is None else logits + bias}
 
 
-class _EmptyHanded(EncoderDecoderCache):
+class _EmptyHanded(EncoderDecoderCache):  # type: ignore[misc]  # transformers is not read for types
     """A cache that says how long it is, but keeps nothing."""
 
     def __init__(self, length: torch.Tensor) -> None:
-        self.self_attention_cache, self.cross_attention_cache = _Through(length), _Through(length)  # type: ignore
+        self.self_attention_cache, self.cross_attention_cache = _Through(length), _Through(length)
         self.is_updated: dict[int, bool] = {}
 
     def get_seq_length(self, layer_idx: int = 0) -> Any:

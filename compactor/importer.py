@@ -18,7 +18,7 @@ from compactor.companions import max_tokens
 from compactor.errors import ModelDirectoryError
 from compactor.loading import build_model
 from compactor.runtime.verification import Case, image_cases, text_cases
-from compactor.tasks import Task, find_task
+from compactor.tasks import GENERATION, Task, find_task
 from compactor.tracing import trace_module
 
 _TRACE_BATCH, _TRACE_LENGTH = 2, 16
@@ -105,6 +105,12 @@ def load_model(checkpoint: Checkpoint, task_name: str | None = None) -> LoadedMo
     )
     module = build_model(checkpoint, task)
     config = module.config
+    if getattr(config, "is_encoder_decoder", False) and not task.generates:
+        raise ModelDirectoryError(
+            f"'{type(module).__name__}' is an encoder-decoder, which is exported for {GENERATION}, not {task.name}",
+            where=where,
+            todo=f"pass --task {GENERATION} if its weights are those of a model that writes text",
+        )
     if task.image:
         names: tuple[str, ...] = ("pixel_values",)
     else:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from compactor.checkpoint import Checkpoint, SourceFile, read_checkpoint
 from compactor.checkpoint.config import Sizes, check_config
-from compactor.checkpoint.naming import AttentionNames, FeedForwardNames, find_layers
+from compactor.checkpoint.naming import AttentionNames, FeedForwardNames, LayerNames, find_layers
 from compactor.passes._liveness import head_liveness, neuron_liveness
 
 Change = tuple[int, int]  # before, after
@@ -34,7 +34,7 @@ class AttentionSummary:
     """An attention block and what is alive in it.
 
     Attributes:
-        path: Its name in the manifest, such as ``layers.0.attention``.
+        path: Its name in the manifest, such as ``layers.0.attention`` or ``decoder.layers.0.cross_attention``.
         module: Its layer's name in the checkpoint.
         heads: Heads, before and after.
         uniform_heads: Heads that stay without a live Q.K channel: they average V, or follow a position bias alone.
@@ -170,30 +170,51 @@ def _summarise_layers(
 ) -> tuple[tuple[LayerSummary, ...], tuple[Skipped, ...]]:
     layers: list[LayerSummary] = []
     skipped: list[Skipped] = []
-    found = find_layers(tensors.keys())
-    modules = tuple(f"{layer.module}." for layer in found)
-    index = -1  # as in the graph: an attention block opens a layer, and a feed-forward block belongs to the last one
-    for layer in found:
-        nested = layer.module.startswith(modules)
-        index += layer.attention is not None or not nested
-        path = f"layers.{index}.attention"
-        if layer.attention is None:
-            if not nested:
-                skipped.append(Skipped(path, layer.module, "it has no attention with names known here"))
-        elif reason := _why_no_attention(layer.attention, tensors, config, sizes):
-            skipped.append(Skipped(path, layer.module, reason))
+
+    def attend(path: str, module: str, names: AttentionNames, heads: int | None) -> None:
+        if reason := _why_no_attention(names, tensors, config, heads):
+            skipped.append(Skipped(path, module, reason))
         else:
-            assert sizes.heads  # _why_no_attention checked
-            layers.append(_summarise_attention(path, layer.module, layer.attention, tensors, sizes.heads))
-        path = f"layers.{index}.feed_forward"
-        if layer.feed_forward is None:
-            skipped.append(Skipped(path, layer.module, "it has no feed-forward block with names known here"))
-        elif layer.feed_forward.unknown:
-            reason = f"'{layer.feed_forward.unknown[0]}' is not part of a plain feed-forward block"
-            skipped.append(Skipped(path, layer.module, reason))
-        else:
-            layers.append(_summarise_feed_forward(path, layer.module, layer.feed_forward, tensors))
+            assert heads  # _why_no_attention checked
+            layers.append(_summarise_attention(path, module, names, tensors, heads))
+
+    for prefix, found, heads in _stacks(find_layers(tensors.keys()), sizes):
+        modules = tuple(f"{layer.module}." for layer in found)
+        index = -1  # as in the graph: an attention block opens a layer, a feed-forward block belongs to the last one
+        for layer in found:
+            nested = layer.module.startswith(modules)
+            index += layer.attention is not None or not nested
+            path = f"{prefix}layers.{index}"
+            if layer.attention is not None:
+                attend(f"{path}.attention", layer.module, layer.attention, heads)
+            elif not nested:
+                reason = "it has no attention with names known here"
+                skipped.append(Skipped(f"{path}.attention", layer.module, reason))
+            if layer.cross_attention is not None:
+                attend(f"{path}.cross_attention", layer.module, layer.cross_attention, heads)
+            path = f"{path}.feed_forward"
+            if layer.feed_forward is None:
+                reason = "it has no feed-forward block with names known here"
+                skipped.append(Skipped(path, layer.module, reason))
+            elif layer.feed_forward.unknown:
+                reason = f"'{layer.feed_forward.unknown[0]}' is not part of a plain feed-forward block"
+                skipped.append(Skipped(path, layer.module, reason))
+            else:
+                layers.append(_summarise_feed_forward(path, layer.module, layer.feed_forward, tensors))
     return _number_repeats(layers), tuple(skipped)
+
+
+def _stacks(layers: tuple[LayerNames, ...], sizes: Sizes) -> list[tuple[str, tuple[LayerNames, ...], int | None]]:
+    """What the graph's labels begin with, the layers, and their number of heads: of a model with one stack, or of two.
+
+    A stack whose layers look at other states is a decoder, and what is beside it its encoder.
+    """
+    decoders = {layer.stack for layer in layers if layer.cross_attention is not None}
+    if not decoders:
+        return [("", layers, sizes.heads)]
+    encoder = tuple(layer for layer in layers if layer.stack not in decoders)
+    decoder = tuple(layer for layer in layers if layer.stack in decoders)
+    return [("encoder.", encoder, sizes.heads), ("decoder.", decoder, sizes.decoder_heads)]
 
 
 def _number_repeats(layers: list[LayerSummary]) -> tuple[LayerSummary, ...]:
@@ -208,7 +229,7 @@ def _number_repeats(layers: list[LayerSummary]) -> tuple[LayerSummary, ...]:
 
 
 def _why_no_attention(
-    names: AttentionNames, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], sizes: Sizes
+    names: AttentionNames, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], heads: int | None
 ) -> str | None:
     """Why nothing can be said about an attention block; None where something can."""
     if names.unknown:
@@ -218,11 +239,11 @@ def _why_no_attention(
     position = config.get("position_embedding_type")
     if position not in (None, "absolute") or any(key.startswith(("rope_", "rotary_")) for key in config):
         return "its positions enter Q and K (rotary or relative to the key)"
-    if not sizes.heads:
+    if not heads:
         return "the config states no number of heads"
     query, key, value = (tensors[f"{name}.weight"].shape[0] for name in names.inputs)
-    if query != key or query % sizes.heads or value % sizes.heads:
-        return f"Q, K and V are {query}, {key} and {value} wide, which {sizes.heads} heads do not share evenly"
+    if query != key or query % heads or value % heads:
+        return f"Q, K and V are {query}, {key} and {value} wide, which {heads} heads do not share evenly"
     return None
 
 

@@ -20,6 +20,7 @@ from compactor.passes.align_widths import AlignWidthsPass
 from compactor.passes.attach_caches import AttachCachesPass, Step
 from compactor.passes.convert_to_float16 import ConvertToFloat16Pass
 from compactor.passes.decompose_attention import DecomposeAttentionPass
+from compactor.passes.fold_transposed_weights import FoldTransposedWeightsPass
 from compactor.passes.fold_value_biases import FoldValueBiasesPass
 from compactor.passes.fuse_bias_gelu import FuseBiasGeluPass
 from compactor.passes.fuse_cuda_attention import FuseCudaAttentionPass
@@ -51,6 +52,7 @@ def canonicalisation(stack: str = "") -> list[AnyPass]:
     """From what the exporter wrote to the canonical dialect; ``stack`` is what the layers' names begin with."""
     return [
         common.LiftConstantsToInitializersPass(),
+        FoldTransposedWeightsPass(),  # of tied embeddings, which exporters leave transposed
         RaiseAttentionPass(),  # MatMul and Softmax into Attention, where a position bias kept them apart
         NormalizeAttentionPass(),  # 3-D form: the head count becomes an attribute, the scale is pinned
         LabelLayersPass(stack=stack),  # from here on every node knows its sublayer
@@ -129,9 +131,9 @@ def clean_up() -> list[AnyPass]:
     ]
 
 
-def finishing(*, tied: bool = False) -> list[AnyPass]:
-    """The last steps before a graph is saved; ``tied`` ones read a table by row and multiply with it."""
-    return [*([ShareTransposedWeightsPass()] if tied else []), NameNodesPass(), common.TopologicalSortPass()]
+def finishing() -> list[AnyPass]:
+    """The last steps before a graph is saved."""
+    return [ShareTransposedWeightsPass(), NameNodesPass(), common.TopologicalSortPass()]
 
 
 @dataclasses.dataclass

@@ -78,7 +78,7 @@ def write_graphs(models: Mapping[Path, ir.Model], data: Path) -> dict[str, int]:
                 used[places[key]] = len(content)
                 value.const_value = ir.ExternalTensor(
                     data.name, places[key], len(content), tensor.dtype,
-                    shape=tensor.shape, name=str(value.name), base_dir=data.parent,
+                    shape=ir.Shape(tensor.shape.numpy()), name=str(value.name), base_dir=data.parent,
                 )  # fmt: skip
             referred[path.name] = sum(used.values())
     for path, model in models.items():

@@ -63,20 +63,26 @@ def removed(layers: Iterable[Layer]) -> Removed:
 
 
 def layer_rows(layers: Iterable[Layer]) -> list[Row]:
-    """One row for each attention and the feed-forward sublayer after it; see ``LAYER_COLUMNS``."""
+    """One row for each attention, with the feed-forward sublayer of its layer; see ``LAYER_COLUMNS``.
+
+    An attention over the encoder's states has a row of its own, below its layer's.
+    """
     rows: list[list[str]] = []
-    is_open = False  # whether the last row still lacks its feed-forward half
+    own: list[str] | None = None  # the row of the layer at hand, while it lacks its feed-forward half
     for layer in layers:
-        stem = layer["path"].rpartition(".")[0] or layer["path"]
+        stem, _, sublayer = layer["path"].rpartition(".")
+        stem = stem or layer["path"]
         if layer["kind"] == "attention":
-            rows.append([stem, *(_change(layer[key]) for key in ("heads", "qk_width", "v_width")), "-"])
-            is_open = True
-        elif is_open and rows[-1][0] == stem:
-            rows[-1][4] = _change(layer["width"])
-            is_open = False
+            is_cross = sublayer.startswith("cross_attention")
+            name = f"{stem} cross" if is_cross else stem
+            rows.append([name, *(_change(layer[key]) for key in ("heads", "qk_width", "v_width")), "-"])
+            own = own if is_cross else rows[-1]
+        elif own is not None and own[0] == stem:
+            own[4] = _change(layer["width"])
+            own = None
         else:
             rows.append([stem, "-", "-", "-", _change(layer["width"])])
-            is_open = False
+            own = None
     return [tuple(row) for row in rows]
 
 
@@ -93,20 +99,29 @@ def describe_layer(layer: Layer) -> Row:
 
 
 def stage_rows(manifest: dict[str, Any]) -> list[Row]:
-    """One row for each stage, with its ratios to the first; see ``STAGE_COLUMNS``."""
-    first = manifest["stages"][0]
-    return [
-        (
-            stage["name"],
-            stage["file"] or "-",
-            format_bytes(stage["bytes"]),
-            format_ratio(first["bytes"], stage["bytes"]),
-            format_count(stage["macs_per_token"]),
-            format_ratio(first["macs_per_token"], stage["macs_per_token"]),
-            format_count(stage["parameters"]),
+    """One row for each stage, with its ratios to the masked graph; see ``STAGE_COLUMNS``.
+
+    Of a model with several graphs a row's bytes are those that its graph needs; what the graphs of a precision share,
+    and store once, has a row of its own.
+    """
+    masked = {stage.get("graph"): stage for stage in manifest["stages"] if stage["name"] == "masked"}
+    rows: list[Row] = []
+    for stage in manifest["stages"]:
+        first = masked[stage.get("graph")]
+        rows.append(
+            (
+                stage["name"],
+                stage["file"] or stage.get("graph", "-"),
+                format_bytes(stage["bytes"]),
+                format_ratio(first["bytes"], stage["bytes"]),
+                format_count(stage["macs_per_token"]),
+                format_ratio(first["macs_per_token"], stage["macs_per_token"]),
+                format_count(stage["parameters"]),
+            )
         )
-        for stage in manifest["stages"]
-    ]
+    for weights in manifest.get("weights", ()):
+        rows.append(("shared", weights["file"], format_bytes(weights["bytes"]), "-", "-", "-", "-"))
+    return rows
 
 
 def check_rows(verification: dict[str, Any]) -> list[Row]:

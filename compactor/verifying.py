@@ -9,23 +9,30 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compactor.errors import VerificationError
-from compactor.runtime.decoding import CachedDecoder
+from compactor.errors import ModelDirectoryError, VerificationError
+from compactor.runtime.decoding import ENCODER, FIRST, NEXT, CachedDecoder
 from compactor.runtime.sessions import open_session
 from compactor.runtime.verification import Case, Comparison, Tolerance, check, compare, run_case
+
+if TYPE_CHECKING:
+    from compactor.checkpoint import Checkpoint
+    from compactor.tasks import Task
 
 EXACT = Tolerance(atol=1e-4, rtol=1e-4)
 """For fp32: float32 rounding over a deep model, and nothing more."""
 
 HALF = Tolerance(atol=2e-2, rtol=2e-2)
 """For fp16: its eleven bits over a deep model."""
+
+_REFERENCE = "running the masked model in PyTorch"
+_GRAPHS = "running the artefact's graphs in ONNX Runtime"
 
 Progress = Callable[[str], None]
 Outputs = dict[str, NDArray[Any]]
@@ -37,6 +44,7 @@ class References:
     def __init__(self, cases: Sequence[Case], run: Callable[[Case], Outputs], folder: Path) -> None:
         self.cases = tuple(cases)
         self._folder = folder
+        folder.mkdir(exist_ok=True)
         self._names: tuple[str, ...] = ()
         for number, case in enumerate(self.cases):
             outputs = run(case)
@@ -123,6 +131,40 @@ def verify_candidates(references: References, candidates: Iterable[Candidate]) -
     return {"passed": True, "max_abs_diff": exact, "tolerance": tolerances, "cases": entries}
 
 
+@dataclasses.dataclass(frozen=True)
+class EncoderDecoderFiles:
+    """One stage of an encoder-decoder: the files of its graphs, by name, and what they may differ by."""
+
+    stage: str
+    paths: Mapping[str, Path]
+    tolerance: Tolerance | None
+
+
+def verify_encoder_decoder(
+    encoder: References, decoder: References, stages: Sequence[EncoderDecoderFiles]
+) -> dict[str, Any]:
+    """``verify_candidates`` for three graphs: the encoder's, and the decoder's two, one after the other.
+
+    Args:
+        encoder: What the masked encoder gave.
+        decoder: What the masked decoder gave for that.
+        stages: Every stage that has files.
+    """
+    halves = [
+        verify_candidates(encoder, [Candidate(each.stage, each.paths[ENCODER], each.tolerance) for each in stages]),
+        verify_candidates(
+            decoder,
+            [DecoderCandidate(each.stage, each.paths[FIRST], each.tolerance, each.paths[NEXT]) for each in stages],
+        ),
+    ]
+    return {
+        "passed": all(half["passed"] for half in halves),
+        "max_abs_diff": max(half["max_abs_diff"] for half in halves),
+        "tolerance": halves[0]["tolerance"],
+        "cases": [case for half in halves for case in half["cases"]],
+    }
+
+
 def int8_tolerance(budget: float | None) -> Tolerance | None:
     """int8 differs by rounding; it fails only beyond ``budget``, a share of the largest output magnitude."""
     return None if budget is None else Tolerance(atol=0.0, rtol=budget)
@@ -147,26 +189,64 @@ def verify(
         VerificationError: A graph differs by more than the manifest's tolerance.
     """
     from compactor.checkpoint import read_checkpoint
-    from compactor.importer import load_model
     from compactor.manifest import load_manifest
+    from compactor.tasks import find_task
 
     say = progress or (lambda _: None)
     manifest = load_manifest(out_dir)
-    tolerances = manifest["verification"]["tolerance"]
     say("reading the checkpoint")
-    loaded = load_model(read_checkpoint(model_dir, allow_pickle=allow_pickle), manifest["task"])
+    checkpoint = read_checkpoint(model_dir, allow_pickle=allow_pickle)
+    task = find_task(manifest["task"], checkpoint.config, where=str(checkpoint.path))
+    check_again = _verify_encoder_decoder if task.generates else _verify_encoder
     with tempfile.TemporaryDirectory(prefix="compactor-") as folder:
-        say("running the masked model in PyTorch")
-        references = References(loaded.cases, loaded.run, Path(folder))
-        del loaded
-        say("running the artefact's graphs in ONNX Runtime")
-        candidates = [
-            Candidate(
-                stage["name"],
-                Path(out_dir) / stage["file"],
-                Tolerance(**tolerances[stage["name"]]) if stage["name"] in tolerances else None,
-            )
-            for stage in manifest["stages"]
-            if stage["file"] is not None
-        ]
-        return verify_candidates(references, candidates)
+        return check_again(Path(out_dir), manifest, checkpoint, task, Path(folder), say)
+
+
+def _verify_encoder(
+    out_dir: Path, manifest: dict[str, Any], checkpoint: Checkpoint, task: Task, scratch: Path, say: Progress
+) -> dict[str, Any]:
+    from compactor.importer import load_model
+
+    loaded = load_model(checkpoint, task.name)
+    say(_REFERENCE)
+    references = References(loaded.cases, loaded.run, scratch)
+    del loaded
+    say(_GRAPHS)
+    candidates = [
+        Candidate(stage["name"], out_dir / stage["file"], _tolerance(manifest, stage["name"]))
+        for stage in manifest["stages"]
+        if stage["file"] is not None
+    ]
+    return verify_candidates(references, candidates)
+
+
+def _verify_encoder_decoder(
+    out_dir: Path, manifest: dict[str, Any], checkpoint: Checkpoint, task: Task, scratch: Path, say: Progress
+) -> dict[str, Any]:
+    from compactor.encoder_decoder import load_encoder_decoder
+
+    files: dict[str, dict[str, Path]] = {}
+    for stage in manifest["stages"]:
+        if stage["file"] is not None:
+            files.setdefault(stage["name"], {})[stage.get("graph", "")] = out_dir / stage["file"]
+    for stage, paths in files.items():
+        for graph in (ENCODER, FIRST, NEXT):
+            if graph not in paths:
+                raise ModelDirectoryError(
+                    f"the manifest names no '{graph}' of the stage '{stage}'",
+                    where=str(out_dir),
+                    todo="export the model again, with --overwrite",
+                )
+    loaded = load_encoder_decoder(checkpoint, task)
+    say(_REFERENCE)
+    encoder = References(loaded.encoder.cases, loaded.encoder.run, scratch / "encoder")
+    decoder = References(loaded.cases, loaded.run, scratch / "decoder")
+    del loaded
+    say(_GRAPHS)
+    stages = [EncoderDecoderFiles(stage, paths, _tolerance(manifest, stage)) for stage, paths in files.items()]
+    return verify_encoder_decoder(encoder, decoder, stages)
+
+
+def _tolerance(manifest: dict[str, Any], stage: str) -> Tolerance | None:
+    stated = manifest["verification"]["tolerance"].get(stage)
+    return None if stated is None else Tolerance(**stated)

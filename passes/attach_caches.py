@@ -39,6 +39,7 @@ TOKENS = "input_ids"
 
 Step = Literal["first", "next"]
 
+_KINDS = ("decoder", "encoder")
 _NUMBER = re.compile(r"layers\.(\d+)\.")
 _HEADS_SECOND = (0, 2, 1, 3)  # (B, S, H, d) <-> (B, H, S, d)
 
@@ -68,7 +69,7 @@ class AttachCachesPass(RewritePass):
         for node in model.graph:
             if node.op_type == "Attention" and not node.domain:
                 try:
-                    plans.append(_match(node))
+                    plans.append(_match(node, plans))
                 except NoMatch as reason:
                     refused.append(Refused(layer_of(node), str(reason)))
         try:
@@ -108,7 +109,14 @@ class _Plan:
         return f"{prefix}.{self.number}.{self.kind}.key", f"{prefix}.{self.number}.{self.kind}.value"
 
 
-def _match(node: ir.Node) -> _Plan:
+def _match(node: ir.Node, others: Sequence[_Plan]) -> _Plan:
+    plan = _match_kind(node)
+    if any((other.kind, other.number) == (plan.kind, plan.number) for other in others):
+        raise NoMatch("another attention of this layer has the same cache")
+    return plan
+
+
+def _match_kind(node: ir.Node) -> _Plan:
     block = match_attention(node)
     number = _NUMBER.search(block.layer)
     if number is None:
@@ -373,16 +381,27 @@ def _drop_inputs(graph: ir.Graph, step: Step) -> None:
         tokens = _input(graph, TOKENS)
         assert tokens.shape is not None
         tokens.shape = ir.Shape([tokens.shape[0], 1])
-    graph.outputs[1:] = sorted(graph.outputs[1:], key=_cache_order)
-    graph.inputs[:] = sorted(graph.inputs, key=_cache_order)
+    graph.outputs[:] = _in_order(graph.outputs)
+    graph.inputs[:] = _in_order(graph.inputs)
 
 
-def _cache_order(value: ir.Value) -> tuple[int, int, int]:
-    """As the ecosystem orders them: other values first, then by layer; self before cross, key before value."""
-    parts = str(value.name).split(".")
-    if len(parts) != 4:
-        return (-1, 0, 0)
-    return int(parts[1]), ("decoder", "encoder").index(parts[2]), ("key", "value").index(parts[3])
+def _in_order(values: Sequence[ir.Value]) -> list[ir.Value]:
+    """As the ecosystem orders them: other values first, then by layer; self before cross, key before value.
+
+    Where a layer has only one of its attentions, the n-th cache of self-attention stands beside the n-th of
+    cross-attention all the same: consumers such as optimum pair them by place.
+    """
+    caches: dict[tuple[str, int], list[ir.Value]] = {}
+    others = []
+    for value in values:
+        _, number, kind, *_ = [*str(value.name).split("."), "", "", ""]
+        if kind in _KINDS:
+            caches.setdefault((kind, int(number)), []).append(value)
+        else:
+            others.append(value)
+    numbers = {kind: sorted(number for other, number in caches if other == kind) for kind in _KINDS}
+    order = sorted(caches, key=lambda cache: (numbers[cache[0]].index(cache[1]), _KINDS.index(cache[0])))
+    return others + [value for cache in order for value in caches[cache]]
 
 
 def _input(graph: ir.Graph, name: str) -> ir.Value:

@@ -7,6 +7,7 @@ from compactor.passes.align_widths import AlignWidthsPass
 from compactor.passes.attach_caches import AttachCachesPass
 from compactor.passes.convert_to_float16 import ConvertToFloat16Pass
 from compactor.passes.decompose_attention import DecomposeAttentionPass
+from compactor.passes.fold_transposed_weights import FoldTransposedWeightsPass
 from compactor.passes.fold_value_biases import FoldValueBiasesPass
 from compactor.passes.fuse_bias_gelu import FuseBiasGeluPass
 from compactor.passes.fuse_cuda_attention import FuseCudaAttentionPass
@@ -29,6 +30,7 @@ from compactor.passes.write_masks_as_floats import WriteMasksAsFloatsPass
 from compactor.passes.write_residuals_as_sum import WriteResidualsAsSumPass
 
 PASSES: tuple[type[RewritePass], ...] = (
+    FoldTransposedWeightsPass,
     RaiseAttentionPass,
     NormalizeAttentionPass,
     LabelLayersPass,

@@ -10,8 +10,10 @@ keys and values, which are computed once and never moved.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -24,7 +26,7 @@ from .sessions import open_session
 _NOT_KEPT = ("output_attentions", "output_hidden_states")
 
 
-class EncoderDecoder(GenerationMixin):
+class EncoderDecoder(GenerationMixin):  # type: ignore[misc]  # transformers is not read for types
     """An artefact's three graphs as a model that ``GenerationMixin`` can drive.
 
     Attributes:
@@ -88,12 +90,13 @@ class EncoderDecoder(GenerationMixin):
             **unused: What else ``generate`` passes along.
 
         Raises:
-            ValueError: Attentions or hidden states are asked for, which the graphs do not compute.
+            ValueError: Attentions or hidden states are asked for, which the graphs do not compute; or there is nothing
+                to encode, or to go on from.
         """
-        wanted = [name for name in _NOT_KEPT if unused.get(name)]
-        if wanted:
-            raise ValueError(f"the exported graphs give logits only: leave out {wanted[0]}")
+        _refuse_more_than_logits(unused)
         if encoder_outputs is None:
+            if input_ids is None:
+                raise ValueError("the encoder needs input_ids, or give what it made of them as encoder_outputs")
             encoder_outputs = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
         if decoder_input_ids is None:
             raise ValueError("the decoder needs decoder_input_ids to go on from")
@@ -116,6 +119,15 @@ class EncoderDecoder(GenerationMixin):
         )
 
     __call__ = forward
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Transformers' ``generate``, with torch on one thread meanwhile.
+
+        What torch has to do between two steps is small, and its waiting threads would hold cores that ONNX Runtime's
+        are about to use.
+        """
+        with _OneTorchThread():
+            return super().generate(*args, **kwargs)
 
     # What GenerationMixin asks of a model
 
@@ -148,6 +160,7 @@ class EncoderDecoder(GenerationMixin):
         **unused: Any,
     ) -> dict[str, Any]:
         """What ``forward`` gets: of all tokens, those that are not cached yet."""
+        _refuse_more_than_logits(unused)
         done = 0 if past_key_values is None else past_key_values.get_seq_length()
         return {
             "decoder_input_ids": input_ids[:, done:],
@@ -183,7 +196,32 @@ class CacheOfSessions:
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Go on with other rows. Beams stay with their text, so the keys and values of cross-attention stay too."""
+        own = self.caches.own.values()
+        if all(value.shape()[0] == len(beam_idx) for value in own) and beam_idx.tolist() == list(range(len(beam_idx))):
+            return  # every beam went on from itself
         self.caches = self.caches.reorder(lambda value: _take(value, beam_idx))
+
+
+class _OneTorchThread:
+    """While one is entered, torch works on one thread; also where several threads generate at a time."""
+
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+    _entered: ClassVar[int] = 0
+    _before: ClassVar[int] = 1
+
+    def __enter__(self) -> None:
+        kind = type(self)
+        with kind._lock:
+            if not kind._entered:
+                kind._before = torch.get_num_threads()
+            kind._entered += 1
+            torch.set_num_threads(1)  # of this thread, and of those that use torch for the first time
+
+    def __exit__(self, *_: object) -> None:
+        kind = type(self)
+        with kind._lock:
+            kind._entered -= 1
+            torch.set_num_threads(kind._before)
 
 
 class _Encoder:
@@ -205,6 +243,12 @@ class _Encoder:
     __call__ = forward
 
 
+def _refuse_more_than_logits(options: Mapping[str, Any]) -> None:
+    wanted = [name for name in _NOT_KEPT if options.get(name)]
+    if wanted:
+        raise ValueError(f"the exported graphs give logits only: leave out {wanted[0]}")
+
+
 def _array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     return np.ascontiguousarray(tensor.numpy())
 
@@ -215,5 +259,5 @@ def _take(value: Any, rows: torch.Tensor) -> Any:
 
     if value.device_name() == "cpu":
         return onnxruntime.OrtValue.ortvalue_from_numpy(np.take(value.numpy(), rows.numpy(), axis=0))
-    tensor = torch.from_dlpack(value._ortvalue.to_dlpack()).index_select(0, rows.to("cuda"))
+    tensor = torch.utils.dlpack.from_dlpack(value._ortvalue.to_dlpack()).index_select(0, rows.to("cuda"))
     return onnxruntime.OrtValue(onnxruntime.capi._pybind_state.OrtValue.from_dlpack(tensor.__dlpack__(), False))

@@ -45,7 +45,7 @@ _COPIES = ("MemcpyFromHost", "MemcpyToHost")
 _SUFFIX = "_kernel_time"
 
 # The names that compactor's name-nodes pass gives; then those of other exporters: "/encoder/layer.0/attention/MatMul".
-_LAYER = re.compile(r"(layers\.\d+\.\w+)/")
+_LAYER = re.compile(r"((?:(?:encoder|decoder)\.)?layers\.\d+\.\w+)/")
 _FOREIGN_LAYER = re.compile(r"(?:^|[/._])(?:layers?|blocks?|h)[/._](\d+)(?=[/._])")
 
 _MATRIX_PRODUCTS = frozenset(
@@ -71,6 +71,7 @@ class NodeEvent:
         outputs: Types and shapes of the outputs.
         host_us: Microseconds on the host. For a node on a GPU, what it takes to start its kernels.
         device_us: Microseconds of its kernels on the GPU; None where the profile has none.
+        graph: Name of the graph that it is in, where a profile is of several.
     """
 
     run: int
@@ -81,6 +82,7 @@ class NodeEvent:
     outputs: Tensors
     host_us: int
     device_us: int | None = None
+    graph: str = ""
 
     @property
     def time_us(self) -> int:
@@ -89,7 +91,10 @@ class NodeEvent:
 
     @property
     def layer(self) -> str:
-        """``layers.3.attention``, or ``layers.3`` in a graph that compactor did not name, or ``other``."""
+        """``layers.3.attention``, or ``layers.3`` in a graph that compactor did not name, or ``other``.
+
+        Of an encoder-decoder also ``decoder.layers.3.cross_attention``.
+        """
         if found := _LAYER.match(self.name):
             return found[1]
         if found := _FOREIGN_LAYER.search(self.name):
@@ -221,23 +226,88 @@ def profile_session(
         ProviderUnavailableError: The provider is not installed, or its libraries do not load.
         FileNotFoundError: There is no such model file.
     """
-    options = session_options(threads=threads, allow_spinning=allow_spinning)
-    options.enable_profiling = True
     with tempfile.TemporaryDirectory(prefix="compactor-") as folder:
-        options.profile_file_prefix = str(Path(folder, "profile"))
-        session = open_with_options(model, options, provider=provider, provider_options=provider_options)
+        session = ProfiledSession(
+            model,
+            Path(folder),
+            threads=threads,
+            allow_spinning=allow_spinning,
+            provider=provider,
+            provider_options=provider_options,
+        )
         counted: dict[str, range] = {}
-        done = 0
         for name, batches in cases.items():
             feeds = [_choose(session, batch) for batch in batches]
             for number in range(warm_up):
                 session.run(None, feeds[number % len(feeds)])
+            start = session.runs
             for batch in feeds * runs:
                 session.run(None, batch)
-            counted[name] = range(done + warm_up, done + warm_up + runs * len(feeds))
-            done = counted[name].stop
-        events = read_profile(session.end_profiling())
-    return {name: _select(events, numbers) for name, numbers in counted.items()}
+            counted[name] = range(start, session.runs)
+        events = session.end()
+    return {name: Profile(select_runs(events, numbers), len(numbers)) for name, numbers in counted.items()}
+
+
+class ProfiledSession:
+    """A session with ONNX Runtime's profiler on, which counts its runs. Otherwise it is used like one.
+
+    Args:
+        model: Path of an ONNX file, or its bytes.
+        folder: An empty folder for the profile.
+        graph: Name that its nodes get, where a profile is of several graphs.
+        threads: As of ``open_session``.
+        allow_spinning: As of ``open_session``.
+        provider: As of ``open_session``.
+        provider_options: As of ``open_session``.
+
+    Attributes:
+        runs: So far.
+
+    Raises:
+        ProviderUnavailableError: The provider is not installed, or its libraries do not load.
+        FileNotFoundError: There is no such model file.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | bytes,
+        folder: Path,
+        *,
+        graph: str = "",
+        threads: int | None = None,
+        allow_spinning: bool = True,
+        provider: str = "cpu",
+        provider_options: Mapping[str, str] | None = None,
+    ) -> None:
+        options = session_options(threads=threads, allow_spinning=allow_spinning)
+        options.enable_profiling = True
+        options.profile_file_prefix = str(folder / "profile")
+        self._session = open_with_options(model, options, provider=provider, provider_options=provider_options)
+        self._graph = graph
+        self.runs = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def run(self, *arguments: Any) -> Any:
+        """As of a session."""
+        self.runs += 1
+        return self._session.run(*arguments)
+
+    def run_with_ort_values(self, *arguments: Any) -> Any:
+        """As of a session."""
+        self.runs += 1
+        return self._session.run_with_ort_values(*arguments)
+
+    def run_with_iobinding(self, *arguments: Any) -> Any:
+        """As of a session."""
+        self.runs += 1
+        return self._session.run_with_iobinding(*arguments)
+
+    def end(self) -> list[NodeEvent]:
+        """Stop profiling, and return the nodes of all runs."""
+        events = read_profile(self._session.end_profiling())
+        return [dataclasses.replace(event, graph=self._graph) for event in events] if self._graph else events
 
 
 def read_profile(path: str | Path) -> list[NodeEvent]:
@@ -293,9 +363,9 @@ def _numpy_type(declared: str) -> np.dtype[Any]:
     return np.dtype({"float": "float32", "double": "float64"}.get(kind, kind))
 
 
-def _select(events: Iterable[NodeEvent], numbers: range) -> Profile:
-    chosen = (dataclasses.replace(event, run=event.run - numbers.start) for event in events if event.run in numbers)
-    return Profile(tuple(chosen), len(numbers))
+def select_runs(events: Iterable[NodeEvent], numbers: range) -> tuple[NodeEvent, ...]:
+    """The events of some runs, which are counted from 0 again."""
+    return tuple(dataclasses.replace(event, run=event.run - numbers.start) for event in events if event.run in numbers)
 
 
 def _provider_name(name: str) -> str:
@@ -315,11 +385,11 @@ def _group(events: Iterable[NodeEvent], key: Any) -> dict[Any, list[NodeEvent]]:
     return dict(groups)
 
 
-def _nodes(events: Iterable[NodeEvent]) -> dict[tuple[str, str], NodeEvent]:
+def _nodes(events: Iterable[NodeEvent]) -> dict[tuple[str, str, str], NodeEvent]:
     """One event of each node."""
-    found: dict[tuple[str, str], NodeEvent] = {}
+    found: dict[tuple[str, str, str], NodeEvent] = {}
     for event in events:
-        found.setdefault((event.name, event.operator), event)
+        found.setdefault((event.graph, event.name, event.operator), event)
     return found
 
 

@@ -228,9 +228,11 @@ class _Transformer:
             return self.b.node("Add", sublayer(self.norm(norm, x)), x, name=name)
         return self.norm(norm, self.b.node("Add", sublayer(x), x, name=name))
 
-    def attention(self, i: int, x: ir.Value, mask: ir.Value | None) -> ir.Value:
+    def attention(self, i: int | str, x: ir.Value, mask: ir.Value | None, states: ir.Value | None = None) -> ir.Value:
+        """Over ``x`` itself, or over ``states``."""
         b, arch = self.b, self.arch
-        q, k, v = (self.linear(f"{i}.{role}", x) for role in ("query", "key", "value"))
+        q = self.linear(f"{i}.query", x)
+        k, v = (self.linear(f"{i}.{role}", x if states is None else states) for role in ("key", "value"))
         name = f"{i}.attention"
         masks = [mask] if mask is not None else []
         if arch.form == "3d":

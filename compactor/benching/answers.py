@@ -2,11 +2,12 @@
 
 The answer to a question is the span of the context with the highest sum of start and end logit, at most 30 tokens
 long. Where some questions of the data have no answer, none is given where the first token's sum is higher still: there
-models trained for it (SQuAD 2.0) put "no answer".
+models trained for it (SQuAD 2.0) put "no answer". A model that writes has answered already: its tokens become text.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -15,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compactor.benching.inputs import InputSpec
-from compactor.benching.texts import Context, Labelled, Words
+from compactor.benching.texts import Context, Labelled, Words, open_tokenizer
 from compactor.errors import MeasurementError
+from compactor.tasks import GENERATION
 
 MAX_ANSWER = 30  # tokens
 
@@ -112,10 +114,19 @@ def _read_answers(spec: InputSpec, labelled: Labelled, batch: Outputs, offset: i
     return answers
 
 
+def _read_texts(spec: InputSpec, labelled: Labelled, batch: Outputs, offset: int) -> list[str]:
+    sequences = _output(batch, "sequences", axes=2)
+    texts = _tokenizer(spec.folder).batch_decode(sequences.tolist(), skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+_tokenizer = functools.lru_cache(maxsize=1)(open_tokenizer)
+
 _READERS: Mapping[str, Callable[[InputSpec, Labelled, Outputs, int], Sequence[Any]]] = {
     "text-classification": _read_labels,
     "token-classification": _read_tags,
     "question-answering": _read_answers,
+    GENERATION: _read_texts,
 }
 
 

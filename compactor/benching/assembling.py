@@ -22,7 +22,8 @@ class Extras:
     Attributes:
         counters: ``file_bytes``, ``parameters``, ``sha256``.
         macs: Multiply-adds of one sample, by case.
-        profiles: The ``profile`` block.
+        profiles: The ``profiles``.
+        agreements: The ``agreement`` block, by case.
         quality: The ``quality`` block.
         peak: The machine's own limit; None where it was not measured.
         layers: Kept heads and neurons; None where no target tells.
@@ -32,7 +33,8 @@ class Extras:
 
     counters: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     macs: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
-    profiles: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    profiles: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
+    agreements: dict[str, dict[str, dict[str, Any]]] = dataclasses.field(default_factory=dict)
     quality: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     peak: dict[str, Any] | None = None
     layers: list[dict[str, Any]] | None = None
@@ -159,7 +161,8 @@ def _describe(
         ],
         "server": _server(usable, serve),
         "quality": extras.quality.get(variant.id),
-        "profile": extras.profiles.get(variant.id),
+        "profile": next(iter(extras.profiles.get(variant.id, ())), None),
+        "profiles": extras.profiles.get(variant.id, []),
     }
 
 
@@ -207,6 +210,7 @@ def _result(
             "tokens_per_s": case.tokens / share * per_second,
         },
         "ratio": None if base is None else dataclasses.asdict(ratio(base, rounds, seed=settings.seed)),
+        "agreement": extras.agreements.get(variant.id, {}).get(case.id),
         "macs": macs,
         "macs_per_s": rate,
         "share_of_peak": None if rate is None or peak is None else rate / peak["macs_per_s"],

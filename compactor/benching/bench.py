@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from compactor.artefact import as_output_error
+from compactor.benching.agreement import describe_agreements, find_agreements
 from compactor.benching.assembling import Extras, assemble
 from compactor.benching.card import machine_card
 from compactor.benching.counters import file_bytes, model_hash, parameters
+from compactor.benching.parts import QUICK_SOURCE, SOURCE, Sizes
 from compactor.benching.plan import Case, Scenario, Settings, Variant
 from compactor.benching.processes import Measurements, Say, measure, run_worker
 from compactor.benching.quality import judge_quality
@@ -35,6 +37,7 @@ _SERVE_S = 10.0
 _QUICK_SERVE_S = 3.0
 _TIMED: Mapping[str, int] = {"single": 128, "offline": 512, "server": 4096}  # examples of a file that are timed
 _QUICK_TIMED = 64
+_TIMED_GENERATED, _QUICK_TIMED_GENERATED = 16, 4  # of them, where each is written a text for
 _BOUND = 5.0  # of the server scenario, in medians of the baseline's lone request
 _PROFILE_RUNS = 10
 _PEAK = {"size": 2048, "seconds": 1.0}
@@ -48,7 +51,7 @@ class Request:
     baseline: Path | None = None
     providers: Sequence[str] = ("cpu",)
     threads: int | None = None
-    batches: Sequence[int] = BATCHES
+    batches: Sequence[int] | None = None
     seqs: Sequence[int] | None = None
     lengths: Path | None = None
     data: Path | None = None
@@ -64,6 +67,9 @@ class Request:
     spinning: bool = True
     profile: bool = False
     profile_layers: bool = False
+    new_tokens: int | None = None
+    pasts: Sequence[int] | None = None
+    beams: Sequence[int] | None = None
 
 
 def bench(
@@ -90,6 +96,9 @@ def bench(
     spinning: bool = True,
     profile: bool = False,
     profile_layers: bool = False,
+    new_tokens: int | None = None,
+    past: Sequence[int] | None = None,
+    beams: Sequence[int] | None = None,
     command: str = "",
     progress: Say | None = None,
 ) -> dict[str, Any]:
@@ -100,8 +109,9 @@ def bench(
         baseline: What the others are compared with; the first variant where it is None.
         providers: ``cpu``, ``cuda``, ``openvino``, ``torch``.
         threads: Of each variant; one for each usable core where it is None.
-        batch: Batch sizes.
-        seq: Lengths of random inputs; None takes those of 32, 128 and 384 that the models take.
+        batch: Batch sizes; None takes 1 and 8, for an encoder-decoder 1.
+        seq: Lengths of random inputs; None takes those of 32, 128 and 384 that the models take, of an encoder-decoder's
+            source 128.
         lengths: A file of lengths for random inputs.
         data: A file of labelled text.
         scenario: ``single``, ``offline`` or ``server``.
@@ -118,6 +128,9 @@ def bench(
         spinning: Let idle threads wait busily.
         profile: Say where the time goes, by operator.
         profile_layers: And by layer.
+        new_tokens: Tokens that an encoder-decoder writes; 32 where it is None.
+        past: Numbers of tokens before a step of its decoder; 16 and 64 where it is None.
+        beams: Of its search; 1 and 4 where it is None.
         command: What the report says one should type to get it again.
         progress: Told what is going on.
 
@@ -135,7 +148,7 @@ def bench(
         baseline=None if baseline is None else Path(baseline),
         providers=providers,
         threads=threads,
-        batches=batch or BATCHES,
+        batches=batch,
         seqs=seq,
         lengths=None if lengths is None else Path(lengths),
         data=None if data is None else Path(data),
@@ -151,6 +164,9 @@ def bench(
         spinning=spinning,
         profile=profile or profile_layers,
         profile_layers=profile_layers,
+        new_tokens=new_tokens,
+        pasts=past,
+        beams=beams,
     )
     report = _bench(request, command, progress or (lambda _: None))
     if folder is not None:
@@ -164,6 +180,7 @@ def _bench(request: Request, command: str, say: Say) -> dict[str, Any]:
     settings = plan_settings(request)
     say("reading the targets")
     targets = resolve_targets(request.targets, baseline=request.baseline, providers=request.providers)
+    request = fill_sizes(request, targets)
     with tempfile.TemporaryDirectory(prefix="compactor-bench-") as temporary:
         folder = Path(temporary)
         say("writing the inputs")
@@ -176,7 +193,12 @@ def _bench(request: Request, command: str, say: Say) -> dict[str, Any]:
                 "sha256": model_hash(variant),
             }
         serve = _plan_server(folder, request, targets, workload, settings, extras.notes, say)
-        measurements = measure(targets.variants, workload.cases, settings, say=say, serve=serve)
+        kept = folder / "kept" if targets.generates else None
+        measurements = measure(targets.variants, workload.cases, settings, say=say, serve=serve, outputs=kept)
+        if kept is not None:
+            extras.agreements = find_agreements(kept, workload.cases, targets.baseline)
+            names = {variant.id: variant.name for variant in targets.variants}
+            extras.notes.extend(describe_agreements(names, extras.agreements, names.get(targets.baseline or "", "")))
         if not measurements.interrupted:
             try:
                 _find_extras(extras, request, targets, workload, settings, measurements, folder, say)
@@ -199,19 +221,47 @@ def _bench(request: Request, command: str, say: Say) -> dict[str, Any]:
     )
 
 
+def fill_sizes(request: Request, targets: Targets) -> Request:
+    """The request with the sizes that were left open, which depend on the models.
+
+    Raises:
+        UsageError: It asks for something that these models do not do.
+    """
+    if not targets.generates:
+        asked = {"--new-tokens": request.new_tokens, "--past": request.pasts, "--beams": request.beams}
+        for option in (option for option, value in asked.items() if value is not None):
+            raise UsageError(
+                f"{option} is for encoder-decoders, and these models write no text", todo=f"leave out {option}"
+            )
+        return dataclasses.replace(request, batches=request.batches or BATCHES)
+    if request.scenario == "server":
+        raise UsageError(
+            "encoder-decoders have no server scenario here: texts of one batch do not end together",
+            todo="leave out --scenario server",
+        )
+    source = QUICK_SOURCE if request.quick else SOURCE
+    usual = (source if targets.max_length is None else min(source, targets.max_length),)
+    return dataclasses.replace(request, batches=request.batches or (1,), seqs=request.seqs or usual)
+
+
 def _plan_inputs(folder: Path, request: Request, targets: Targets) -> Workload:
     """The inputs, written to ``folder``, once it is known that every target takes them."""
+    sizes = Sizes(request.new_tokens, request.pasts, request.beams, request.quick) if targets.generates else None
+    limits = (_QUICK_TIMED, _TIMED[request.scenario])
+    if targets.generates:
+        limits = (_QUICK_TIMED_GENERATED, _TIMED_GENERATED)
     workload = plan_workload(
         folder,
         targets,
         scenario=request.scenario,
-        batches=request.batches,
+        batches=request.batches or BATCHES,
         seqs=request.seqs,
         lengths=request.lengths,
         data=request.data,
         metric=request.metric,
-        limit=_QUICK_TIMED if request.quick else _TIMED[request.scenario],
+        limit=limits[0 if request.quick else 1],
         seed=request.seed,
+        sizes=sizes,
     )
     targets.refuse_other_shapes(workload.cases)
     return workload
@@ -287,7 +337,7 @@ def _plan_server(
         )
     return {
         "queries": str(workload.queries),
-        "max_batch": max(request.batches),
+        "max_batch": max(request.batches or BATCHES),
         "qps": request.qps,
         "duration_s": request.duration_s or (_QUICK_SERVE_S if request.quick else _SERVE_S),
         "bound_ms": bound,
@@ -395,4 +445,13 @@ def _count_and_profile(
     counted = {case: entry.pop("macs") for case, entry in found["profile"].items()}
     extras.macs[variant.id] = {case: macs for case, macs in counted.items() if macs is not None}
     if request.profile or variant.provider != "cpu":
-        extras.profiles[variant.id] = next(iter(found["profile"].values()))
+        extras.profiles[variant.id] = _shown_profiles(cases, found["profile"])
+
+
+def _shown_profiles(cases: Sequence[Case], found: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first case's profile; of an encoder-decoder, the first one of each kind of part."""
+    shown: dict[object, dict[str, Any]] = {}
+    for case in cases:
+        if case.id in found:
+            shown.setdefault(case.part and case.part.kind, found[case.id])
+    return list(shown.values())

@@ -18,7 +18,7 @@ MACHINE_DRIFT = 1.05
 RATE_TOLERANCE = 1.15
 """How far the server's best rates may differ: they are known to 3 %, of a limit that itself hangs on rare latencies."""
 NOT_COMPARABLE = "not comparable"
-_SAME_CASE = ("batch", "seq", "batches", "examples", "tokens", "positions", "bucketed")
+_SAME_CASE = ("batch", "seq", "batches", "examples", "tokens", "positions", "bucketed", "part")
 _SAME_SETTINGS = ("affinity", "spinning", "quick", "rounds", "clock", "seed")
 
 _Report = Mapping[str, Any]
@@ -125,7 +125,7 @@ def _common_cases(before: _Report, after: _Report, notes: list[str]) -> list[str
             return []
     same = []
     for name in first.keys() & second.keys():
-        if all(first[name][key] == second[name][key] for key in _SAME_CASE):
+        if all(first[name].get(key) == second[name].get(key) for key in _SAME_CASE):  # reports once had no part
             same.append(name)
         else:
             notes.append(f"The case {name} has other inputs in the second report.")

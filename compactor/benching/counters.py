@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import math
+import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,13 +21,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compactor.benching.plan import Variant
+from compactor.benching.plan import Part, Variant
 from compactor.errors import CompactorError
-from compactor.runtime.profiling import Profile, profile_session
+from compactor.runtime.profiling import NodeEvent, Profile, ProfiledSession, profile_session, select_runs
 
 # Batches of one case that are profiled and counted: those of a large data set would fill ONNX Runtime's limit of a
 # million events. Evenly spaced, they stand for the others.
 MAX_BATCHES = 128
+# Tokens of a generated text: each is a run of a graph. Longer ones are neither profiled nor counted, for that reason.
+MAX_STEPS = 128
 
 _CHUNK = 1 << 20
 _NOT_WEIGHTS = ("i64", "i32", "boolean", "string")  # as compactor.stages counts: indexes and flags are none
@@ -44,25 +47,15 @@ def profile(spec: Mapping[str, Any]) -> dict[str, Any]:
         ``profile``: by case, the report's ``profile`` block with ``macs``, None where they are unknown. ``notes``:
         sentences for the reader.
     """
-    from compactor.benching.engines.ort import provider_options
-    from compactor.runtime.providers import Provider
-
     variant = Variant.from_json(spec["variant"])
     wanted = spec["profile"]
     chosen = {case["id"]: spread(case["files"], MAX_BATCHES) for case in spec["cases"]}
-    longest = max(len(files) for files in chosen.values())
-    profiles = profile_session(
-        variant.path,
-        {case: [_load(file) for file in files] for case, files in chosen.items()},
-        runs=max(1, min(wanted["runs"], MAX_BATCHES // longest)),
-        threads=spec["threads"],
-        allow_spinning=spec["spinning"],
-        provider=variant.provider,
-        provider_options=provider_options(Provider(variant.provider), variant),
-    )
+    profiles = (_profile_parts if variant.generates else _profile_graph)(variant, spec, chosen)
     blocks, notes = {}, []
     for case in spec["cases"]:
         files = case["files"]
+        if case["id"] not in profiles:
+            continue
         found = profiles[case["id"]]
         if spec["sample"] == "pass":
             found = dataclasses.replace(found, runs=found.runs / len(files))
@@ -71,13 +64,83 @@ def profile(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {"environment": {}, "profile": blocks, "notes": list(dict.fromkeys(notes))}
 
 
+def _profile_graph(
+    variant: Variant, spec: Mapping[str, Any], chosen: Mapping[str, Sequence[str]]
+) -> dict[str, Profile]:
+    """The profile of each case of a model with one graph."""
+    from compactor.benching.engines.ort import provider_options
+    from compactor.runtime.providers import Provider
+
+    longest = max(len(files) for files in chosen.values())
+    return profile_session(
+        variant.path,
+        {case: [_load(file) for file in files] for case, files in chosen.items()},
+        runs=max(1, min(spec["profile"]["runs"], MAX_BATCHES // longest)),
+        threads=spec["threads"],
+        allow_spinning=spec["spinning"],
+        provider=variant.provider,
+        provider_options=provider_options(Provider(variant.provider), variant),
+    )
+
+
+def _profile_parts(
+    variant: Variant, spec: Mapping[str, Any], chosen: Mapping[str, Sequence[str]]
+) -> dict[str, Profile]:
+    """The profile of each case of an encoder-decoder, whatever graphs it runs; none of texts that are too long."""
+    from compactor.benching.engines.ort import provider_options
+    from compactor.benching.engines.ort_generation import OrtGenerator
+    from compactor.runtime.providers import Provider
+
+    with tempfile.TemporaryDirectory(prefix="compactor-") as temporary:
+
+        def open_with(path: Path) -> ProfiledSession:
+            folder = Path(temporary, path.stem)
+            folder.mkdir()
+            return ProfiledSession(
+                path,
+                folder,
+                graph=path.stem,
+                threads=spec["threads"],
+                allow_spinning=spec["spinning"],
+                provider=variant.provider,
+                provider_options=provider_options(Provider(variant.provider), variant),
+            )
+
+        engine = OrtGenerator(variant, threads=spec["threads"], spinning=spec["spinning"], open_with=open_with)
+        sessions: dict[str, ProfiledSession] = engine.sessions
+        counted: dict[str, tuple[float, dict[str, range]]] = {}  # runs of the case, and those of each graph in them
+        for case in spec["cases"]:
+            part = Part(**case["part"])
+            files = chosen[case["id"]]
+            runs = max(1, min(spec["profile"]["runs"], MAX_BATCHES // len(files)))
+            if part.kind == "generate":
+                files, runs = files[:1], 1
+                if (part.new_tokens or 0) > MAX_STEPS:
+                    continue
+            runner = engine.part(part)
+            batches = [runner.prepare(_load(file)) for file in files]
+            for batch in batches[:2]:
+                runner.run(batch)
+            start = {graph: session.runs for graph, session in sessions.items()}
+            for batch in batches * runs:
+                runner.run(batch)
+            ranges = {graph: range(start[graph], session.runs) for graph, session in sessions.items()}
+            counted[case["id"]] = len(batches) * runs, ranges
+        events = {graph: session.end() for graph, session in sessions.items()}
+    return {case: Profile(_select(events, ranges), runs) for case, (runs, ranges) in counted.items()}
+
+
+def _select(events: Mapping[str, Sequence[NodeEvent]], ranges: Mapping[str, range]) -> tuple[NodeEvent, ...]:
+    return tuple(event for graph, numbers in ranges.items() for event in select_runs(events[graph], numbers))
+
+
 def torch_macs(engine: Any, spec: Mapping[str, Any]) -> dict[str, Any]:
     """The worker's mode ``macs``: multiply-adds of each case in PyTorch.
 
     Counts the model itself, also where ``torch.compile`` runs it: the same products in other kernels.
 
     Args:
-        engine: An open ``TorchEngine``.
+        engine: An open ``TorchEngine``, or ``TorchGenerator``.
         spec: What the worker was given; ``sample`` says as for ``profile`` what one run is.
 
     Returns:
@@ -86,14 +149,28 @@ def torch_macs(engine: Any, spec: Mapping[str, Any]) -> dict[str, Any]:
     counted = {}
     for case in spec["cases"]:
         files = spread(case["files"], MAX_BATCHES)
-        total = sum(module_macs(engine.module, engine.prepare(_load(file))) for file in files)
+        total = sum(_torch_batch_macs(engine, case, _load(file)) for file in files)
         batches = len(case["files"]) if spec["sample"] == "pass" else 1
         counted[case["id"]] = round(total * batches / len(files))
     return {"macs": counted}
 
 
+def _torch_batch_macs(engine: Any, case: Mapping[str, Any], feeds: Mapping[str, NDArray[Any]]) -> int:
+    if case.get("part") is None:
+        return module_macs(engine.module, engine.prepare(feeds))
+    part = engine.part(Part(**case["part"]))
+    prepared = part.prepare(feeds)
+    return count_macs(lambda: part.compute(prepared))
+
+
 def module_macs(module: Any, inputs: Mapping[str, Any]) -> int:
-    """Multiply-adds of one forward pass of a PyTorch module.
+    """Multiply-adds of one forward pass of a PyTorch module."""
+    device = next(module.parameters()).device
+    return count_macs(lambda: module(**{name: tensor.to(device) for name, tensor in inputs.items()}))
+
+
+def count_macs(call: Callable[[], object]) -> int:
+    """Multiply-adds of what PyTorch runs in ``call``.
 
     PyTorch counts matrix products, convolutions and attention. It has no formula for the attention kernel of CPUs, the
     one that runs here, so it is given the one of the GPU kernels: both compute Q K^T and P V.
@@ -107,10 +184,9 @@ def module_macs(module: Any, inputs: Mapping[str, Any]) -> int:
         return count(query, key, value)
 
     cpu_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    device = next(module.parameters()).device
     counter = flop_counter.FlopCounterMode(display=False, custom_mapping={cpu_attention: attention_flops})
     with torch.no_grad(), counter:
-        module(**{name: tensor.to(device) for name, tensor in inputs.items()})
+        call()
     return int(counter.get_total_flops()) // 2
 
 
@@ -118,9 +194,11 @@ def parameters(variant: Variant) -> int | None:
     """Elements of the weights; None where the files do not tell.
 
     Of an artefact's graph it is the number in ``compactor.json``. Of a model directory it is what is stored, without
-    nn_pruning's scores: the model as PyTorch runs it, zeros included.
+    nn_pruning's scores: the model as PyTorch runs it, zeros included. What several graphs share counts once.
     """
     try:
+        if _has_several_graphs(variant):
+            return _shared_parameters(variant)
         if variant.path.suffix == ".onnx":
             return _read_onnx(variant.path).parameters
         if variant.path.suffix == ".xml":
@@ -235,6 +313,37 @@ def _openvino_parameters(path: Path) -> int:
     )
 
 
+def _has_several_graphs(variant: Variant) -> bool:
+    return variant.generates and variant.engine == "onnxruntime"
+
+
+def _shared_parameters(variant: Variant) -> int:
+    """Elements of the weights of an encoder-decoder's graphs.
+
+    The same bytes of a file are one weight. Of those that are in the graphs themselves, so are the decoder's two of one
+    name; the encoder has names of its own.
+    """
+    import onnx_ir as ir
+
+    from compactor.benching.engines.ort_generation import graph_files
+    from compactor.runtime.decoding import ENCODER
+
+    indices = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)  # as compactor.stages counts
+    found: dict[tuple[object, ...], int] = {}
+    for graph, path in graph_files(variant).items():
+        model = ir.load(path)
+        for value in (value for each in model.graphs() for value in each.initializers.values()):
+            tensor = value.const_value
+            if tensor is None or tensor.dtype in indices:
+                continue
+            if isinstance(tensor, ir.ExternalTensor):
+                place: tuple[object, ...] = (tensor.location, tensor.offset)
+            else:
+                place = (graph == ENCODER, value.name)
+            found[place] = math.prod(tensor.shape.numpy())
+    return sum(found.values())
+
+
 def _checkpoint_parameters(path: Path) -> int:
     """Elements of the stored tensors of floating-point type, by the headers of the files alone."""
     from compactor.checkpoint.folder import find_model_folder
@@ -253,7 +362,12 @@ def _model_files(variant: Variant) -> list[Path]:
     """The files that hold the graph and its weights, by name; empty where they cannot be told."""
     path = variant.path
     try:
-        if path.suffix == ".onnx":
+        if _has_several_graphs(variant):
+            from compactor.benching.engines.ort_generation import graph_files
+
+            graphs = graph_files(variant).values()
+            files = [*graphs, *{file for graph in graphs for file in _read_onnx(graph).external}]
+        elif path.suffix == ".onnx":
             files = [path, *_read_onnx(path).external]
         elif path.suffix == ".xml":
             files = [path, path.with_suffix(".bin")]

@@ -107,10 +107,13 @@ def _require_fillable(name: str, tensor: Any, path: Path) -> None:
     import onnx
 
     if name not in _TAKEN:
+        decoder = name.startswith(("encoder_", "past_key_values."))
         raise ModelDirectoryError(
             f"the graph wants an input '{name}', which cannot be filled",
             where=str(path),
-            todo=f"inputs that can be: {', '.join(_TAKEN)}",
+            todo="give the artefact's folder: a decoder is measured with its encoder"
+            if decoder
+            else f"inputs that can be: {', '.join(_TAKEN)}",
         )
     kind = onnx.TensorProto.DataType.Name(tensor.elem_type)
     if kind not in _TAKEN[name]:

@@ -12,6 +12,7 @@ from compactor.runtime.sampling import Clock
 Scenario = Literal["single", "offline", "server"]
 EngineName = Literal["onnxruntime", "openvino", "torch", "ctranslate2"]
 ProviderName = Literal["cpu", "cuda", "tensorrt", "openvino", "torch"]
+Kind = Literal["generate", "encoder", "first step", "step"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +26,10 @@ class Variant:
         engine: What runs it.
         provider: Where that runs it.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
-        path: The graph's file, or the model directory that PyTorch loads.
+        path: The graph's file, or the model directory that PyTorch loads; of an encoder-decoder's graphs, their folder.
         options: The engine's own: ``{"compile": True}`` for PyTorch, properties for OpenVINO.
         reason: Why it cannot run here, ``not run: no CUDA device``; None where it can.
+        generates: Whether it is an encoder-decoder, whose cases each run a ``Part`` of it.
     """
 
     id: str
@@ -39,6 +41,7 @@ class Variant:
     path: Path
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     reason: str | None = None
+    generates: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -51,6 +54,35 @@ class Variant:
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """What a case runs of an encoder-decoder.
+
+    Attributes:
+        kind: ``generate``: the whole way from source to written tokens. ``encoder``: the source alone. ``first step``:
+            the decoder's first token, with the keys and values of cross-attention. ``step``: one more token.
+        past: Of a step: tokens decoded before it, whose keys and values are cached; else None.
+        new_tokens: Of ``generate``: how many each example gets, no less and no more.
+        beams: Of ``generate``: 1 is greedy search; None is the model's own setting.
+        may_end: Of ``generate``: whether a text may end before it has ``new_tokens``, as it does in use.
+    """
+
+    kind: Kind
+    past: int | None = None
+    new_tokens: int | None = None
+    beams: int | None = None
+    may_end: bool = False
+
+    @property
+    def words(self) -> str:
+        """For the case's id: ``step after 16 tokens``, ``generate 32 tokens with 4 beams``."""
+        if self.kind == "step":
+            return f"step after {self.past} tokens"
+        if self.kind == "generate":
+            return f"generate {self.new_tokens} tokens with {self.beams} beam{'s' * (self.beams != 1)}"
+        return self.kind
+
+
+@dataclasses.dataclass(frozen=True)
 class Case:
     """Inputs to time: one or more batches, each a ``.npz`` with every input that some variant may want.
 
@@ -60,9 +92,10 @@ class Case:
         seq: Tokens in each example with padding; None where lengths are those of real text.
         files: The batches, in order.
         examples: In all batches together.
-        tokens: Real tokens in all batches together.
+        tokens: Real tokens in all batches together; of a part that decodes, those it writes.
         positions: Tokens with padding.
         bucketed: Whether examples of like length were put together; None where it makes no difference.
+        part: What of an encoder-decoder is run; None runs a model with one graph.
     """
 
     id: str
@@ -73,6 +106,7 @@ class Case:
     tokens: int
     positions: int
     bucketed: bool | None = None
+    part: Part | None = None
 
 
 @dataclasses.dataclass(frozen=True)

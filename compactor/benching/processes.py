@@ -150,7 +150,7 @@ def run_worker(
             "spinning": settings.spinning,
             "clock": dataclasses.asdict(settings.clock),
             "sample": "pass" if settings.scenario == "offline" else "call",
-            "cases": [{"id": case.id, "files": [str(file) for file in case.files]} for case in cases],
+            "cases": [_describe(case) for case in cases],
             "folder": str(folder),
             "keep_outputs": outputs is not None,
             **blocks,
@@ -166,6 +166,12 @@ def run_worker(
             for made in folder.glob("*.npz"):
                 shutil.move(made, outputs / made.name)
     return result
+
+
+def _describe(case: Case) -> dict[str, Any]:
+    """What a worker needs to know of a case."""
+    part = None if case.part is None else dataclasses.asdict(case.part)
+    return {"id": case.id, "files": [str(file) for file in case.files], "part": part}
 
 
 def _run(command: Sequence[str], threads: int) -> tuple[int, str]:

@@ -2,7 +2,7 @@
 
 An artefact is all the graphs in it, an ``.onnx`` file is itself, a Hugging Face model directory runs in PyTorch: the
 model with its zeros. Every graph is run by each provider that was asked for; a provider that is not here makes rows
-that say so.
+that say so. The three graphs of an encoder-decoder are one row for each precision.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from compactor.benching.plan import Case, EngineName, ProviderName, Variant
 from compactor.companions import max_tokens
 from compactor.errors import ModelDirectoryError, UsageError
 from compactor.manifest import MANIFEST_NAME, artefact_file_problems, load_manifest
-from compactor.tasks import find_task
+from compactor.runtime.decoding import ENCODER
+from compactor.tasks import GENERATION, find_task
 
 PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino", "torch")
 
 _TITLES = {"cuda": "CUDA", "tensorrt": "TensorRT", "openvino": "OpenVINO"}
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json")
+_SEARCH_SETTINGS = "generation_config.json"
+_GENERATES_ON = ("cpu", "cuda", "torch")
 _INSTALL = {
     "openvino": "pip install openvino",
     "tensorrt": "install NVIDIA TensorRT beside onnxruntime-gpu, or use the 'cuda' provider",
@@ -49,6 +52,8 @@ class Targets:
         layers: The report's ``layers``.
         notes: What the reader should know.
         fixed: Batch size and length that a graph is made for, by variant id; None where any will do.
+        search: How encoder-decoders search for text: the ``generation_config.json`` of the first that has one. All of
+            them get it. None where there is none.
     """
 
     variants: Sequence[Variant]
@@ -62,6 +67,12 @@ class Targets:
     layers: list[dict[str, Any]] | None
     notes: Sequence[str]
     fixed: Mapping[str, tuple[int | None, int | None]]
+    search: Mapping[str, Any] | None = None
+
+    @property
+    def generates(self) -> bool:
+        """Whether the models are encoder-decoders."""
+        return any(variant.generates for variant in self.variants)
 
     def refuse_other_shapes(self, cases: Sequence[Case]) -> None:
         """Refuse cases that a variant cannot take.
@@ -96,7 +107,7 @@ class _Model:
         path: The file or folder.
         label: Its name in tables, without the provider.
         precision: As in ``Variant``.
-        graph: What the graph says; None for a model directory.
+        graph: What the graph says, of an encoder-decoder the encoder's; None for a model directory.
     """
 
     path: Path
@@ -130,6 +141,10 @@ class _Target:
         graph = self.models[0].graph
         return graph.is_image if graph is not None else self.task == "image-classification"
 
+    @property
+    def generates(self) -> bool:
+        return self.task == GENERATION and not self.given.is_file()
+
 
 def resolve_targets(
     targets: Sequence[Path], *, baseline: Path | None = None, providers: Sequence[str] = ("cpu",)
@@ -160,17 +175,19 @@ def resolve_targets(
     first = None if baseline is None else _read_target(baseline, labels[-1])
     everything = read if first is None else [first, *read]
     _require_like(everything)
+    search = next((found for target in everything if (found := _search_settings(target))), None)
+    options = {} if search is None else {"generation": search}
 
     names = _Names()
     rows: list[tuple[Variant, _Model]] = []
     for target in read:
-        rows.extend(_variants(target, target.models, providers, names))
+        rows.extend(_variants(target, target.models, providers, names, options))
     chosen: str | None = None
     if first is not None:
         paths = {model.path.resolve() for model in first.models}
         among = [variant for variant, model in rows if model.path.resolve() in paths]
         if not among:
-            own = list(_variants(first, first.models[:1], providers, names))
+            own = list(_variants(first, first.models[:1], providers, names, options))
             rows, among = [*own, *rows], [variant for variant, _ in own]
         chosen = next((variant.id for variant in among if variant.reason is None), among[0].id)
     able = [variant for variant, _ in rows if variant.reason is None]
@@ -192,6 +209,7 @@ def resolve_targets(
         layers=next((_layers(target.manifest["layers"]) for target in [*read, *everything] if target.manifest), None),
         notes=_notes(rows, chosen),
         fixed={variant.id: model.graph.fixed for variant, model in rows if model.graph and any(model.graph.fixed)},
+        search=search,
     )
 
 
@@ -254,10 +272,12 @@ def _read_artefact(path: Path, label: str) -> _Target:
         )
     models = []
     for stage in manifest["stages"]:
-        if stage["file"] is not None:
+        # Of an encoder-decoder the encoder stands for all three: the decoder's inputs are made while it runs.
+        if stage["file"] is not None and stage.get("graph", ENCODER) == ENCODER:
             precision = "fp32" if stage["name"] in ("masked", "compact") else stage["name"]
             file = path / stage["file"]
-            models.append(_Model(file, f"{label} {precision}", precision, read_graph(file)))
+            place = path if "graph" in stage else file
+            models.append(_Model(place, f"{label} {precision}", precision, read_graph(file)))
     if not models:
         raise ModelDirectoryError("the artefact names no graph", where=str(path / MANIFEST_NAME))
     config = _read_config(path) if (path / "config.json").is_file() else None
@@ -292,20 +312,27 @@ def _read_model_directory(path: Path, label: str) -> _Target:
     return _Target(path, [_Model(path, f"{label}, PyTorch", "fp32", None)], task.name, config, folder)
 
 
+def _search_settings(target: _Target) -> dict[str, Any] | None:
+    """What ``generation_config.json`` of an encoder-decoder says; None where there is none."""
+    if not target.generates or not (target.home / _SEARCH_SETTINGS).is_file():
+        return None
+    return _read_config(target.home, _SEARCH_SETTINGS)
+
+
 def _name_a_graph(folder: Path) -> str | None:
     """What to do about a folder that is no target but holds graphs; None where it holds none."""
     graphs = sorted(folder.rglob("*.onnx"))
     return f"give one of its graphs, such as {graphs[0]}" if graphs else None
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
+def _read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    path = folder / name
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelDirectoryError(f"config.json is not JSON: {error}", where=str(path)) from error
+        raise ModelDirectoryError(f"{name} is not JSON: {error}", where=str(path)) from error
     if not isinstance(config, dict):
-        raise ModelDirectoryError("config.json holds no object", where=str(path))
+        raise ModelDirectoryError(f"{name} holds no object", where=str(path))
     return config
 
 
@@ -333,7 +360,8 @@ def _require_like(targets: Sequence[_Target]) -> None:
     """Refuse targets whose times say nothing about each other."""
     first = next((target for target in targets if target.task is not None), targets[0])
     for target in targets:
-        if target.task not in (None, first.task) or target.is_image != first.is_image:
+        like = (target.is_image, target.generates) == (first.is_image, first.generates)
+        if target.task not in (None, first.task) or not like:
             raise UsageError(
                 f"the targets are for different tasks: {first.task} and {target.task or 'another'}",
                 where=f"{first.given} and {target.given}",
@@ -385,7 +413,10 @@ def _layers(sublayers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The report's ``layers`` from the manifest's, which hold an entry for each sublayer."""
     found: dict[str, dict[str, Any]] = {}
     for sublayer in sublayers:
-        name = sublayer["path"].rpartition(".")[0] or sublayer["path"]
+        layer_name, _, own = sublayer["path"].rpartition(".")
+        name = layer_name or own
+        if own == "cross_attention":
+            name = f"{layer_name}, cross-attention"
         empty = dict.fromkeys(("heads_before", "heads_after", "neurons_before", "neurons_after"))
         layer = found.setdefault(name, {"name": name, **empty})
         unit = "heads" if sublayer["kind"] == "attention" else "neurons"
@@ -421,7 +452,11 @@ def _reason(engine: str, provider: str) -> str | None:
 
 
 def _variants(
-    target: _Target, models: Sequence[_Model], providers: Sequence[str], names: _Names
+    target: _Target,
+    models: Sequence[_Model],
+    providers: Sequence[str],
+    names: _Names,
+    options: Mapping[str, Any],
 ) -> Iterator[tuple[Variant, _Model]]:
     """Each model on each provider that may run it."""
     for model in models:
@@ -437,7 +472,9 @@ def _variants(
                 provider=cast(ProviderName, provider),
                 precision=model.precision,
                 path=model.path,
+                options=options,
                 reason=_reason(engine, provider),
+                generates=target.generates,
             )
             yield variant, model
 
@@ -447,6 +484,12 @@ def _places(target: _Target, model: _Model, providers: Sequence[str]) -> list[tu
     if model.graph is None:
         places = [("torch", "cuda")] if "cuda" in providers else []
         return places if providers == ("cuda",) else [("torch", "torch"), *places]
+    if target.generates and (others := [name for name in providers if name not in _GENERATES_ON]):
+        raise UsageError(
+            f"encoder-decoders are not measured on '{others[0]}'",
+            where=str(target.given),
+            todo=f"choose from: {', '.join(_GENERATES_ON)}",
+        )
     places = [
         ("openvino" if provider == "openvino" else "onnxruntime", provider)
         for provider in providers
@@ -459,7 +502,8 @@ def _places(target: _Target, model: _Model, providers: Sequence[str]) -> list[tu
             todo="add a provider: --provider cpu (model directories run in PyTorch anyway)",
         )
     # TensorRT beside CUDA wherever it is there; quantized as we do it, it would leave nearly all to the CPU.
-    if "cuda" in providers and "tensorrt" not in providers and model.precision in ("fp32", "fp16"):
+    takes = model.precision in ("fp32", "fp16") and not target.generates
+    if "cuda" in providers and "tensorrt" not in providers and takes:
         if _reason("onnxruntime", "tensorrt") is None:
             places.append(("onnxruntime", "tensorrt"))
     return places

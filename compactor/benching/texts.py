@@ -18,6 +18,7 @@ from compactor.benching.datafiles import Table, shown
 from compactor.benching.inputs import InputSpec
 from compactor.errors import ModelDirectoryError, UsageError
 from compactor.runtime.bucketing import Examples
+from compactor.tasks import GENERATION
 
 # Columns by their usual names, in lower case; the first that is there.
 _PAIRS = (
@@ -28,6 +29,8 @@ _PAIRS = (
     ("text1", "text2"),
     ("text", "text_pair"),
 )
+_DOCUMENTS = ("document", "article", "text")
+_SUMMARIES = ("summary", "highlights", "target")
 _SINGLES = ("sentence", "text", "content", "review", "sentence1", "text1", "question")
 _LABELS = ("label", "labels", "gold_label", "class", "is_duplicate")
 _WORDS = ("tokens", "words")
@@ -72,16 +75,18 @@ class Labelled:
 
     Attributes:
         examples: The token ids.
-        references: The right answers, one an example: a label, an array of the words' tags, or the accepted answers,
-            none of which means that the question has no answer. None where the file has none.
+        references: The right answers, one an example: a label, an array of the words' tags, or the accepted answers or
+            summaries; a question without an accepted answer has none. None where the file has none.
         guides: What it takes to read an answer off the outputs: ``Words`` or ``Context``; None for one label a text.
         notes: What the reader should know.
+        longest_reference: Tokens of the longest summary; 0 where there are none.
     """
 
     examples: Examples
     references: Sequence[Label] | Sequence[NDArray[np.int64]] | Sequence[Answers] | None
     guides: Sequence[Words] | Sequence[Context] | None = None
     notes: tuple[str, ...] = ()
+    longest_reference: int = 0
 
 
 def tokenize(table: Table, spec: InputSpec, *, labelled: bool) -> Labelled:
@@ -102,6 +107,8 @@ def tokenize(table: Table, spec: InputSpec, *, labelled: bool) -> Labelled:
         return _tokenize_questions(table, spec, labelled=labelled)
     if spec.task == "token-classification":
         return _tokenize_words(table, spec, labelled=labelled)
+    if spec.task == GENERATION:
+        return _tokenize_documents(table, spec, labelled=labelled)
     return _tokenize_texts(table, spec, labelled=labelled and spec.task == "text-classification")
 
 
@@ -155,6 +162,25 @@ def _tokenize_questions(table: Table, spec: InputSpec, *, labelled: bool) -> Lab
     guides = [Context(text, encoding["spans"]) for text, encoding in zip(contexts, encoded, strict=True)]
     notes = _cut_note(cut, len(table.rows), encoder.limit, ", and an answer behind that cannot be found")
     return Labelled(encoder.join(encoded), references, guides, notes)
+
+
+def _tokenize_documents(table: Table, spec: InputSpec, *, labelled: bool) -> Labelled:
+    names = dict.fromkeys((*_DOCUMENTS, *(() if labelled else _SINGLES)))
+    column = table.find(*names)
+    if column is None:
+        raise _no_column(table, f"documents: none of {', '.join(names)}")
+    references: list[Answers] | None = None
+    encoder = _Encoder(spec, table)
+    longest = 0
+    if labelled:
+        summaries = table.find(*_SUMMARIES)
+        if summaries is None:
+            raise _missing(table, _SUMMARIES)
+        references = [(text,) for text in table.texts(summaries)]
+        longest = encoder.longest([text for (text,) in references])
+    encoded, cut = encoder.encode(table.texts(column))
+    notes = _cut_note(cut, len(table.rows), encoder.limit)
+    return Labelled(encoder.join(encoded), references, notes=notes, longest_reference=longest)
 
 
 def _find(table: Table, name: str) -> str:
@@ -281,7 +307,7 @@ class _Encoder:
 
     def __init__(self, spec: InputSpec, table: Table, *, needs_offsets: bool = False) -> None:
         self._spec, self._table, self._needs_offsets = spec, table, needs_offsets
-        self._tokenizer = _open_tokenizer(spec.folder)
+        self._tokenizer = open_tokenizer(spec.folder)
         if needs_offsets and not self._tokenizer.is_fast:
             raise ModelDirectoryError(
                 "this tokenizer does not say where in the text a token is",
@@ -318,6 +344,11 @@ class _Encoder:
                     encoded[i] = found
         self._check(encoded)
         return encoded, len(long)
+
+    def longest(self, targets: Sequence[str]) -> int:
+        """Tokens of the longest text that is to be written."""
+        encoded = self._tokenizer(text_target=list(targets), verbose=False)
+        return max(len(ids) for ids in encoded["input_ids"])
 
     def join(self, encoded: Sequence[dict[str, Any]]) -> Examples:
         """The token ids as examples."""
@@ -366,8 +397,12 @@ class _Encoder:
             )
 
 
-def _open_tokenizer(folder: Path | None) -> Any:
-    """The tokenizer in ``folder``, without the network and without code from there."""
+def open_tokenizer(folder: Path | None) -> Any:
+    """The tokenizer in ``folder``, without the network and without code from there.
+
+    Raises:
+        ModelDirectoryError: There is none, or it is damaged.
+    """
     if folder is None or not any(any(folder.glob(name)) for name in _TOKENIZER_FILES):
         raise ModelDirectoryError(
             "there is no tokenizer, so texts cannot become tokens",

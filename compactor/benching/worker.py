@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compactor.benching.plan import Variant
+from compactor.benching.plan import Part, Variant
 from compactor.errors import CompactorError
 from compactor.runtime.errors import ProviderUnavailableError
 from compactor.runtime.sampling import Clock, peak_memory_bytes, sample
@@ -57,11 +57,12 @@ def work(spec: Mapping[str, Any]) -> dict[str, Any]:
 
         return profile(spec)
 
-    from compactor.benching.engines import open_engine
+    from compactor.benching.engines import open_engine, open_generator
 
     before = peak_memory_bytes()
     start = time.perf_counter()
-    engine = open_engine(variant, threads=spec["threads"], spinning=spec["spinning"])
+    opened = open_generator if variant.generates else open_engine
+    engine: Any = opened(variant, threads=spec["threads"], spinning=spec["spinning"])
     load_ms = 1e3 * (time.perf_counter() - start)
     if spec["mode"] == "macs":
         from compactor.benching.counters import torch_macs
@@ -86,6 +87,8 @@ def _run_case(engine: Any, case: Mapping[str, Any], spec: Mapping[str, Any]) -> 
     """Time one case, or only run it; then keep the outputs where they are wanted."""
     import numpy as np
 
+    if case.get("part") is not None:
+        engine = engine.part(Part(**case["part"]))
     batches = []
     for file in case["files"]:
         with np.load(file) as arrays:

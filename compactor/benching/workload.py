@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from compactor.benching.datafiles import read_lengths, read_table
 from compactor.benching.inputs import InputSpec
-from compactor.benching.plan import Case, Scenario
+from compactor.benching.parts import Sizes, scoring_part, split_cases
+from compactor.benching.plan import Case, Part, Scenario
 from compactor.benching.quality import choose_metrics
 from compactor.benching.texts import Labelled, tokenize
 from compactor.errors import UsageError
@@ -88,6 +89,7 @@ class Workload:
                     "tokens": case.tokens,
                     "positions": case.positions,
                     "bucketed": case.bucketed,
+                    "part": None if case.part is None else _describe_part(case.part),
                 }
                 for case in self.cases
             ],
@@ -106,6 +108,7 @@ def plan_workload(
     metric: str | None = None,
     limit: int | None = None,
     seed: int = 0,
+    sizes: Sizes | None = None,
 ) -> Workload:
     """The inputs that the user asked for, written into ``folder``.
 
@@ -120,6 +123,7 @@ def plan_workload(
         metric: One or several, with commas; None takes the task's own.
         limit: Time at most this many examples of a file; None takes all.
         seed: Of the random tokens.
+        sizes: What to run of an encoder-decoder; None where the models have one graph.
 
     Raises:
         UsageError: The request contradicts itself, the file or the model.
@@ -132,11 +136,20 @@ def plan_workload(
     spec = InputSpec.from_config(
         targets.config, task=targets.task, folder=targets.tokenizer, image=targets.image, limit=targets.max_length
     )
+    parts = None if sizes is None else sizes.parts(spec.max_tokens)
     if lengths is not None:
-        return from_lengths(folder, lengths, spec, batches=batches, scenario=scenario, limit=limit, seed=seed)
-    if data is not None:
-        return from_data(folder, data, spec, batches=batches, scenario=scenario, limit=limit, metric=metric)
-    return synthetic(folder, spec, batches=batches, seqs=seqs, scenario=scenario, seed=seed)
+        workload = from_lengths(folder, lengths, spec, batches=batches, scenario=scenario, limit=limit, seed=seed)
+    elif data is not None:
+        workload = from_data(folder, data, spec, batches=batches, scenario=scenario, limit=limit, metric=metric)
+    else:
+        workload = synthetic(folder, spec, batches=batches, seqs=seqs, scenario=scenario, seed=seed)
+    if parts is not None:
+        start = targets.config.get("decoder_start_token_id")
+        workload.cases = split_cases(workload.cases, parts, spec, start=start, seed=seed)
+        if workload.scoring is not None and workload.labelled is not None:
+            part = scoring_part(targets.search, workload.labelled.longest_reference, spec.max_tokens)
+            workload.scoring = dataclasses.replace(workload.scoring, part=part)
+    return workload
 
 
 def synthetic(
@@ -327,6 +340,10 @@ def _from_examples(
         else:  # nothing to put together
             cases.append(_case(folder, f"batch {batch}", batch, examples, ordered))
     return Workload(kind, spec, cases, notes=notes, **common)
+
+
+def _describe_part(part: Part) -> dict[str, Any]:
+    return {"kind": part.kind, "past": part.past, "new_tokens": part.new_tokens, "beams": part.beams}
 
 
 def _spread(lengths: NDArray[np.int64], limit: int | None) -> Rows:

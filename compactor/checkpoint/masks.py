@@ -94,9 +94,9 @@ def _match(
     masked = []
     for layer in layers:
         members: list[tuple[str, MaskSettings, Mapping[int, torch.Tensor]]] = []
-        if layer.attention:
-            members += [(name, sparse_args.attention, scores.get(name, {})) for name in layer.attention.inputs]
-            output = layer.attention.output
+        for attention in layer.attentions:
+            members += [(name, sparse_args.attention, scores.get(name, {})) for name in attention.inputs]
+            output = attention.output
             members.append((output, sparse_args.attention_output, scores.get(output, {})))
         if layer.feed_forward:
             members += _feed_forward(layer.feed_forward.inputs, layer.feed_forward.output, scores, sparse_args.dense)

@@ -26,6 +26,10 @@ _ATTENTION_NAMES: tuple[tuple[str, str, str, str], ...] = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
     ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.out_proj"),
 )
+# What a decoder's layer has beside them to look at the encoder's states: BART, mBART, Marian, Pegasus.
+_CROSS_ATTENTION_NAMES = (
+    ("encoder_attn.q_proj", "encoder_attn.k_proj", "encoder_attn.v_proj", "encoder_attn.out_proj"),
+)
 _FEED_FORWARD_NAMES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("intermediate.dense",), "output.dense"),
     (("ffn.lin1",), "ffn.lin2"),
@@ -82,13 +86,22 @@ class FeedForwardNames:
 
 @dataclasses.dataclass(frozen=True)
 class LayerNames:
-    """One layer: its name in the checkpoint, its stack and number, and the blocks that were recognised."""
+    """One layer: its name in the checkpoint, its stack and number, and the blocks that were recognised.
+
+    ``cross_attention`` is what a decoder's layer has beside ``attention``: it looks at the encoder's states.
+    """
 
     module: str
     stack: str
     index: int
     attention: AttentionNames | None
     feed_forward: FeedForwardNames | None
+    cross_attention: AttentionNames | None = None
+
+    @property
+    def attentions(self) -> tuple[AttentionNames, ...]:
+        """Those that it has, over its own states and over the encoder's."""
+        return tuple(names for names in (self.attention, self.cross_attention) if names is not None)
 
 
 def find_layers(names: Collection[str]) -> tuple[LayerNames, ...]:
@@ -100,11 +113,12 @@ def find_layers(names: Collection[str]) -> tuple[LayerNames, ...]:
     modules = {name.removesuffix(".weight") for name in names if name.endswith(".weight")}
     layers = []
     for module in sorted(_layer_prefixes(modules), key=_natural):
-        attention = _find_attention(module, modules, names)
+        attention = _find_attention(module, _ATTENTION_NAMES, modules, names)
+        cross_attention = _find_attention(module, _CROSS_ATTENTION_NAMES, modules, names)
         feed_forward = _find_feed_forward(module, modules, names)
-        if attention or feed_forward:
+        if attention or cross_attention or feed_forward:
             stack, _, index = module.rpartition(".")
-            layers.append(LayerNames(module, stack, int(index), attention, feed_forward))
+            layers.append(LayerNames(module, stack, int(index), attention, feed_forward, cross_attention))
     return tuple(layers)
 
 
@@ -119,8 +133,10 @@ def _layer_prefixes(modules: Collection[str]) -> set[str]:
     return prefixes
 
 
-def _find_attention(layer: str, modules: Collection[str], names: Collection[str]) -> AttentionNames | None:
-    for local in _ATTENTION_NAMES:
+def _find_attention(
+    layer: str, known: Collection[tuple[str, str, str, str]], modules: Collection[str], names: Collection[str]
+) -> AttentionNames | None:
+    for local in known:
         query, key, value, output = (f"{layer}.{name}" for name in local)
         if query in modules and key in modules and value in modules and output in modules:
             unknown = _find_unknown(layer, local[0], (query, key, value, output), names)

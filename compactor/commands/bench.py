@@ -25,6 +25,7 @@ _RATES = ("variant", ">before, 1/s", ">after, 1/s", ">times as high", "verdict")
 _WITH_COMPARE = {"compare", "as_json", "quiet", "verbose"}
 _LARGEST_BATCH = 16_384
 _LARGEST_LENGTH = 1_000_000
+_LARGEST_BEAMS = 64
 
 
 class _Command(click.Command):
@@ -165,6 +166,19 @@ def _providers(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 @click.option("--profile", is_flag=True, help="Say where the time goes, by operator.")
 @click.option("--profile-layers", is_flag=True, help="Say it by layer too.")
 @click.option(
+    "--new-tokens",
+    type=click.IntRange(1, _LARGEST_LENGTH),
+    metavar="N",
+    help="Tokens that an encoder-decoder writes; by default 32.",
+)
+@click.option(
+    "--past",
+    callback=_sizes(_LARGEST_LENGTH),
+    metavar="LIST",
+    help="Tokens before a timed step of a decoder; by default 16,64.",
+)
+@click.option("--beams", callback=_sizes(_LARGEST_BEAMS), metavar="LIST", help="Of a decoder's search; by default 1,4.")
+@click.option(
     "-o", "--output", "out", type=click.Path(path_type=Path), metavar="DIR", help="Write report.json, .md and .html."
 )
 @click.option("--overwrite", is_flag=True, help="Replace an earlier report in DIR.")
@@ -202,6 +216,9 @@ def command(
     spinning: bool,
     profile: bool,
     profile_layers: bool,
+    new_tokens: int | None,
+    past: tuple[int, ...] | None,
+    beams: tuple[int, ...] | None,
     out: Path | None,
     overwrite: bool,
     allow_noisy: bool,
@@ -255,6 +272,9 @@ def command(
             spinning=spinning,
             profile=profile or profile_layers,
             profile_layers=profile_layers,
+            new_tokens=new_tokens,
+            past=past,
+            beams=beams,
             command=ctx.meta["typed"],
             progress=progress,
         )

@@ -41,10 +41,14 @@ from compactor.reporting.words import (
     measured,
     metric_name,
     metric_of,
+    part_of,
     primary_metric,
+    profiles_of,
     result_of,
 )
 
+_HALF = re.compile(r"(encoder|decoder)\.layers\.(\d+)(, cross-attention)?")
+_LAYER = re.compile(r"^(encoder|decoder)\.layers\.(\d+)\.")
 _SMALL = 10.5  # pixels
 _NAME = 12.5
 _NAMED_OPERATORS = 7  # as many as there are colours beside that of the rest
@@ -134,11 +138,14 @@ def throughput_figure(report: Report) -> Figure | None:
     cases = [case for case in report["workload"]["cases"] if not is_server(report)]
     drawings = []
     dashed = False
-    for index, seq in enumerate(dict.fromkeys(case["seq"] for case in cases)):
+    groups: dict[tuple[str, int | None], list[Mapping[str, Any]]] = {}
+    for case in cases:
+        groups.setdefault((_part_words(case), case["seq"]), []).append(case)
+    for index, ((part, seq), alike) in enumerate(groups.items()):
         lines = []
         for row in measured(report):
             for bucketed in (True, False):
-                chosen = [case for case in cases if case["seq"] == seq and case["bucketed"] in (bucketed, None)]
+                chosen = [case for case in alike if case["bucketed"] in (bucketed, None)]
                 if seq is not None and not bucketed:
                     continue  # lengths are all the same: one line
                 points = sorted(
@@ -150,7 +157,7 @@ def throughput_figure(report: Report) -> Figure | None:
                     lines.append((row, bucketed, points))
                     dashed = dashed or not bucketed
         if lines:
-            title = "real lengths" if seq is None else f"{seq} tokens"
+            title = part + ("real lengths" if seq is None else f"{seq} tokens")
             drawings.append(_throughput(report, f"throughput-{index}", title, lines))
     if not drawings:
         return None
@@ -211,26 +218,32 @@ def layers_figure(report: Report) -> Figure | None:
     if not drawings:
         return None
     caption = "Outline: the original model. Filled: what is left of it in the compact graph, layer by layer."
+    if any(_HALF.fullmatch(str(layer["name"])) for layer in layers):
+        caption += " e: encoder; d: decoder; x: the decoder's attention to the encoder."
     return Figure("layers", "What was kept", caption, tuple(drawings))
 
 
 def operators_figure(report: Report) -> Figure | None:
     """The share of each operator in a run, a bar for each profiled variant."""
-    rows = [row for row in report["variants"] if row["profile"] is not None and row["profile"]["operators"]]
+    rows = [
+        (name, profile)
+        for row in report["variants"]
+        for name, profile in profiles_of(report, row)
+        if profile["operators"]
+    ]
     if not rows:
         return None
     weights: dict[str, float] = {}
-    for row in rows:
-        for operator in row["profile"]["operators"]:
+    for _, profile in rows:
+        for operator in profile["operators"]:
             weights[operator["name"]] = weights.get(operator["name"], 0.0) + operator["share"]
     named = sorted(weights, key=lambda name: (-weights[name], name))[:_NAMED_OPERATORS]
 
     def paint(figure: Any) -> None:
         axes = pixels(figure)
-        for index, row in enumerate(rows):
+        for index, (name, profile) in enumerate(rows):
             top = 4 + 54 * index
-            profile = row["profile"]
-            axes.text(0, top + 11, shorten(row["name"], 26), fontsize=_NAME, fontweight="bold")
+            axes.text(0, top + 11, shorten(name, 30), fontsize=_NAME, fontweight="bold")
             each = f"{digits(profile['total_ms'])} ms a run"
             axes.text(WIDTH, top + 11, each, fontsize=_NAME, ha="right", color=MUTED)
             shares = dict.fromkeys(named, 0.0)
@@ -251,9 +264,9 @@ def operators_figure(report: Report) -> Figure | None:
                 left += width
 
     label = "Share of the time by operator: " + "; ".join(
-        f"{row['name']}: "
-        + ", ".join(f"{operator['name']} {percent(operator['share'])}" for operator in row["profile"]["operators"][:5])
-        for row in rows
+        f"{name}: "
+        + ", ".join(f"{operator['name']} {percent(operator['share'])}" for operator in profile["operators"][:5])
+        for name, profile in rows
     )
     keys = [Key(index + 1, _letter(index), name) for index, name in enumerate(named)]
     if len(weights) > len(named):
@@ -269,10 +282,10 @@ def operators_figure(report: Report) -> Figure | None:
 def layer_times_figure(report: Report) -> Figure | None:
     """The time of each layer in a run, a drawing for each variant that was profiled by layer."""
     drawings = []
-    for index, row in enumerate(report["variants"]):
-        layers = row["profile"]["layers"] if row["profile"] is not None else None
-        if layers:
-            drawings.append(_layer_times(f"layer-times-{index}", row, layers))
+    profiles = [pair for row in report["variants"] for pair in profiles_of(report, row)]
+    for index, (name, profile) in enumerate(profiles):
+        if profile["layers"]:
+            drawings.append(_layer_times(f"layer-times-{index}", name, profile["layers"]))
     if not drawings:
         return None
     caption = "Milliseconds of a run in each layer, by ONNX Runtime's profiler."
@@ -652,14 +665,14 @@ def _before_after(
     return draw(identity, 190, paint, label=label, title=title)
 
 
-def _layer_times(identity: str, row: Row, layers: Sequence[Mapping[str, Any]]) -> Drawing:
+def _layer_times(identity: str, name: str, layers: Sequence[Mapping[str, Any]]) -> Drawing:
     longest = max(layer["ms"] for layer in layers) or 1.0
 
     def paint(figure: Any) -> None:
         axes = pixels(figure)
         for index, layer in enumerate(layers):
             y = 10 + 20 * index
-            axes.text(0, y + 4, shorten(str(layer["name"]), 22), fontsize=_SMALL)
+            axes.text(0, y + 4, shorten(_LAYER.sub(r"\1 \2 ", str(layer["name"])), 25), fontsize=_SMALL)
             axes.barh(y, 98, left=140, height=12, color=TRACK)
             axes.barh(
                 y, 98 * layer["ms"] / longest, left=140, height=12, color=SERIES[0 if layer["name"] == "other" else 1]
@@ -667,10 +680,8 @@ def _layer_times(identity: str, row: Row, layers: Sequence[Mapping[str, Any]]) -
             words = f"{digits(layer['ms'])} ms · {percent(layer['share'])}"
             axes.text(WIDTH, y + 4, words, fontsize=_SMALL, ha="right")
 
-    label = f"Time by layer, {row['name']}: " + ", ".join(
-        f"{layer['name']} {percent(layer['share'])}" for layer in layers
-    )
-    return draw(identity, 20 * len(layers) + 2, paint, label=label, title=row["name"])
+    label = f"Time by layer, {name}: " + ", ".join(f"{layer['name']} {percent(layer['share'])}" for layer in layers)
+    return draw(identity, 20 * len(layers) + 2, paint, label=label, title=name)
 
 
 def _rounds(row: Row, case: str) -> Sequence[Sequence[float]]:
@@ -684,8 +695,19 @@ def _keys(report: Report, shown: set[str] | None = None) -> tuple[Key, ...]:
     return tuple(Key(numbers[row["id"]], names[row["id"]], row["name"]) for row in rows)
 
 
+def _part_words(case: Mapping[str, Any]) -> str:
+    """What a case runs of an encoder-decoder, for a title: its id without the inputs."""
+    return "" if part_of(case) is None else f"{case['id'].partition(', ')[0]}, "
+
+
 def _short_names(names: Sequence[str]) -> list[str]:
-    """The number at the end of each name where that tells them apart, else their places."""
+    """The number at the end of each name where that tells them apart, else their places.
+
+    Of an encoder-decoder the number behind an ``e`` or a ``d``, or an ``x`` for cross-attention.
+    """
+    halves = [_HALF.fullmatch(name) for name in names]
+    if all(halves):
+        return [f"{'x' if half[3] else half[1][0]}{half[2]}" for half in halves if half is not None]
     found = [re.findall(r"\d+", name) for name in names]
     last = [numbers[-1] if numbers else "" for numbers in found]
     if "" not in last and len(set(last)) == len(names):

@@ -23,8 +23,12 @@ from compactor.reporting.words import (
     measured,
     metric_name,
     metric_of,
+    part_of,
+    profiles_of,
     result_of,
 )
+
+_LEAST_SHARE = 1e-4  # of the largest output: less is rounding
 
 Tone = Literal["", "good", "bad", "muted", "code"]
 
@@ -83,10 +87,12 @@ def speed_table(report: Report) -> Table:
     with_p99 = any(result["summary"]["p99"] is not None for result in results)
     with_macs = any(result["macs_per_s"] is not None for result in results)
     with_share = any(result["share_of_peak"] is not None for result in results)
+    with_agreement = any(result.get("agreement") is not None for result in results)
     base = baseline_row(report)
     columns = ["variant", ">median, ms", ">p10 to p90", ">p95"]
     columns += [">p99"] * with_p99
     columns += [">against the baseline"] * (report["baseline"] is not None)
+    columns += [">outputs differ in"] * with_agreement
     columns += [">examples/s", ">tokens/s"]
     columns += [">MAC/s"] * with_macs + [">of the peak"] * with_share
 
@@ -107,6 +113,8 @@ def speed_table(report: Report) -> Table:
             found.append(Cell(digits(summary["p99"])) if summary["p99"] is not None else Cell("too few", "muted"))
         if report["baseline"] is not None:
             found.append(_ratio(report, row, base, result))
+        if with_agreement:
+            found.append(_agreement(report, row, result))
         found += [Cell(rate(throughput["examples_per_s"])), Cell(rate(throughput["tokens_per_s"]))]
         if with_macs:
             found.append(_rate_of_macs(result["macs_per_s"]))
@@ -128,6 +136,15 @@ def speed_table(report: Report) -> Table:
     )
     if with_p99:
         caption += " A p99 takes 1,000 samples."
+    if any(part_of(case) is not None for case in report["workload"]["cases"]):
+        caption += (
+            " Tokens are those written, batch × new tokens whatever the beams; the encoder's are those of the source."
+        )
+    if with_agreement:
+        caption += (
+            " Outputs differ from the baseline's, on the same inputs, in so many texts, or by so much of the largest "
+            "state or logit."
+        )
     if with_share:
         caption += " The peak is one large matrix product in the row's precision, measured in the same run."
     return Table("speed", "Speed", tuple(columns), groups, caption)
@@ -288,8 +305,8 @@ def layer_table(report: Report) -> Table:
 def profile_tables(report: Report) -> list[Table]:
     """Where the time goes, by operator and by layer, a table for each profiled variant."""
     tables = []
-    for index, row in enumerate(row for row in report["variants"] if row["profile"] is not None):
-        profile = row["profile"]
+    profiles = [(row, *pair) for row in report["variants"] for pair in profiles_of(report, row)]
+    for index, (row, name, profile) in enumerate(profiles):
         rows: tuple[tuple[Cell, ...], ...] = tuple(
             (
                 Cell(operator["name"]),
@@ -302,18 +319,16 @@ def profile_tables(report: Report) -> list[Table]:
             for operator in profile["operators"]
         )
         columns = ("operator", "runs on", ">nodes", ">ms a run", ">share", ">MACs")
-        caption = (
-            f"Case {profile['case']}, {profile['runs']} runs, by ONNX Runtime's profiler, which slows them a little."
-        )
-        tables.append(Table(f"operators-{index}", f"Operators: {row['name']}", columns, ((None, rows),), caption))
+        runs = f"{profile['runs']} run{'s' * (profile['runs'] != 1)}"
+        caption = f"Case {profile['case']}, {runs}, by ONNX Runtime's profiler, which slows them a little."
+        caption += _search_words(report, row, profile)
+        tables.append(Table(f"operators-{index}", f"Operators: {name}", columns, ((None, rows),), caption))
         if profile["layers"]:
             rows = tuple(
                 (Cell(layer["name"]), Cell(digits(layer["ms"])), Cell(percent(layer["share"])))
                 for layer in profile["layers"]
             )
-            tables.append(
-                Table(f"time-{index}", f"Layers: {row['name']}", ("layer", ">ms a run", ">share"), ((None, rows),))
-            )
+            tables.append(Table(f"time-{index}", f"Layers: {name}", ("layer", ">ms a run", ">share"), ((None, rows),)))
     return tables
 
 
@@ -436,6 +451,32 @@ def _ratio(report: Report, row: Row, base: Row | None, result: Mapping[str, Any]
     return Cell(with_interval(ratio), tone, note=ratio["verdict"])
 
 
+def _agreement(report: Report, row: Row, result: Mapping[str, Any]) -> Cell:
+    found = result.get("agreement")
+    if found is None:
+        return Cell("baseline" if row["id"] == report["baseline"] else "not compared", "muted")
+    if found["texts"] is not None:
+        different = found["texts"] - found["same_texts"]
+        return Cell(f"{different} of {found['texts']} texts") if different else Cell("no token", "good")
+    if found["max_abs_diff"] is None:
+        return Cell("not comparable", "bad")
+    share = found["max_abs_diff"] / found["max_abs"] if found["max_abs"] else found["max_abs_diff"]
+    return Cell(f"{100 * share:.2g} %" if share >= _LEAST_SHARE else f"below {100 * _LEAST_SHARE:g} %")
+
+
+def _search_words(report: Report, row: Row, profile: Mapping[str, Any]) -> str:
+    """How much of the time of a generated text is spent in the graphs; nothing about other cases."""
+    case = next((case for case in report["workload"]["cases"] if case["id"] == profile["case"]), None)
+    result = result_of(row, profile["case"])
+    part = None if case is None else part_of(case)
+    if case is None or part is None or part["kind"] != "generate" or case["batches"] > 1 or result is None:
+        return ""
+    return (
+        f" {digits(profile['total_ms'])} ms are in operators, and the median of the case is "
+        f"{digits(result['summary']['median'])} ms: the rest is the search, outside of the graphs."
+    )
+
+
 def _rate_of_macs(value: float | None) -> Cell:
     return Cell("not counted", "muted") if value is None else Cell(count(int(value)))
 
@@ -474,6 +515,8 @@ def _unknown() -> Cell:
 
 
 def _before_after(before: int | None, after: int | None) -> Cell:
+    if before is None and after is None:
+        return Cell("none", "muted")  # such as the neurons of an attention
     if before is None or after is None:
         return _unknown()
     return Cell(

@@ -18,6 +18,7 @@ from compactor.reporting.words import (
     is_server,
     metric_name,
     metric_of,
+    part_of,
     primary_metric,
     result_of,
     summary_sentence,
@@ -53,8 +54,9 @@ def _timing_rows(report: Report) -> tuple[list[str], list[list[str]]]:
     metric = primary_metric(report)
     compared = report["baseline"] is not None
     offline = report["settings"]["scenario"] == "offline"
+    written = any(part_of(case) is not None for case in report["workload"]["cases"])
     columns = ["variant", ">file", "case", ">median, ms", ">p90, ms"]
-    columns += [">examples/s"] * offline + [">against the baseline"] * compared
+    columns += [">examples/s"] * offline + [">tokens/s"] * written + [">against the baseline"] * compared
     columns += [f">{metric_name(metric)}"] if metric is not None else []
     columns += [">difference"] * (metric is not None and compared)
     rows = []
@@ -65,10 +67,11 @@ def _timing_rows(report: Report) -> tuple[list[str], list[list[str]]]:
             cells.append(case["id"])
             if result is None:
                 missing = absence(row, short=True) if row["status"] != "measured" else "not run"
-                cells += [missing] * (2 + offline + compared)
+                cells += [missing] * (2 + offline + written + compared)
             else:
                 cells += [digits(result["summary"]["median"]), digits(result["summary"]["p90"])]
                 cells += [rate(result["throughput"]["examples_per_s"])] * offline
+                cells += [rate(result["throughput"]["tokens_per_s"])] * written
                 cells += [_ratio(report, row, result)] * compared
             if metric is not None:
                 cells += _quality(report, row, metric, compared=compared) if index == 0 else [""] * (1 + compared)

@@ -61,13 +61,39 @@ def absence_in_full(row: Row) -> str:
 
 
 def describe_case(case: Mapping[str, Any]) -> str:
-    """Inputs in words: ``one 128-token request``, ``a batch of 8 × 128 tokens``."""
+    """Inputs in words: ``one 128-token request``, ``a batch of 8 × 128 tokens``; and what is made of them."""
+    return _with_part(case, _describe_inputs(case))
+
+
+def _describe_inputs(case: Mapping[str, Any]) -> str:
     if case["seq"] is not None:
         if case["batch"] == 1:
             return f"one {case['seq']}-token request"
         return f"a batch of {case['batch']} × {case['seq']} tokens"
     bucketed = ", bucketed by length" if case["bucketed"] else ""
     return "one request of real length" if case["batch"] == 1 else f"a batch of {case['batch']} requests{bucketed}"
+
+
+def part_of(case: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What of an encoder-decoder a case runs; None for a model with one graph, as in all older reports."""
+    part: Mapping[str, Any] | None = case.get("part")
+    return part
+
+
+def _with_part(case: Mapping[str, Any], inputs: str) -> str:
+    part = part_of(case)
+    if part is None:
+        return inputs
+    match part["kind"]:
+        case "generate":
+            search = "greedy search" if part["beams"] == 1 else f"{part['beams']} beams"
+            return f"{part['new_tokens']} new tokens for {inputs} ({search})"
+        case "step":
+            return f"one more token, after {part['past']}, for {inputs}"
+        case "first step":
+            return f"the decoder's first token for {inputs}"
+        case _:
+            return f"the encoder on {inputs}"
 
 
 def describe_workload(report: Report, case: Mapping[str, Any]) -> str:
@@ -79,7 +105,7 @@ def describe_workload(report: Report, case: Mapping[str, Any]) -> str:
     )
     width = f" of {case['seq']} tokens" if case["seq"] is not None else ""
     groups = f" in batches of {case['batch']}{bucketed}" if case["batch"] > 1 else " one at a time"
-    return f"{case['examples']:,} requests{width}{groups}"
+    return _with_part(case, f"{case['examples']:,} requests{width}{groups}")
 
 
 def is_server(report: Report) -> bool:
@@ -152,7 +178,9 @@ def _timing_words(report: Report, hero: Row) -> tuple[str, str]:
     first = hero["results"][0]
     base = baseline_row(report)
     base_first = result_of(base, first["case"])
-    head = f"{hero['name']} answers {describe_workload(report, cases[first['case']])} in {_time(report, first)}"
+    part = part_of(cases[first["case"]])
+    verb = "answers" if part is None else "writes" if part["kind"] == "generate" else "runs"
+    head = f"{hero['name']} {verb} {describe_workload(report, cases[first['case']])} in {_time(report, first)}"
     if base is None or hero is base:
         return head, _alone(report, hero)
     if first["ratio"] is not None and base_first is not None:
@@ -283,15 +311,22 @@ def _processes(number: int) -> str:
     return f"{number} process{'es' if number != 1 else ''} a variant"
 
 
+def profiles_of(report: Report, row: Row) -> list[tuple[str, Mapping[str, Any]]]:
+    """What was profiled of a row, with a name: the row's, and of an encoder-decoder the part's."""
+    found = row.get("profiles") or ([] if row["profile"] is None else [row["profile"]])
+    parts = {case["id"]: part_of(case) for case in report["workload"]["cases"]}
+    return [
+        (row["name"] if (part := parts.get(profile["case"])) is None else f"{row['name']}, {part['kind']}", profile)
+        for profile in found
+    ]
+
+
 def placement_words(report: Report) -> list[str]:
     """Where the nodes of each profiled variant ran, and every node that ran somewhere else."""
     lines = []
-    for row in report["variants"]:
-        profile = row["profile"]
-        if profile is None:
-            continue
+    for name, profile in (pair for row in report["variants"] for pair in profiles_of(report, row)):
         placed = ", ".join(f"{nodes:,} on {provider}" for provider, nodes in profile["placement"].items() if nodes)
         misplaced = profile["misplaced"]
         ending = f"; out of place: {'; '.join(misplaced)}" if misplaced else ""
-        lines.append(f"Nodes of {row['name']}: {placed}{ending}.")
+        lines.append(f"Nodes of {name}: {placed}{ending}.")
     return lines

@@ -71,7 +71,24 @@ PLANTED: list[Layer] = [
 
 def plant(layers: list[list[torch.nn.Linear]]) -> None:
     """A layer with every kind of dead structure, one without a live head, one without a live neuron."""
-    query, key, value, output, first, second = layers[0]
+    plant_every_kind(*layers[0])
+
+    _, _, value, output, _, _ = layers[1]
+    empty_attention(value, output)
+
+    *_, first, second = layers[2]
+    empty_feed_forward(first, second)
+
+
+def plant_every_kind(
+    query: torch.nn.Linear,
+    key: torch.nn.Linear,
+    value: torch.nn.Linear,
+    output: torch.nn.Linear,
+    first: torch.nn.Linear,
+    second: torch.nn.Linear,
+) -> None:
+    """Two dead heads, a uniform one, one with fewer channels; ten dead neurons."""
     output.weight[:, channels(0)] = 0  # dead: not read
     value.weight[channels(1)] = 0  # dead: constant, by its bias
     key.weight[channels(2)] = 0  # uniform, and one value channel less
@@ -82,11 +99,15 @@ def plant(layers: list[list[torch.nn.Linear]]) -> None:
     first.weight[:5] = 0  # the constant of their biases
     second.weight[:, 5:10] = 0  # not read
 
-    _, _, value, output, _, _ = layers[1]
+
+def empty_attention(value: torch.nn.Linear, output: torch.nn.Linear) -> None:
+    """Half of the heads are constant, half are not read."""
     value.weight[: 2 * HEAD_DIM] = 0
     output.weight[:, 2 * HEAD_DIM :] = 0
 
-    *_, first, second = layers[2]
+
+def empty_feed_forward(first: torch.nn.Linear, second: torch.nn.Linear) -> None:
+    """Half of the neurons are constant, half are not read."""
     first.weight[:12] = 0
     second.weight[:, 12:] = 0
 
@@ -187,3 +208,115 @@ def run_masked(model: Any, head: str, case: Case) -> dict[str, Any]:
     """The model's own outputs, in PyTorch."""
     result = model(**{name: torch.from_numpy(array) for name, array in case.feeds.items()})
     return {name: result[name].numpy() for name in OUTPUTS[head]}
+
+
+# Encoder-decoders
+
+# The start of the class names in transformers, the end of the class that generates, and what else the config says.
+ENCODER_DECODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "bart": ("Bart", "ForConditionalGeneration", {}),
+    "mbart": ("MBart", "ForConditionalGeneration", {"scale_embedding": True}),
+    "marian": ("Marian", "MTModel", {"scale_embedding": True, "activation_function": "swish"}),
+    "pegasus": ("Pegasus", "ForConditionalGeneration", {"scale_embedding": True, "activation_function": "relu"}),
+}
+
+
+def _attention(path: str, heads: int, qk: int, v: int, uniform: int = 0) -> Layer:
+    sizes = {"heads": [HEADS, heads], "qk_width": [HEAD_DIM, qk], "v_width": [HEAD_DIM, v]}
+    return {"path": path, "kind": "attention", **sizes, "uniform_heads": uniform}
+
+
+def _feed_forward(path: str, width: int) -> Layer:
+    return {"path": path, "kind": "feed_forward", "width": [NEURONS, width]}
+
+
+# What `plant_halves` leaves, as the manifest's `layers`.
+PLANTED_HALVES: list[Layer] = [
+    _attention("encoder.layers.0.attention", 2, 3, 3, 1),
+    _feed_forward("encoder.layers.0.feed_forward", 14),
+    _attention("encoder.layers.1.attention", 0, 0, 0),
+    _feed_forward("encoder.layers.1.feed_forward", 24),
+    _attention("decoder.layers.0.attention", 2, 3, 3, 1),
+    _attention("decoder.layers.0.cross_attention", 1, 3, 4),
+    _feed_forward("decoder.layers.0.feed_forward", 14),
+    _attention("decoder.layers.1.attention", 4, 4, 4),
+    _attention("decoder.layers.1.cross_attention", 0, 0, 0),
+    _feed_forward("decoder.layers.1.feed_forward", 0),
+]
+
+
+def plant_halves(encoder: Any, decoder: Any) -> None:
+    """Other heads and widths in each layer, and in both attentions of a decoder's layer."""
+    for stack in (encoder, decoder):
+        layer = stack.layers[0]
+        plant_every_kind(*projections(layer.self_attn), layer.fc1, layer.fc2)
+    _, _, value, output = projections(encoder.layers[1].self_attn)
+    empty_attention(value, output)
+    _, key, value, _ = projections(decoder.layers[0].encoder_attn)
+    value.weight[HEAD_DIM:] = 0
+    key.weight[2] = 0
+    _, _, value, output = projections(decoder.layers[1].encoder_attn)
+    empty_attention(value, output)
+    empty_feed_forward(decoder.layers[1].fc1, decoder.layers[1].fc2)
+
+
+def prune_evenly(encoder: Any, decoder: Any) -> None:
+    """Half of the heads and neurons, the same number everywhere."""
+    attentions = [layer.self_attn for stack in (encoder, decoder) for layer in stack.layers]
+    for attention in attentions + [layer.encoder_attn for layer in decoder.layers]:
+        attention.out_proj.weight[:, : 2 * HEAD_DIM] = 0
+    for layer in (*encoder.layers, *decoder.layers):
+        layer.fc2.weight[:, : NEURONS // 2] = 0
+
+
+def projections(attention: Any) -> list[torch.nn.Linear]:
+    """Query, key, value and output."""
+    return [attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj]
+
+
+@torch.no_grad()
+def build_encoder_decoder(
+    family: str = "bart",
+    head: str | None = None,
+    *,
+    planted: Callable[[Any, Any], None] | None = plant_halves,
+    seed: int = 0,
+    **changes: Any,
+) -> Any:
+    """A random model of two layers in each half, whose biases are not zero, with planted zeros."""
+    torch.manual_seed(seed)
+    name, generates, options = ENCODER_DECODERS[family]
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "d_model": WIDTH,
+        "max_position_embeddings": POSITIONS,
+        "decoder_start_token_id": 2,
+        "forced_eos_token_id": 2,
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "max_length": 20,
+    }
+    for half in ("encoder", "decoder"):
+        sizes |= {f"{half}_layers": 2, f"{half}_attention_heads": HEADS, f"{half}_ffn_dim": NEURONS}
+    config = getattr(transformers, f"{name}Config")(**{**sizes, **options, **changes})
+    model = getattr(transformers, f"{name}{head or generates}")(config).eval()
+    for parameter_name, parameter in model.named_parameters():
+        if parameter_name.endswith("bias"):
+            parameter.normal_(std=0.1)
+        elif "embed_positions" in parameter_name:
+            parameter.normal_()  # what is written depends on the place, and so is not one word again and again
+        elif "norm" not in parameter_name.lower():
+            parameter.normal_(std=0.35)
+    if hasattr(model, "final_logits_bias"):
+        model.final_logits_bias.normal_(std=0.2)
+    body = getattr(model, "model", model)
+    if planted:
+        planted(body.encoder, body.decoder)
+    return model
+
+
+def save_encoder_decoder(folder: Path, family: str = "bart", head: str | None = None, **options: Any) -> Path:
+    """Save what ``build_encoder_decoder`` makes, as transformers does."""
+    build_encoder_decoder(family, head, **options).save_pretrained(folder)
+    return folder

@@ -40,6 +40,9 @@ DEFAULTS = {
     "spinning": True,
     "profile": False,
     "profile_layers": False,
+    "new_tokens": None,
+    "past": None,
+    "beams": None,
 }
 
 
@@ -83,7 +86,7 @@ def test_passes_its_options_on(fake: Fake, tmp_path: Path) -> None:
         "bench compact other.onnx --baseline dense --provider cpu,cuda --provider openvino,cpu --threads 2"
         f" --batch 1,8,1 --data {tmp_path / 'data.tsv'} --scenario server --qps 12.5 --p99-bound 20 --duration 0.5"
         f" --metric accuracy,f1 --rounds 4 --quick --seed 3 --affinity {cpu} --no-spinning --profile-layers"
-        f" -o {tmp_path / 'out'} --overwrite"
+        f" --new-tokens 62 --past 16,64,16 --beams 4 -o {tmp_path / 'out'} --overwrite"
     )
     assert run(*shlex.split(typed)) == 0
     assert fake.targets == (Path("compact"), Path("other.onnx"))
@@ -107,6 +110,9 @@ def test_passes_its_options_on(fake: Fake, tmp_path: Path) -> None:
         "spinning": False,
         "profile": True,
         "profile_layers": True,
+        "new_tokens": 62,
+        "past": (16, 64),
+        "beams": (4,),
         "out": tmp_path / "out",
         "overwrite": True,
     }
@@ -240,6 +246,9 @@ def test_errors_keep_their_exit_codes(
         pytest.param("m --batch 1.5", "'1.5' is not a whole number", id="batch-broken"),
         pytest.param("m --batch 1000000", "'1000000' is not a whole number from 1 to 16,384", id="batch-absurd"),
         pytest.param("m --seq x", "'x' is not a whole number", id="seq"),
+        pytest.param("m --past 0", "'0' is not a whole number from 1 to 1,000,000", id="past"),
+        pytest.param("m --beams 1,99", "'99' is not a whole number from 1 to 64", id="beams"),
+        pytest.param("m --new-tokens 0", "0 is not in the range", id="new-tokens"),
         pytest.param("m --seq ²", "'²' is not a whole number", id="seq-superscript"),
         pytest.param("m --seq 99999999999", "is not a whole number from 1 to 1,000,000", id="seq-absurd"),
         pytest.param("m --seq 32 --data d", "--seq and --data are two sources of lengths", id="seq-data"),

@@ -122,6 +122,15 @@ def test_inspect_says_what_planting_left(family: str, tmp_path: Path) -> None:
     assert not found["skipped"]
 
 
+@pytest.mark.parametrize("family", families.ENCODER_DECODERS)
+def test_inspect_says_what_planting_left_of_an_encoder_decoder(family: str, tmp_path: Path) -> None:
+    """As above, with the tests of their export."""
+    found = inspect(families.save_encoder_decoder(tmp_path / "model", family)).to_json()
+    pairs = zip(found["layers"], families.PLANTED_HALVES, strict=True)
+    assert [{key: layer[key] for key in planted} for layer, planted in pairs] == families.PLANTED_HALVES
+    assert not found["skipped"]
+
+
 def _pairs(layers: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     return list(zip(layers, families.PLANTED, strict=True))
 

@@ -16,6 +16,7 @@ from tests.compactor.checkpoints import (
     config,
     hybrid_scores,
     modules,
+    scores_name,
     sparse_args,
     tensors,
     write,
@@ -173,6 +174,88 @@ def test_several_feed_forward_blocks_in_a_layer_are_numbered_as_in_the_graph(tmp
         *("layers.0.attention", "layers.0.feed_forward", "layers.0.feed_forward_2"),
         *("layers.1.attention", "layers.1.feed_forward"),
     ]
+
+
+# Encoder-decoders
+
+
+def bart_tensors():
+    """Two layers in each half, of which the decoder's look at the encoder's states as well."""
+    weights = {}
+    for half in ("encoder", "decoder"):
+        for name, tensor in tensors("other").items():
+            weights[name.replace("model.layers", f"model.{half}.layers")] = tensor
+            if half == "decoder" and "self_attn" in name:
+                crossing = name.replace("model.layers", "model.decoder.layers").replace("self_attn", "encoder_attn")
+                weights[crossing] = tensor.clone()
+    return weights
+
+
+def bart_config(**changes):
+    sizes = {"hidden_size": None, "num_attention_heads": None, "num_hidden_layers": None, "intermediate_size": None}
+    halves = {
+        f"{half}_{name}": size
+        for half in ("encoder", "decoder")
+        for name, size in (("layers", LAYERS), ("attention_heads", HEADS), ("ffn_dim", NEURONS))
+    }
+    return config("bart", **{**sizes, **halves, "d_model": WIDTH, "is_encoder_decoder": True, **changes})
+
+
+BART = [
+    *(f"encoder.layers.{layer}.{kind}" for layer in range(LAYERS) for kind in ("attention", "feed_forward")),
+    *(
+        f"decoder.layers.{layer}.{kind}"
+        for layer in range(LAYERS)
+        for kind in ("attention", "cross_attention", "feed_forward")
+    ),
+]
+
+
+def test_both_halves_of_an_encoder_decoder_by_the_names_of_its_export(tmp_path):
+    weights = bart_tensors()
+    for number, name in enumerate(("model.decoder.layers.1.self_attn", "model.decoder.layers.0.encoder_attn")):
+        weights[f"{name}.out_proj.weight"][:, : 4 * (number + 1)] = 0
+    weights["model.encoder.layers.1.fc1.weight"][:7] = 0
+    found = inspect(write(tmp_path, weights, bart_config()))
+    assert [layer.path for layer in found.layers] == BART
+    assert found.skipped == ()
+    left = {layer.path: layer.heads[1] if layer.kind == "attention" else layer.width[1] for layer in found.layers}
+    assert left.pop("decoder.layers.1.attention") == HEADS - 1
+    assert left.pop("decoder.layers.0.cross_attention") == HEADS - 2
+    assert left.pop("encoder.layers.1.feed_forward") == NEURONS - 7
+    assert set(left.values()) == {HEADS, NEURONS}
+    assert found.macs_per_token[0] == LAYERS * (3 * ATTENTION + 2 * FEED_FORWARD)
+    assert (found.removed.heads, found.removed.neurons) == (3, 7)
+
+
+def test_the_halves_may_have_other_numbers_of_heads(tmp_path):
+    found = inspect(write(tmp_path, bart_tensors(), bart_config(decoder_attention_heads=2)))
+    heads = {layer.path: layer.heads for layer in found.layers if layer.kind == "attention"}
+    assert {shape for path, shape in heads.items() if path.startswith("encoder")} == {(HEADS, HEADS)}
+    assert {shape for path, shape in heads.items() if path.startswith("decoder")} == {(2, 2)}
+
+
+def test_a_decoder_whose_number_of_heads_is_not_stated(tmp_path):
+    found = inspect(write(tmp_path, bart_tensors(), bart_config(decoder_attention_heads=None)))
+    assert [(skip.path, skip.reason) for skip in found.skipped] == [
+        (path, "the config states no number of heads")
+        for path in BART
+        if path.startswith("decoder") and not path.endswith("feed_forward")
+    ]
+
+
+def test_raw_masks_of_cross_attention_are_folded(tmp_path):
+    weights = bart_tensors()
+    for name in [name for name in weights if name.endswith(".weight") and "_attn." in name]:
+        weights[scores_name(name.removesuffix(".weight"))] = torch.ones(WIDTH // 4, WIDTH // 4)
+    crossing = "model.decoder.layers.0.encoder_attn"
+    weights[scores_name(f"{crossing}.v_proj")][:2] = -9
+    args = sparse_args(dense_pruning_method="disabled")
+    found = inspect(write(tmp_path, weights, bart_config(), masks=args))
+    assert found.format == "nn_pruning"
+    heads = {layer.path: layer.heads for layer in found.layers if layer.kind == "attention"}
+    assert heads.pop("decoder.layers.0.cross_attention") == (HEADS, HEADS - 2)
+    assert set(heads.values()) == {(HEADS, HEADS)}
 
 
 def test_shared_key_heads_are_skipped(tmp_path):

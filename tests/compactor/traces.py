@@ -1,4 +1,4 @@
-"""What makes small models fit for tests of an export: one trace for many exports, and int8 for small weights too."""
+"""What makes small models fit for tests of an export: one trace for many exports, and what is done to large weights."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ import onnx_ir as ir
 import pytest
 
 import compactor.building
+import compactor.building_decoders
 import compactor.pipeline
+import compactor.serialization
+from compactor.encoder_decoder import LoadedEncoderDecoder, trace_decoder, trace_encoder
 from compactor.importer import LoadedModel, trace
+from compactor.passes.quantize_embeddings import QuantizeEmbeddingsPass
 from compactor.passes.quantize_linears import QuantizeLinearsPass
+from compactor.passes.share_transposed_weights import ShareTransposedWeightsPass
 
 _kept: dict[tuple[str, str], ir.Model] = {}
 
@@ -27,10 +32,31 @@ def trace_once(monkeypatch: pytest.MonkeyPatch) -> None:
             _kept[key] = trace(loaded)
         return _kept[key].clone()
 
+    def encoder_traced(loaded: LoadedEncoderDecoder) -> ir.Model:
+        key = (loaded.where, "encoder")
+        if key not in _kept:  # both at once: tracing a half empties what is left of the other
+            encoder = trace_encoder(loaded)
+            _kept[loaded.where, "decoder"] = trace_decoder(loaded, encoder)
+            _kept[key] = encoder
+        return _kept[key].clone()
+
+    def decoder_traced(loaded: LoadedEncoderDecoder, encoder: ir.Model) -> ir.Model:
+        return _kept[loaded.where, "decoder"].clone()
+
     monkeypatch.setattr(compactor.building, "trace", traced)
+    monkeypatch.setattr(compactor.building_decoders, "trace_encoder", encoder_traced)
+    monkeypatch.setattr(compactor.building_decoders, "trace_decoder", decoder_traced)
 
 
 def quantize_small_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make int8 take every linear layer, where an export of a real model leaves the smallest in float32."""
     everything = functools.partial(QuantizeLinearsPass, min_elements=0)
     monkeypatch.setattr(compactor.pipeline, "QuantizeLinearsPass", everything)
+
+
+def treat_small_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make int8 take every linear layer and table, let tied tables be kept once, and matrices be shared by graphs."""
+    quantize_small_weights(monkeypatch)
+    for pass_class in (QuantizeEmbeddingsPass, ShareTransposedWeightsPass):
+        monkeypatch.setattr(compactor.pipeline, pass_class.__name__, functools.partial(pass_class, min_elements=0))
+    monkeypatch.setattr(compactor.serialization, "_SMALLEST_EXTERNAL", 100)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
@@ -40,11 +42,7 @@ def pruned(draw: st.DrawFn, **fixed: object) -> tuple[Architecture, Weights]:
     arch = draw(architectures(**fixed))
     weights = random_weights(arch, draw(st.integers(0, 9)))
     for layer in range(arch.layers):
-        _prune_attention(draw, arch, weights, layer)
-        _prune_feed_forward(draw, arch, weights, layer)
-        for name in ("query", "key", "value", "output", "up", "down"):
-            if draw(st.integers(0, 7)) == 0:
-                del weights[f"{layer}.{name}.bias"]
+        prune_layer(draw, arch, weights, layer, attentions=(f"{layer}",))
     if arch.layers == 2 and draw(st.booleans()):  # the exporter writes these once
         for name in [name for name in weights if name.startswith("0.")]:
             if draw(st.booleans()) and f"1.{name[2:]}" in weights:
@@ -52,7 +50,23 @@ def pruned(draw: st.DrawFn, **fixed: object) -> tuple[Architecture, Weights]:
     return arch, weights
 
 
-def _prune_attention(draw: st.DrawFn, arch: Architecture, weights: Weights, layer: int) -> None:
+def prune_layer(
+    draw: st.DrawFn, arch: Architecture, weights: Weights, layer: int, *, attentions: Sequence[str]
+) -> None:
+    """Plant dead structure into a layer; ``attentions`` are what the names of its attentions' weights begin with."""
+    for attention in attentions:
+        _prune_attention(draw, arch, weights, attention)
+    _prune_feed_forward(draw, arch, weights, layer)
+    for name in ("query", "key", "value", "output"):
+        for attention in attentions:
+            if draw(st.integers(0, 7)) == 0:
+                del weights[f"{attention}.{name}.bias"]
+    for name in ("up", "down"):
+        if draw(st.integers(0, 7)) == 0:
+            del weights[f"{layer}.{name}.bias"]
+
+
+def _prune_attention(draw: st.DrawFn, arch: Architecture, weights: Weights, layer: str) -> None:
     fates = (
         "alive",
         "no-value",

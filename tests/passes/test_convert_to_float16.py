@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 from hypothesis import given
+from onnx_ir.passes.common import ShapeInferencePass
 
 from compactor.passes.align_widths import AlignWidthsPass
 from compactor.passes.convert_to_float16 import ConvertToFloat16Pass
@@ -11,8 +14,11 @@ from compactor.passes.fuse_bias_gelu import FuseBiasGeluPass
 from compactor.passes.fuse_cuda_attention import FuseCudaAttentionPass
 from compactor.passes.fuse_skip_layer_norm import FuseSkipLayerNormPass
 from compactor.passes.label_layers import LabelLayersPass
+from tests.decoders import build_decoder, run_at_once, run_in_steps, texts, two_steps
 from tests.models import Architecture, Builder, build, random_weights
 from tests.passes.strategies import PROPERTY, architectures
+from tests.passes.test_attach_caches import ARCH as DECODER
+from tests.passes.test_attach_caches import compact, pruned_weights
 from tests.running import (
     PADDINGS,
     assert_same,
@@ -230,3 +236,19 @@ def test_any_model_still_runs_and_stays_close(arch):
         fusion(model)
     convert(model)
     assert_same(run32(model, feeds), before, 0.1)
+
+
+def test_the_caches_of_a_decoder_are_float16_and_nothing_else_of_its_border():
+    arch = dataclasses.replace(DECODER, dtype=np.float32)
+    weights = pruned_weights(arch)
+    text = texts(arch, rows=2, sequences=2)
+    expected = run_at_once(build_decoder(arch, weights), text, run32)
+    steps = two_steps(compact(arch, weights))
+    for graph in steps:
+        ShapeInferencePass()(graph)
+        FuseCudaAttentionPass()(graph)
+        convert(graph)
+        for value in (*graph.graph.inputs, *graph.graph.outputs):
+            is_cache = str(value.name).startswith(("past_key_values.", "present."))
+            assert (value.dtype == HALF) == is_cache, value
+    assert_same({"logits": run_in_steps(*steps, text, run32)}, {"logits": expected}, 0.05)

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 from hypothesis import given
+from onnx_ir.passes.common import ShapeInferencePass
 
 from compactor.passes.fuse_cuda_attention import FuseCudaAttentionPass
+from tests.decoders import build_decoder, run_at_once, run_in_steps, texts, two_steps
 from tests.models import Architecture, build
 from tests.passes.strategies import PROPERTY, architectures
+from tests.passes.test_attach_caches import ARCH as DECODER
+from tests.passes.test_attach_caches import compact, pruned_weights
 from tests.planting import attention_node
 from tests.running import (
     PADDINGS,
@@ -122,3 +128,39 @@ def test_any_attention_keeps_its_output(arch):
         assert result.refused and not result.modified
     else:
         assert_same(run32(model, feeds), before, 1e-4)
+
+
+# A decoder's caches
+
+
+def fused_decoder(arch):
+    """The cache-free graph of a pruned decoder, and its two steps with every attention fused."""
+    weights = pruned_weights(arch)
+    steps = two_steps(compact(arch, weights))
+    for graph in steps:
+        left = operators(graph)["Attention"]
+        ShapeInferencePass()(graph)
+        assert not FuseCudaAttentionPass()(graph).refused
+        assert operators(graph)["MultiHeadAttention"] == left and "Attention" not in operators(graph)
+    return build_decoder(arch, weights), steps
+
+
+@pytest.mark.parametrize("share", [1, 3])
+@pytest.mark.parametrize("optimize", [False, True])
+def test_a_decoder_keeps_its_caches_and_its_logits(share, optimize):
+    arch = dataclasses.replace(DECODER, dtype=np.float32)
+    model, steps = fused_decoder(arch)
+    text = texts(arch, rows=2 * share, sequences=2)
+    found = run_in_steps(*steps, text, lambda graph, feeds: run32(graph, feeds, optimize=optimize))
+    np.testing.assert_allclose(found, run_at_once(model, text, run32), rtol=1e-4, atol=1e-4)
+
+
+def test_cached_keys_go_into_the_operator_as_they_are():
+    _, (first, following) = fused_decoder(dataclasses.replace(DECODER, dtype=np.float32))
+    fused = [node for node in following.graph if node.op_type == "MultiHeadAttention"]
+    for node in fused:
+        cached = [value.name for value in node.inputs if value is not None and value.is_graph_input()]
+        assert len(cached) == 2 and cached[0].endswith(".key") and cached[1].endswith(".value")
+    assert sum(len(node.outputs) == 3 for node in fused) == sum(
+        ".decoder.key" in str(v.name) for v in first.graph.outputs
+    )

@@ -5,6 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from compactor.passes.label_layers import LabelLayersPass
+from tests.decoders import build_decoder
 from tests.models import Architecture, build
 from tests.running import assert_rewrites_once
 
@@ -74,6 +75,37 @@ def test_a_second_feed_forward_in_a_layer_gets_a_number():
     model.graph.outputs[:] = [more.outputs[0]]
     LabelLayersPass()(model)
     assert labels(model)["dense"] == "layers.0.feed_forward_2"
+
+
+def test_a_decoders_layer_has_two_attentions_of_one_number():
+    model = build_decoder(Architecture(layers=2))
+    result = assert_rewrites_once(LabelLayersPass(stack="decoder"), model, labelled_sublayer=6)
+    assert [event.layer for event in result.applied] == [
+        f"decoder.layers.{layer}.{kind}"
+        for layer in (0, 1)
+        for kind in ("attention", "cross_attention", "feed_forward")
+    ]
+    found = labels(model)
+    for name in ("query", "key", "value", "attention", "output", "residual"):
+        assert found[f"1.{name}"] == "decoder.layers.1.attention"
+        assert found[f"1.cross.{name}"] == "decoder.layers.1.cross_attention"
+    assert found["logits"] is None
+
+
+def test_the_name_of_the_stack_stands_before_every_label():
+    model = build(Architecture(layers=2))
+    result = LabelLayersPass(stack="encoder")(model)
+    assert [event.layer for event in result.applied][:2] == [
+        *("encoder.layers.0.attention", "encoder.layers.0.feed_forward"),
+    ]
+
+
+def test_other_states_than_the_encoders_are_no_cross_attention():
+    """The input's name is what says so: a second input of any other name makes an attention of its own."""
+    model = build_decoder(Architecture())
+    next(value for value in model.graph.inputs if value.name == "encoder_hidden_states").name = "states"
+    result = LabelLayersPass()(model)
+    assert [event.layer for event in result.applied][:2] == ["layers.0.attention", "layers.1.attention"]
 
 
 def _weight(model):

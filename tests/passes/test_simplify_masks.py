@@ -3,11 +3,13 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from compactor.passes.simplify_masks import SimplifyMasksPass
+from tests.decoders import build_decoder, run_at_once, texts
 from tests.models import Architecture, build, random_weights
 from tests.passes.strategies import PROPERTY, architectures
 from tests.planting import attention_node
@@ -90,3 +92,38 @@ def test_keeps_the_output_of_any_model(arch, mask, seed, padding):
     before = run64(model, feeds)
     assert_rewrites_once(SimplifyMasksPass(), model, padding_mask=arch.layers)
     assert_same(run64(model, feeds), before)
+
+
+# Decoders: the padding is the encoder's, the queries are the decoder's
+
+
+def masks_of(model):
+    return [node.inputs[3] for node in model.graph if node.op_type == "Attention"]
+
+
+def test_cross_attention_gets_the_encoders_padding_for_the_decoders_queries():
+    arch = Architecture(layers=2)
+    model = build_decoder(arch, cross_mask="additive")
+    text = texts(arch, rows=3, sequences=3)
+    before = run_at_once(model, text, run64)
+
+    assert_rewrites_once(SimplifyMasksPass(), model, padding_mask=2)
+
+    causal, padding = dict.fromkeys(masks_of(model))
+    assert causal.name == "causal_mask", "that of self-attention stays as it is"
+    assert list(map(str, padding.shape)) == ["batch", "1", "length", "keys"]
+    assert padding.dtype == ir.DataType.BOOL
+    np.testing.assert_allclose(run_at_once(model, text, run64), before, rtol=1e-10, atol=1e-10)
+
+
+def test_onnx_runtime_runs_the_plain_form_of_a_decoder():
+    arch = Architecture(dtype=np.float32)
+    model = build_decoder(arch, cross_mask="additive")
+    text = texts(arch, rows=2, sequences=2)
+    SimplifyMasksPass()(model)
+    np.testing.assert_allclose(run_at_once(model, text, run32), run_at_once(model, text, run64), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mask", ["plain", "soft", "none"])
+def test_leaves_other_masks_of_cross_attention_alone(mask):
+    assert_untouched(SimplifyMasksPass(), build_decoder(Architecture(), cross_mask=mask))

@@ -1,7 +1,8 @@
 """The engines that run a variant, each behind the same three words: open, prepare, run.
 
 An engine is imported when it is opened, so a process that times ONNX Runtime never loads PyTorch. Each has a file of
-its own: ``ort.py``, ``openvino.py``, ``torch.py``, ``ctranslate2.py``.
+its own: ``ort.py``, ``openvino.py``, ``torch.py``, ``ctranslate2.py``. Encoder-decoders have engines of their own,
+``ort_generation.py`` and ``torch_generation.py``: what is prepared and run there is a ``part`` of the model.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from compactor.benching.plan import Variant
+from compactor.benching.plan import Part, Variant
 from compactor.errors import UsageError
 
 # Where each engine can run; "openvino" and "torch" are names of --provider and mean the CPU.
@@ -84,6 +85,46 @@ def open_engine(variant: Variant, *, threads: int, spinning: bool) -> Engine:
             from compactor.benching.engines.torch import TorchEngine
 
             return TorchEngine(variant, threads=threads, spinning=spinning)
+
+
+class Generator(Protocol):
+    """An encoder-decoder that is loaded.
+
+    Attributes:
+        environment: As of an ``Engine``.
+        input_names: What its encoder reads.
+    """
+
+    environment: dict[str, Any]
+    input_names: tuple[str, ...]
+
+    def part(self, part: Part) -> Any:
+        """What prepares and runs a part of it, as an ``Engine`` does."""
+        ...
+
+
+def open_generator(variant: Variant, *, threads: int, spinning: bool) -> Generator:
+    """Load an encoder-decoder.
+
+    Args:
+        variant: What to load, and where to run it.
+        threads: Threads of one operator.
+        spinning: Let idle threads wait busily, where the engine can be told.
+
+    Raises:
+        UsageError: The engine does not run encoder-decoders.
+        ModelDirectoryError: The model is missing or damaged.
+        ProviderUnavailableError: The engine or the provider is not installed, or has no device.
+    """
+    if variant.engine == "onnxruntime":
+        from compactor.benching.engines.ort_generation import OrtGenerator
+
+        return OrtGenerator(variant, threads=threads, spinning=spinning)
+    if variant.engine == "torch":
+        from compactor.benching.engines.torch_generation import TorchGenerator
+
+        return TorchGenerator(variant, threads=threads, spinning=spinning)
+    raise UsageError(f"{variant.engine} does not run encoder-decoders here", where=variant.name)
 
 
 def not_run_reason(engine: str, provider: str) -> str | None:

@@ -44,7 +44,7 @@ class OrtEngine:
         provider = Provider(variant.provider)
         options = provider_options(provider, variant)
         self._where = str(variant.path)
-        self._session = _open(variant.path, provider, options, threads=threads, spinning=spinning)
+        self._session = open_graph(variant.path, provider, options, threads=threads, spinning=spinning)
         self._types = {entry.name: _numpy_type(entry, self._where) for entry in self._session.get_inputs()}
         self._outputs = [entry.name for entry in self._session.get_outputs()]
         device_id = int(options.get("device_id", 0))
@@ -91,7 +91,13 @@ def provider_options(provider: Provider, variant: Variant) -> dict[str, str]:
     return options | dict(variant.options.get("provider_options", {}))
 
 
-def _open(path: Path, provider: Provider, options: dict[str, str], *, threads: int, spinning: bool) -> Any:
+def open_graph(path: Path, provider: Provider, options: dict[str, str], *, threads: int, spinning: bool) -> Any:
+    """A session.
+
+    Raises:
+        ModelDirectoryError: ONNX Runtime cannot open the file.
+        ProviderUnavailableError: The provider does not start.
+    """
     try:
         return open_session(path, provider=provider, threads=threads, allow_spinning=spinning, provider_options=options)
     except ProviderUnavailableError:

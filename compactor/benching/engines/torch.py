@@ -51,8 +51,8 @@ class TorchEngine:
         import torch
         import transformers
 
-        device = _device(variant.provider)
-        _set_threads(threads)
+        device = choose_device(variant.provider)
+        set_threads(threads)
         tf32 = bool(variant.options.get("tf32", False))
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         loaded = _load(variant)
@@ -108,7 +108,12 @@ class TorchEngine:
             return {name: results[name].cpu().float().numpy() for name in self._task.outputs}
 
 
-def _device(provider: str) -> str:
+def choose_device(provider: str) -> str:
+    """PyTorch's name of the device.
+
+    Raises:
+        ProviderUnavailableError: It sees none.
+    """
     import torch
 
     if provider != "cuda":
@@ -123,7 +128,7 @@ def _device(provider: str) -> str:
     return "cuda"
 
 
-def _set_threads(threads: int) -> None:
+def set_threads(threads: int) -> None:
     """Threads of one operator; one operator at a time."""
     import torch
 

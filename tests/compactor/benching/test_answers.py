@@ -10,6 +10,7 @@ from compactor.benching.inputs import InputSpec
 from compactor.benching.texts import Context, Labelled, Words
 from compactor.errors import MeasurementError
 from compactor.runtime.bucketing import Examples
+from tests.compactor.benching import summarizers
 
 FILL = {"input_ids": 0}
 
@@ -161,3 +162,16 @@ def test_the_best_span_is_the_best_of_all(values, longest):
         assert found is not None
         assert found[0] == max(pairs)[0]
         assert found in pairs
+
+
+# Texts
+
+
+def test_written_tokens_become_text_without_what_is_special(tmp_path):
+    task = InputSpec(summarizers.VOCABULARY, task="text2text-generation", folder=summarizers.save_tokenizer(tmp_path))
+    labelled = Labelled(examples(3, 3), [("good film",), ("film",)])
+    good, film = (4 + summarizers.WORDS.index(word) for word in ("good", "film"))
+    batch = {"sequences": np.array([[2, 0, good, film, 2], [2, film, 2, 1, 1]])}
+    assert predict(task, labelled, [batch]) == ["good film", "film"]
+    with pytest.raises(MeasurementError, match="there is no output 'sequences' among logits"):
+        predict(task, labelled, [{"logits": np.zeros((2, 3))}])

@@ -124,7 +124,7 @@ def test_layers_come_from_the_manifest(tmp_path: Path) -> None:
     assert resolve_targets([graph(tmp_path / "a.onnx")]).layers is None
 
 
-def test_a_layer_with_two_attentions_shows_the_first(tmp_path: Path) -> None:
+def test_cross_attention_is_a_row_of_its_own(tmp_path: Path) -> None:
     compact = artefact(tmp_path / "compact")
     manifest = json.loads((compact / "compactor.json").read_text())
     cross = manifest["layers"][0] | {"path": "layers.0.cross_attention", "heads": [8, 2]}
@@ -132,7 +132,12 @@ def test_a_layer_with_two_attentions_shows_the_first(tmp_path: Path) -> None:
     (compact / "compactor.json").write_text(dump_manifest(manifest))
     layers = resolve_targets([compact]).layers
     assert layers is not None
-    assert (layers[0]["heads_before"], layers[0]["heads_after"], len(layers)) == (12, 3, 2)
+    assert [(layer["name"], layer["heads_before"], layer["heads_after"]) for layer in layers] == [
+        ("layers.0", 12, 3),
+        ("layers.0, cross-attention", 8, 2),
+        ("layers.1", 12, 0),
+    ]
+    assert layers[1]["neurons_before"] is None
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from compactor.benching.datafiles import read_table
 from compactor.benching.inputs import InputSpec
 from compactor.benching.texts import tokenize
 from compactor.errors import ModelDirectoryError, UsageError
+from tests.compactor.benching import summarizers
 from tests.compactor.benching.texts import CONFIG, ids, write_tokenizer
 
 
@@ -218,3 +219,40 @@ def test_the_labelled_sentences_of_the_example(root, example_checkpoint):
     assert sum(found.references) == 444
     assert found.examples.lengths.max() == 55
     assert found.notes == ()
+
+
+# Summaries
+
+
+def test_documents_and_what_is_to_be_written_of_them(tmp_path):
+    folder = summarizers.save_tokenizer(tmp_path / "home")
+    spec = InputSpec(summarizers.VOCABULARY, max_tokens=6, task="text2text-generation", folder=folder)
+    table = read_table(summarizers.write_data(tmp_path / "data.jsonl"))
+    found = tokenize(table, spec, labelled=True)
+    assert found.references[0] == ("good film",) and found.longest_reference == 5  # <s> the film is </s>
+    assert found.examples.lengths.tolist() == [6, 6, 6, 5, 6, 4]
+    assert found.notes == ("3 of 6 texts were cut to the model's 6 tokens.",)
+    plain = tokenize(table, spec, labelled=False)
+    assert plain.references is None and plain.longest_reference == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "labelled", "message"),
+    [
+        ({"summary": "a"}, True, "there is no column of documents: none of document, article, text"),
+        ({"sentence": "a", "summary": "a"}, True, "there is no column of documents"),
+        ({"text": "a"}, True, "there are no labels: no column summary or highlights or target among text"),
+        ({"text": "a", "summary": 3}, True, "'summary' of line 1 is not text: 3"),
+        ({"sentence": "a film"}, False, None),
+    ],
+)
+def test_columns_of_summaries(tmp_path, row, labelled, message):
+    folder = summarizers.save_tokenizer(tmp_path / "home")
+    spec = InputSpec(summarizers.VOCABULARY, task="text2text-generation", folder=folder)
+    file = tmp_path / "data.jsonl"
+    file.write_text(json.dumps(row))
+    if message is None:
+        assert len(tokenize(read_table(file), spec, labelled=labelled).examples) == 1
+    else:
+        with pytest.raises(UsageError, match=message):
+            tokenize(read_table(file), spec, labelled=labelled)

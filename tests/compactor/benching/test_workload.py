@@ -20,7 +20,7 @@ from compactor.errors import ExitCode, ModelDirectoryError, UsageError
 from compactor.runtime.bucketing import Examples
 from tests.compactor.benching.texts import CONFIG, SPECIAL, ids, write_tokenizer
 
-CASE_KEYS = {"id", "batch", "seq", "batches", "examples", "tokens", "positions", "bucketed"}
+CASE_KEYS = {"id", "batch", "seq", "batches", "examples", "tokens", "positions", "bucketed", "part"}
 INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 
 
@@ -253,6 +253,7 @@ def test_the_block_of_the_report(tmp_path, home, write):
         "tokens": 16,
         "positions": 21,
         "bucketed": True,
+        "part": None,
     }
     empty = synthetic(tmp_path, spec_for(home), batches=(1,), seqs=(3,)).to_json()
     assert (empty["kind"], empty["file"], empty["sha256"], empty["examples"], empty["lengths"]) == (

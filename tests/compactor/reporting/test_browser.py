@@ -9,6 +9,7 @@ import pytest
 
 from compactor.reporting.page import render_html
 from tests.compactor.reporting.browser import Looked, find_chromium, look_at, print_page
+from tests.compactor.reporting.parts import make_parts_report
 from tests.compactor.reports import KINDS, make_report
 
 pytestmark = pytest.mark.skipif(
@@ -26,6 +27,7 @@ FIGURES = {
     "offline": TIMED,
     "hostile": TIMED,
     "many": TIMED,
+    "parts": TIMED,
     "server": ["server", "pareto", "layers", "operators", "layer-times"],
     "bare": ["latency"],
     "nothing": [],
@@ -42,6 +44,7 @@ def pages() -> dict[str, str]:
             names=HOSTILE, title="<b>" + "long" * 80, reasons=["<i>" + "busy" * 50], interrupted=True),
         "many": make_report(
             variants=tuple(KINDS), cases=("1x32", "1x128", "1x384", "8x32", "8x128", "8x384", "32x128")),
+        "parts": make_parts_report(("1x128", "8x128")),
         "bare": make_report(
             variants=("compact-int8",), cases=("1x128",), baseline=None, quality=False, profile=False, layers=False,
             peak=False, rounds=1,
