@@ -50,13 +50,14 @@ class Workload:
 
     @property
     def generation(self) -> dict[str, Any]:
-        """Arguments of ``generate``: no more and no fewer tokens than asked for."""
+        """Arguments of ``generate``: no more and no fewer tokens than asked for, behind the one it starts with."""
+        length = 1 + self.tokens
         return {
             "num_beams": self.beams,
             "do_sample": False,
             "early_stopping": False,
-            "min_new_tokens": self.tokens,
-            "max_new_tokens": self.tokens,
+            "min_length": length,
+            "max_length": length,
         }
 
 

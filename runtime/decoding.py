@@ -22,7 +22,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .sessions import open_session
+from .sessions import open_with_options, session_options
 
 ENCODER, FIRST, NEXT = "encoder_model", "decoder_model", "decoder_with_past_model"
 SUFFIXES: Mapping[str, str] = {"fp32": "", "int8": "_quantized", "fp16": "_fp16"}
@@ -93,9 +93,9 @@ class CachedDecoder:
 
     @classmethod
     def open(cls, folder: str | Path, *, precision: str = "fp32", provider: str = "cpu", **options: Any) -> Self:
-        """Open both graphs of an artefact. ``options`` are those of ``open_session``."""
+        """Open both graphs of an artefact. ``options`` are those of ``open_in_turn``."""
         sessions = [
-            open_session(graph_path(folder, graph, precision), provider=provider, **options) for graph in (FIRST, NEXT)
+            open_in_turn(graph_path(folder, graph, precision), provider=provider, **options) for graph in (FIRST, NEXT)
         ]
         return cls(*sessions, device="cpu" if provider == "cpu" else "cuda")
 
@@ -132,6 +132,24 @@ class CachedDecoder:
             logits, caches = self.step(tokens[:, place : place + 1], mask, caches)
             pieces.append(logits.numpy())
         return np.concatenate(pieces, axis=1)
+
+
+def open_in_turn(path: str | Path, *, provider: str = "cpu", **options: Any) -> Any:
+    """Open a session that takes turns with others: its threads rest as soon as a run has ended.
+
+    They would go on waiting busily, on cores that the next session's threads are about to use.
+
+    Args:
+        path: The graph.
+        provider: As of ``open_session``.
+        **options: Those of ``session_options``.
+
+    Raises:
+        ProviderUnavailableError: The provider is not installed, or does not start.
+    """
+    chosen = session_options(**options)
+    chosen.add_session_config_entry("session.force_spinning_stop", "1")
+    return open_with_options(path, chosen, provider=provider)
 
 
 def run_on(session: Any, feeds: Mapping[str, Any], device: str) -> dict[str, Any]:

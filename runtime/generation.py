@@ -20,8 +20,7 @@ import torch
 from transformers import AutoConfig, GenerationConfig, GenerationMixin, PretrainedConfig
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
-from .decoding import ENCODER, CachedDecoder, Caches, graph_path, run_on
-from .sessions import open_session
+from .decoding import ENCODER, CachedDecoder, Caches, graph_path, open_in_turn, run_on
 
 _NOT_KEPT = ("output_attentions", "output_hidden_states")
 
@@ -66,7 +65,7 @@ class EncoderDecoder(GenerationMixin):  # type: ignore[misc]  # transformers is 
             settings = GenerationConfig.from_pretrained(folder)
         else:
             settings = GenerationConfig.from_model_config(config)
-        encoder = open_session(graph_path(folder, ENCODER, precision), provider=provider, threads=threads)
+        encoder = open_in_turn(graph_path(folder, ENCODER, precision), provider=provider, threads=threads)
         decoder = CachedDecoder.open(folder, precision=precision, provider=provider, threads=threads)
         return cls(encoder, decoder, config, settings)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import transformers
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 HEAD_DIM = 8
 
 
@@ -16,7 +16,7 @@ def save_text_model(folder: Path, class_name: str, tokenizer: Path) -> Path:
     """A two-layer BERT of ``class_name`` with dead heads and neurons, and the tokenizer of another folder."""
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=12062,
+        vocab_size=13458,
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=4,
