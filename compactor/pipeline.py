@@ -75,7 +75,9 @@ def structure() -> list[AnyPass]:
 
 def caching(step: Step, target: str) -> list[AnyPass]:
     """From a compact decoder without a cache to the graph of one step of generation."""
-    aligned = [AlignWidthsPass(head=8, neurons=8), common.ShapeInferencePass()] if target == "cuda" else []
+    aligned: list[AnyPass] = []
+    if target == "cuda":  # before the caches get their shapes; MultiHeadAttention wants those of keys and values equal
+        aligned = [AlignWidthsPass(head=8, neurons=8, same=True), common.ShapeInferencePass()]
     return [*aligned, AttachCachesPass(step=step, explicit=target == "portable"), common.ShapeInferencePass()]
 
 

@@ -40,7 +40,8 @@ class FuseCudaAttentionPass(RewritePass):
     """Replace each 3-D ``Attention``, and the 4-D one of a cross-attention on its cache, by ``MultiHeadAttention``.
 
     Left alone, with the reason: an attention that is in neither form with its scale pinned, whose query heads share
-    keys, with a soft cap or exposed logits, or with a mask that is not (B or 1, H or 1, S, S).
+    keys, whose cached keys and values differ in width, with a soft cap or exposed logits, or with a mask that is not
+    (B or 1, H or 1, S, S).
     """
 
     name: ClassVar[str] = "fuse-cuda-attention"
@@ -97,7 +98,10 @@ def _match(node: ir.Node) -> _Found:
     query, key, value = node.inputs[:3]
     if query is None or key is None or value is None:
         raise NoMatch("an operand is missing")
-    past = tuple(cached for cached in node.inputs[4:6] if cached is not None)
+    past = tuple(each for each in node.inputs[4:6] if each is not None)
+    cached = past if heads else (key, value)
+    if len({last_dim(each) for each in cached}) > 1:
+        raise NoMatch("cached keys and values are not equally wide: run align-widths with 'same' first")
     found = _Found((query, key, value), past, heads, node.outputs[0]) if heads else _match_cached(node, key, value)
     mask = _mask(node)
     check_mask(mask, found.heads, ir.DataType.FLOAT)

@@ -75,6 +75,10 @@ def made(run: sst2.Run) -> dict[str, Any]:
     return sst2.make_row(run, facts, judged, "1" * SENTENCES, answers(RIGHT["dense"]))
 
 
+def run_called(name: str) -> sst2.Run:
+    return next(run for run in sst2.RUNS if run.id == name)
+
+
 def make_result(*, rows: Mapping[str, Mapping[str, Any]] | None = None, timed: bool = True) -> dict[str, Any]:
     """Of all runs, those in ``rows`` changed."""
     found = [{**made(run), **(rows or {}).get(run.id, {})} for run in (*sst2.RUNS, sst2.OTHERS)]
@@ -153,6 +157,7 @@ def test_every_question_of_the_paper_has_its_runs() -> None:
     assert families == {
         "dense": 1,
         "hybrid": 3,
+        "hybrid, longer": 1,
         "hybrid, by λ": 3,
         "hybrid, no teacher": 2,
         "hybrid, filled": 2,
@@ -167,7 +172,7 @@ def test_every_question_of_the_paper_has_its_runs() -> None:
 def test_every_run_is_of_one_budget_and_steered_to_what_its_name_says(run: sst2.Run, tmp_path: Path) -> None:
     config = bench_in(tmp_path).config(run)
     assert config.method in METHODS
-    assert config.steps == (1250 if run.id == "dense" else 600)
+    assert config.steps == (1250 if run.id == "dense" else 600 * run.budget)
     assert config.freeze_embeddings
     named = re.search(r"0\.\d\d$", run.id)
     if named is not None and run.first is None:
@@ -373,7 +378,7 @@ def test_the_bar_is_met_or_missed_by_the_model_that_the_development_set_prefers(
     assert "at most 3 points lost with at most 30.0 %: **yes**, hybrid-0.30: \N{MINUS SIGN}2.50" in text
     worse = make_result(rows={"hybrid-0.30": {"dev": {"accuracy": {"value": 0.1}}}})
     text = section(_sst2_page.render(worse), "What the paper found")
-    assert "at most 3 points lost with at most 30.0 %: **no**, hybrid-filled-0.15: \N{MINUS SIGN}5.00" in text
+    assert "at most 3 points lost with at most 30.0 %: **no**, hybrid-longer-0.30: \N{MINUS SIGN}5.00" in text
 
 
 def test_a_claim_is_held_or_not_or_not_shown_by_paired_differences() -> None:
@@ -381,12 +386,12 @@ def test_a_claim_is_held_or_not_or_not_shown_by_paired_differences() -> None:
     magnitude = line(text, "hybrid and magnitude")
     assert "**yes** at 30.0 %: +12.50 ± 1.65 points, p < 0.001" in magnitude
     assert "**yes** at 45.0 %: +4.50" in magnitude
-    equal = make_result(rows={"magnitude-0.30": {"answers": made(sst2.RUNS[2])["answers"]}})
+    equal = make_result(rows={"magnitude-0.30": {"answers": made(run_called("hybrid-0.30"))["answers"]}})
     assert "not shown at 30.0 %: 0.00 ± 0.00 points, p = 1.00" in _sst2_page.render(equal)
     reverse = make_result(
         rows={
-            "hybrid-0.30": {"answers": made(sst2.RUNS[3])["answers"]},
-            "magnitude-0.30": {"answers": made(sst2.RUNS[2])["answers"]},
+            "hybrid-0.30": {"answers": made(run_called("magnitude-0.30"))["answers"]},
+            "magnitude-0.30": {"answers": made(run_called("hybrid-0.30"))["answers"]},
         }
     )
     assert "**no** at 30.0 %: \N{MINUS SIGN}12.50" in line(_sst2_page.render(reverse), "hybrid and magnitude")
@@ -431,7 +436,7 @@ def test_each_table_tells_what_is_left_and_how_fast_it_is() -> None:
         "| 16×16",
         "| 32×32",
     ]
-    assert "differ from their masked models in 0 of 9,200 answers" in text
+    assert "differ from their masked models in 0 of 9,600 answers" in text
     assert line(section(text, "5. "), "dense").startswith("| dense | 360 | 358 | \N{MINUS SIGN}0.50 ± 0.35 | 2 | 1 |")
 
 

@@ -16,7 +16,7 @@ from tests.benchmarks.made_up import CASE, SETTINGS, run_of
 def test_sentences_come_in_file_order_with_its_padding_and_by_length_with_little(tmp_path: Path) -> None:
     in_order, bucketed = sst2_packing.sentences(tmp_path).cases
     assert (len(in_order.files), in_order.examples, in_order.bucketed) == (28, 872, False)
-    assert in_order.positions / in_order.tokens == pytest.approx(1.91, abs=0.01)
+    assert in_order.positions / in_order.tokens == pytest.approx(1.94, abs=0.01)
     assert (bucketed.examples, bucketed.tokens, bucketed.bucketed) == (872, in_order.tokens, True)
     assert bucketed.positions / bucketed.tokens < 1.1
 

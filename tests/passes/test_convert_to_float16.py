@@ -243,7 +243,10 @@ def test_the_caches_of_a_decoder_are_float16_and_nothing_else_of_its_border():
     weights = pruned_weights(arch)
     text = texts(arch, rows=2, sequences=2)
     expected = run_at_once(build_decoder(arch, weights), text, run32)
-    steps = two_steps(compact(arch, weights))
+    model = compact(arch, weights)
+    AlignWidthsPass(same=True)(model)
+    ShapeInferencePass()(model)
+    steps = two_steps(model)
     for graph in steps:
         ShapeInferencePass()(graph)
         FuseCudaAttentionPass()(graph)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from onnx_ir.passes.common import ShapeInferencePass
 
+from compactor.passes.align_widths import AlignWidthsPass
 from compactor.passes.fuse_cuda_attention import FuseCudaAttentionPass
 from tests.decoders import build_decoder, run_at_once, run_in_steps, texts, two_steps
 from tests.models import Architecture, build
@@ -136,7 +137,10 @@ def test_any_attention_keeps_its_output(arch):
 def fused_decoder(arch):
     """The cache-free graph of a pruned decoder, and its two steps with every attention fused."""
     weights = pruned_weights(arch)
-    steps = two_steps(compact(arch, weights))
+    model = compact(arch, weights)
+    AlignWidthsPass(same=True)(model)
+    ShapeInferencePass()(model)
+    steps = two_steps(model)
     for graph in steps:
         left = operators(graph)["Attention"]
         ShapeInferencePass()(graph)
@@ -164,3 +168,11 @@ def test_cached_keys_go_into_the_operator_as_they_are():
     assert sum(len(node.outputs) == 3 for node in fused) == sum(
         ".decoder.key" in str(v.name) for v in first.graph.outputs
     )
+
+
+def test_caches_of_different_widths_are_left_alone():
+    arch = dataclasses.replace(DECODER, dtype=np.float32)
+    _, following = two_steps(compact(arch, pruned_weights(arch)))
+    ShapeInferencePass()(following)
+    refused = FuseCudaAttentionPass()(following).refused
+    assert refused and all("not equally wide" in refusal.reason for refusal in refused)
