@@ -6,8 +6,18 @@ import onnx_ir as ir
 import pytest
 
 from compactor.passes._base import Applied, Refused, RewritePass, RewriteResult
+from compactor.passes.attach_caches import Step
 from compactor.passes.pack_tokens import PackTokensPass
-from compactor.pipeline import Record, canonicalisation, finishing, lowering, precision_passes, run_passes, structure
+from compactor.pipeline import (
+    Record,
+    caching,
+    canonicalisation,
+    finishing,
+    lowering,
+    precision_passes,
+    run_passes,
+    structure,
+)
 from compactor.targets import TARGETS
 from compactor.tasks import TASKS
 
@@ -38,7 +48,13 @@ def _names(passes: list[ir.passes.PassBase]) -> list[str]:
 
 
 def test_structure_reads_as_the_design() -> None:
-    assert _names(canonicalisation()) == ["raise-attention", "normalize-attention", "label-layers", "simplify-masks"]
+    assert _names(canonicalisation()) == [
+        "fold-transposed-weights",
+        "raise-attention",
+        "normalize-attention",
+        "label-layers",
+        "simplify-masks",
+    ]
     assert _names(structure()) == [
         "fold-value-biases",
         "remove-dead-heads",
@@ -79,7 +95,16 @@ def test_every_target_has_passes_for_each_of_its_precisions() -> None:
             assert (precision_passes(precision, target.name) == []) == (precision == "fp32")
     with pytest.raises(AssertionError, match="no passes for precision 'int4'"):
         precision_passes("int4", "cpu")
-    assert _names(finishing()) == ["name-nodes"]
+    assert _names(finishing()) == ["share-transposed-weights", "name-nodes"]
+
+
+@pytest.mark.parametrize("step", ["first", "next"])
+@pytest.mark.parametrize(
+    ("target", "names"),
+    [("cpu", ["attach-caches"]), ("portable", ["attach-caches"]), ("cuda", ["align-widths", "attach-caches"])],
+)
+def test_caches_are_attached_when_their_widths_are_final(step: Step, target: str, names: list[str]) -> None:
+    assert _names(caching(step, target)) == names
 
 
 def test_a_run_is_recorded(model: ir.Model) -> None:
