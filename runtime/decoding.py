@@ -134,7 +134,9 @@ class CachedDecoder:
         return np.concatenate(pieces, axis=1)
 
 
-def open_in_turn(path: str | Path, *, provider: str = "cpu", **options: Any) -> Any:
+def open_in_turn(
+    path: str | Path, *, provider: str = "cpu", provider_options: Mapping[str, str] | None = None, **options: Any
+) -> Any:
     """Open a session that takes turns with others: its threads rest as soon as a run has ended.
 
     They would go on waiting busily, on cores that the next session's threads are about to use.
@@ -142,6 +144,7 @@ def open_in_turn(path: str | Path, *, provider: str = "cpu", **options: Any) -> 
     Args:
         path: The graph.
         provider: As of ``open_session``.
+        provider_options: Likewise.
         **options: Those of ``session_options``.
 
     Raises:
@@ -149,7 +152,7 @@ def open_in_turn(path: str | Path, *, provider: str = "cpu", **options: Any) -> 
     """
     chosen = session_options(**options)
     chosen.add_session_config_entry("session.force_spinning_stop", "1")
-    return open_with_options(path, chosen, provider=provider)
+    return open_with_options(path, chosen, provider=provider, provider_options=provider_options)
 
 
 def run_on(session: Any, feeds: Mapping[str, Any], device: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 import torch
 
+from compactor.runtime import decoding
 from compactor.runtime.decoding import ENCODER, FIRST, NEXT, CachedDecoder, graph_path, run_on
 from compactor.runtime.sessions import open_session
 from tests.runtime.graphs import WIDTH, dense_layer
@@ -184,3 +185,14 @@ def test_on_a_gpu_caches_stay_there_and_logits_come_back(decoder, text, pruned_b
     for session in (first, following):
         assert session.places.pop("logits") == "cpu"
         assert session.places and set(session.places.values()) == {"cuda"}
+
+
+def test_a_session_that_takes_turns_stops_spinning_when_a_run_has_ended(monkeypatch):
+    seen = {}
+
+    def opened(path, options, **others):
+        seen[path] = options.get_session_config_entry("session.force_spinning_stop"), others["provider"]
+
+    monkeypatch.setattr(decoding, "open_with_options", opened)
+    decoding.open_in_turn("a graph", threads=1)
+    assert seen == {"a graph": ("1", "cpu")}

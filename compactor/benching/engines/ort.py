@@ -20,6 +20,7 @@ from compactor.benching.engines.feeding import check_options, choose_inputs
 from compactor.benching.plan import Variant
 from compactor.errors import ModelDirectoryError
 from compactor.runtime.binding import BoundSession
+from compactor.runtime.decoding import open_in_turn
 from compactor.runtime.errors import ProviderUnavailableError
 from compactor.runtime.providers import Provider, cuda_device_names, installed_runtimes
 from compactor.runtime.sessions import open_session, placement
@@ -91,15 +92,18 @@ def provider_options(provider: Provider, variant: Variant) -> dict[str, str]:
     return options | dict(variant.options.get("provider_options", {}))
 
 
-def open_graph(path: Path, provider: Provider, options: dict[str, str], *, threads: int, spinning: bool) -> Any:
-    """A session.
+def open_graph(
+    path: Path, provider: Provider, options: dict[str, str], *, threads: int, spinning: bool, in_turn: bool = False
+) -> Any:
+    """A session; one that takes turns with others rests as soon as a run has ended.
 
     Raises:
         ModelDirectoryError: ONNX Runtime cannot open the file.
         ProviderUnavailableError: The provider does not start.
     """
     try:
-        return open_session(path, provider=provider, threads=threads, allow_spinning=spinning, provider_options=options)
+        opener = open_in_turn if in_turn else open_session
+        return opener(path, provider=provider, threads=threads, allow_spinning=spinning, provider_options=options)
     except ProviderUnavailableError:
         raise
     except FileNotFoundError as error:

@@ -75,7 +75,7 @@ class OrtGenerator:
         provider = Provider(variant.provider)
         options = provider_options(provider, variant)
         opener = open_with or functools.partial(
-            open_graph, provider=provider, options=options, threads=threads, spinning=spinning
+            open_graph, provider=provider, options=options, threads=threads, spinning=spinning, in_turn=True
         )
         config = _config(variant.path)
         self._variant, self._where = variant, str(variant.path)
