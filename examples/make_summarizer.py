@@ -244,6 +244,13 @@ def write_random_model(folder: Path, texts: Sequence[str], sizes: Mapping[str, i
 
     tokenizer = make_tokenizer(texts)
     bos, pad, eos = (SPECIAL.index(token) for token in ("<s>", "<pad>", "</s>"))
+    special = {
+        "bos_token_id": bos,
+        "pad_token_id": pad,
+        "eos_token_id": eos,
+        "decoder_start_token_id": eos,
+        "forced_eos_token_id": eos,
+    }
     config = BartConfig(
         vocab_size=len(tokenizer),
         max_position_embeddings=DOCUMENT_TOKENS,
@@ -256,21 +263,13 @@ def write_random_model(folder: Path, texts: Sequence[str], sizes: Mapping[str, i
         decoder_ffn_dim=sizes["neurons"],
         dropout=0.1,
         init_std=0.05,  # at BART's 0.02 so narrow a model attends to everything alike, for long
-        bos_token_id=bos,
-        pad_token_id=pad,
-        eos_token_id=eos,
-        decoder_start_token_id=eos,
-        forced_eos_token_id=eos,
+        **special,
     )
     torch.manual_seed(seed)
     model = BartForConditionalGeneration(config)
     model.generation_config = GenerationConfig(
-        bos_token_id=bos,
-        pad_token_id=pad,
-        eos_token_id=eos,
-        decoder_start_token_id=eos,
+        **special,
         forced_bos_token_id=bos,
-        forced_eos_token_id=eos,
         max_length=SUMMARY_TOKENS,
         num_beams=BEAMS,
         early_stopping=True,

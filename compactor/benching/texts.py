@@ -29,8 +29,8 @@ _PAIRS = (
     ("text1", "text2"),
     ("text", "text_pair"),
 )
-_DOCUMENTS = ("document", "article", "text")
-_SUMMARIES = ("summary", "highlights", "target")
+DOCUMENTS = ("document", "article", "text")
+SUMMARIES = ("summary", "highlights", "target")
 _SINGLES = ("sentence", "text", "content", "review", "sentence1", "text1", "question")
 _LABELS = ("label", "labels", "gold_label", "class", "is_duplicate")
 _WORDS = ("tokens", "words")
@@ -165,7 +165,7 @@ def _tokenize_questions(table: Table, spec: InputSpec, *, labelled: bool) -> Lab
 
 
 def _tokenize_documents(table: Table, spec: InputSpec, *, labelled: bool) -> Labelled:
-    names = dict.fromkeys((*_DOCUMENTS, *(() if labelled else _SINGLES)))
+    names = dict.fromkeys((*DOCUMENTS, *(() if labelled else _SINGLES)))
     column = table.find(*names)
     if column is None:
         raise _no_column(table, f"documents: none of {', '.join(names)}")
@@ -173,9 +173,9 @@ def _tokenize_documents(table: Table, spec: InputSpec, *, labelled: bool) -> Lab
     encoder = _Encoder(spec, table)
     longest = 0
     if labelled:
-        summaries = table.find(*_SUMMARIES)
+        summaries = table.find(*SUMMARIES)
         if summaries is None:
-            raise _missing(table, _SUMMARIES)
+            raise _missing(table, SUMMARIES)
         references = [(text,) for text in table.texts(summaries)]
         longest = encoder.longest([text for (text,) in references])
     encoded, cut = encoder.encode(table.texts(column))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from compactor.manifest import dump_manifest
-from tests.compactor.fakes import Export, exported, replace_module
+from tests.compactor.fakes import Export, exported, replace_module, run
 from tests.compactor.manifests import example_manifest
 
 
@@ -48,3 +48,22 @@ def artefact(tmp_path: Path) -> Path:
     ]
     (folder / "compactor.json").write_text(dump_manifest(manifest))
     return folder
+
+
+@pytest.fixture
+def ends(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run an export that fails; returns what it said, after checking that it left nothing."""
+
+    def check(code: int, model: Path, *options: str) -> str:
+        place = tmp_path / "place"
+        place.mkdir()
+        capfd.readouterr()
+        assert run("export", model, place / "out", "-q", *options) == code
+        assert list(place.iterdir()) == []
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert err.startswith("error: ")
+        assert len(err.splitlines()) <= 3
+        return err
+
+    return check

@@ -231,24 +231,6 @@ def test_explain_tells_every_attention(pruned_bart: PrunedBart, capsys: pytest.C
 
 
 @pytest.fixture
-def ends(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run an export that fails; returns what it said, after checking that it left nothing."""
-
-    def check(code: int, model: Path, *options: str) -> str:
-        place = tmp_path / "place"
-        place.mkdir()
-        capfd.readouterr()
-        assert run("export", model, place / "out", "-q", *options) == code
-        assert list(place.iterdir()) == []
-        out, err = capfd.readouterr()
-        assert out == ""
-        assert err.startswith("error: ")
-        return err
-
-    return check
-
-
-@pytest.fixture
 def bart(pruned_bart: PrunedBart, tmp_path: Path) -> Path:
     """A copy of the checkpoint, to be spoiled."""
     return Path(shutil.copytree(pruned_bart.folder, tmp_path / "model"))

@@ -34,25 +34,6 @@ def _small_model(monkeypatch: pytest.MonkeyPatch) -> None:
     quantize_small_weights(monkeypatch)
 
 
-@pytest.fixture
-def ends(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run an export that fails; returns what it said, after checking that it left nothing."""
-
-    def check(code: int, model: Path, *options: str) -> str:
-        place = tmp_path / "place"
-        place.mkdir()
-        capfd.readouterr()
-        assert run("export", model, place / "out", "-q", *options) == code
-        assert list(place.iterdir()) == []
-        out, err = capfd.readouterr()
-        assert out == ""
-        assert err.startswith("error: ")
-        assert len(err.splitlines()) <= 3
-        return err
-
-    return check
-
-
 # Numbers
 
 

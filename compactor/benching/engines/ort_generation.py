@@ -8,6 +8,7 @@ Options: ``generation``, see ``searching.py``.
 
 from __future__ import annotations
 
+import abc
 import functools
 import os
 import sys
@@ -134,19 +135,19 @@ class OrtGenerator:
         return search_settings(self._variant, self._model.config, part)
 
 
-class _Part:
+class _Part(abc.ABC):
     """A part of an encoder-decoder that is loaded: what an ``Engine`` prepares and runs."""
 
     def __init__(self, engine: OrtGenerator, part: Part) -> None:
         self.engine, self.part = engine, part
 
+    @abc.abstractmethod
     def prepare(self, feeds: Mapping[str, NDArray[Any]]) -> Any:
         """What the part starts from, ahead of the clock."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def run(self, prepared: Any) -> dict[str, NDArray[Any]]:
         """What comes out, in host memory."""
-        raise NotImplementedError
 
 
 class _Generate(_Part):

@@ -5,6 +5,7 @@ Options: ``generation``, see ``searching.py``.
 
 from __future__ import annotations
 
+import abc
 import os
 import sys
 from collections.abc import Mapping
@@ -72,7 +73,7 @@ class TorchGenerator:
         return {name: torch.from_numpy(array) for name, array in chosen.items()}
 
 
-class _Part:
+class _Part(abc.ABC):
     """A part of an encoder-decoder that is loaded: what an ``Engine`` prepares and runs."""
 
     output = "logits"
@@ -80,9 +81,9 @@ class _Part:
     def __init__(self, engine: TorchGenerator, part: Part) -> None:
         self.engine, self.part = engine, part
 
+    @abc.abstractmethod
     def prepare(self, feeds: Mapping[str, NDArray[Any]]) -> Any:
         """What the part starts from, ahead of the clock."""
-        raise NotImplementedError
 
     def run(self, prepared: Any) -> dict[str, NDArray[Any]]:
         """What comes out, in host memory; the device is finished."""
@@ -91,9 +92,9 @@ class _Part:
         with torch.inference_mode():
             return {self.output: self.compute(prepared).cpu().numpy()}
 
+    @abc.abstractmethod
     def compute(self, prepared: Any) -> Any:
         """The same as a tensor, on the device."""
-        raise NotImplementedError
 
     def on_device(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
         return {name: tensor.to(self.engine.device) for name, tensor in tensors.items()}

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from compactor.benching.datafiles import Table
+from compactor.benching.texts import DOCUMENTS, SUMMARIES
 from compactor.trainer.tasks.base import (
     Features,
     collate_inputs,
@@ -27,8 +28,6 @@ from compactor.trainer.tasks.base import (
     score_answers,
 )
 
-_DOCUMENTS = ("document", "article", "text")
-_SUMMARIES = ("summary", "highlights", "target")
 _METRICS = ("rouge1", "rouge2", "rougeL")
 
 
@@ -84,7 +83,7 @@ def open_summaries(
     features: list[Features] = []
     notes: list[str] = []
     for table, what in ((train, "training"), (evaluation, "evaluation")):
-        documents = table.texts(require_column(table, find_document_column(table), _either(_DOCUMENTS, "documents")))
+        documents = table.texts(require_column(table, find_document_column(table), _either(DOCUMENTS, "documents")))
         rows, cut = encode(tokenizer, table, [documents], limit=max_length)
         notes += cut_note(cut, len(rows), f"{what} documents", max_length)
         targets, cut = encode(tokenizer, table, [_summaries(table)], limit=target_length, as_target=True)
@@ -97,16 +96,16 @@ def open_summaries(
 
 def find_document_column(table: Table) -> str | None:
     """The column of the documents."""
-    return table.find(*_DOCUMENTS)
+    return table.find(*DOCUMENTS)
 
 
 def find_summary_column(table: Table) -> str | None:
     """The column of the summaries."""
-    return table.find(*_SUMMARIES)
+    return table.find(*SUMMARIES)
 
 
 def _summaries(table: Table) -> list[str]:
-    return table.texts(require_column(table, find_summary_column(table), _either(_SUMMARIES, "summaries")))
+    return table.texts(require_column(table, find_summary_column(table), _either(SUMMARIES, "summaries")))
 
 
 def _either(names: Sequence[str], what: str) -> str:
