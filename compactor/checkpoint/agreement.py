@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from compactor.checkpoint.config import Sizes
-from compactor.checkpoint.naming import find_layers
+from compactor.checkpoint.naming import LayerNames, find_layers
 from compactor.checkpoint.pruned_heads import PrunedHeads
 from compactor.errors import ModelDirectoryError
 
@@ -39,16 +39,13 @@ def check_agreement(model_type: str, sizes: Sizes, shapes: Shapes, pruned: Prune
     """
     if model_type not in _PLAIN_FAMILIES:
         _check_bounds(sizes, shapes, where)
+        if sizes.decoder_layers is not None:
+            _check_layers(sizes, find_layers(shapes.keys()), where)
         return
     for name, expected in _tables(sizes, shapes):
         _check(name, shapes[name], expected, where)
     layers = find_layers(shapes.keys())
-    stacks = collections.Counter(layer.stack for layer in layers)
-    for stack, count in stacks.items():
-        if sizes.layers is not None and count != sizes.layers:
-            raise ModelDirectoryError(
-                f"the config states {sizes.layers} layers, but the weights hold {count} under '{stack}'", where=where
-            )
+    _check_layers(sizes, layers, where)
     for layer in layers:
         if layer.attention:
             width = _attention_width(sizes, pruned, layer.index)
@@ -61,6 +58,16 @@ def check_agreement(model_type: str, sizes: Sizes, shapes: Shapes, pruned: Prune
                 _check(f"{module}.weight", shapes[f"{module}.weight"], (sizes.intermediate, sizes.hidden), where)
             output = f"{layer.feed_forward.output}.weight"
             _check(output, shapes[output], (sizes.hidden, sizes.intermediate), where)
+
+
+def _check_layers(sizes: Sizes, layers: Sequence[LayerNames], where: str) -> None:
+    """Refuse a stack of another length than the config states: transformers would drop what is too much."""
+    for stack, count in collections.Counter(layer.stack for layer in layers).items():
+        stated = sizes.decoder_layers if "decoder" in stack.split(".") else sizes.layers
+        if stated is not None and count != stated:
+            raise ModelDirectoryError(
+                f"the config states {stated} layers, but the weights hold {count} under '{stack}'", where=where
+            )
 
 
 def _check_bounds(sizes: Sizes, shapes: Shapes, where: str) -> None:

@@ -356,7 +356,9 @@ def test_a_file_of_weights_that_ends_early(bart: Path, ends: Callable[..., str])
     ("changes", "message"),
     [
         ({"decoder_attention_heads": 3}, "not divisible by 3 attention heads"),
-        ({"decoder_layers": 3}, "weights lack 'model.decoder.layers.2"),
+        ({"decoder_layers": 3}, "states 3 layers, but the weights hold 2 under 'model.decoder.layers'"),
+        ({"decoder_layers": 1}, "states 1 layers, but the weights hold 2 under 'model.decoder.layers'"),
+        ({"encoder_layers": 1, "num_hidden_layers": 1}, "hold 2 under 'model.encoder.layers'"),
         ({"decoder_ffn_dim": 10**6}, "decoder's feed-forward size"),
         ({"is_encoder_decoder": "yes"}, "must be true or false"),
         ({"is_encoder_decoder": False}, "no encoder and decoder"),
