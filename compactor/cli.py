@@ -19,7 +19,7 @@ import click
 
 from compactor.commands import State
 from compactor.console import printable
-from compactor.errors import CompactorError, ExitCode, UsageError
+from compactor.errors import CompactorError, ExitCode, ModelDirectoryError, UsageError
 
 COMMANDS = ("prune", "export", "inspect", "explain", "verify", "bench", "report", "env", "passes")
 
@@ -150,10 +150,12 @@ def _as_known_error(error: Exception) -> CompactorError | None:
         return UsageError(error.format_message(), where=path, todo=f"see '{path} --help'")
 
     from compactor.artefact import as_output_error
-    from compactor.runtime.errors import ProviderUnavailableError
+    from compactor.runtime.errors import ArtefactError, ProviderUnavailableError
 
     if isinstance(error, ProviderUnavailableError):
         return UsageError(error.what, where=error.where, todo=error.todo)
+    if isinstance(error, ArtefactError):
+        return ModelDirectoryError(error.what, where=error.where, todo=error.todo)
     return as_output_error(error, os.getcwd())
 
 

@@ -1,0 +1,182 @@
+"""An artefact folder as one who serves it sees it: task, labels, lengths, and which of its graphs is best here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from .errors import ArtefactError
+from .machine import MachineInfo, describe_int8, describe_machine
+from .providers import not_run_reason
+
+MANIFEST = "compactor.json"
+
+_PRECISIONS = {"compact": "fp32", "int8": "int8", "fp16": "fp16"}  # stage to precision
+_EXACT_INT8 = {"amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp"}  # int8 products that cannot saturate
+_MAX_BYTES = 64 * 2**20
+_UNLIMITED = 10**9
+_EXPORT = "give a folder that 'compactor export' wrote"
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Which graph runs where, and why.
+
+    Attributes:
+        precision: ``fp32``, ``int8`` or ``fp16``.
+        provider: ``cpu`` or ``cuda``.
+        reason: In one sentence.
+    """
+
+    precision: str
+    provider: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Artefact:
+    """What ``compactor export`` wrote.
+
+    Attributes:
+        folder: Where it lies.
+        task: For example ``text-classification``.
+        target: What it was lowered for: ``cpu``, ``cuda`` or ``portable``.
+        graphs: The graph of each precision, relative to the folder; of an encoder-decoder its encoder's.
+        config: The content of ``config.json``.
+        labels: Their names in the order of the logits; empty where the task has none.
+        max_tokens: The longest sequence; None where nothing says.
+        generates: Whether it is an encoder-decoder.
+    """
+
+    folder: Path
+    task: str
+    target: str
+    graphs: Mapping[str, str]
+    config: Mapping[str, Any]
+    labels: tuple[str, ...]
+    max_tokens: int | None
+    generates: bool
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Artefact:
+        """Read its manifest and configs.
+
+        Raises:
+            ArtefactError: There is no artefact there, or it is damaged.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise ArtefactError("no such folder", where=str(folder), todo=_EXPORT)
+        manifest = _read_object(folder / MANIFEST, missing=f"there is no {MANIFEST}: no artefact lies there")
+        config = _read_object(folder / "config.json", missing="there is no config.json")
+        stages = manifest.get("stages")
+        stages = stages if isinstance(stages, list) else []
+        graphs: dict[str, str] = {}
+        for stage in (stage for stage in stages if isinstance(stage, dict)):
+            precision, file = _PRECISIONS.get(str(stage.get("name"))), stage.get("file")
+            if precision is not None and isinstance(file, str) and stage.get("graph") in (None, "encoder_model"):
+                graphs[precision] = _inside(folder, file)
+        if not graphs:
+            raise ArtefactError("the manifest names no graph", where=str(folder / MANIFEST), todo=_EXPORT)
+        return cls(
+            folder=folder,
+            task=str(manifest.get("task")),
+            target=str(manifest.get("target")),
+            graphs=graphs,
+            config=config,
+            labels=_labels(config, folder),
+            max_tokens=_max_tokens(folder),
+            generates=any(isinstance(stage, dict) and stage.get("graph") for stage in stages),
+        )
+
+    def choose(
+        self, precision: str | None = None, provider: str | None = None, *, machine: MachineInfo | None = None
+    ) -> Choice:
+        """The graph to run here.
+
+        A GPU goes before the CPU where the artefact is for one and one can be used. On a CPU int8 goes before fp32
+        where its products cannot saturate; elsewhere it would be faster and wrong.
+
+        Args:
+            precision: Not to be chosen but taken: ``fp32``, ``int8`` or ``fp16``.
+            provider: The same: ``cpu`` or ``cuda``.
+            machine: This one, unless told otherwise.
+
+        Raises:
+            ArtefactError: The artefact has no such precision.
+        """
+        if precision is not None and precision not in self.graphs:
+            raise ArtefactError(
+                f"the artefact holds no {precision} graph, only {', '.join(self.graphs)}",
+                where=str(self.folder),
+                todo=f"export the model again with --precision {precision}, or choose another",
+            )
+        lacks_gpu = not_run_reason("cuda")
+        if provider is None:
+            provider = "cuda" if self.target == "cuda" and lacks_gpu is None else "cpu"
+        if precision is not None:
+            return Choice(precision, provider, "as asked")
+        if provider != "cpu":
+            precision = "fp16" if "fp16" in self.graphs else "fp32"
+            return Choice(precision, provider, f"{precision} on the GPU, for which the artefact was lowered")
+        machine = machine or describe_machine()
+        int8 = describe_int8(machine)
+        if "int8" in self.graphs and set(machine.isa or ()) & _EXACT_INT8:
+            return Choice("int8", "cpu", f"int8 on this CPU. {int8}")
+        if "fp32" not in self.graphs:
+            only = next(iter(self.graphs))
+            return Choice(only, "cpu", f"{only}, the only one there is")
+        if "int8" in self.graphs:
+            return Choice("fp32", "cpu", f"fp32, not int8, on this CPU. {int8}")
+        because = f": {lacks_gpu.removeprefix('not run: ')}" if self.target == "cuda" and lacks_gpu else ""
+        return Choice("fp32", "cpu", f"fp32 on the CPU{because}")
+
+
+def _labels(config: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+    by_id = config.get("id2label")
+    if not isinstance(by_id, Mapping):
+        return ()
+    try:
+        named = {int(number): str(name) for number, name in by_id.items()}
+    except ValueError as error:
+        raise ArtefactError(f"'id2label' is damaged: {error}", where=str(folder / "config.json")) from error
+    return tuple(named.get(number, f"LABEL_{number}") for number in range(max(named, default=-1) + 1))
+
+
+def _max_tokens(folder: Path) -> int | None:
+    """The shortest of what the tokenizer and sentence-transformers say; the export writes what the model takes."""
+    stated = [_read_object(folder / "tokenizer_config.json").get("model_max_length")]
+    stated += [_read_object(path).get("max_seq_length") for path in sorted(folder.glob("sentence_*_config.json"))]
+    limits = [int(value) for value in stated if isinstance(value, int | float) and 1 <= value < _UNLIMITED]
+    return min(limits, default=None)
+
+
+def _inside(folder: Path, file: str) -> str:
+    path = PurePosixPath(file)
+    if path.is_absolute() or ".." in path.parts:
+        raise ArtefactError(
+            f"the manifest names a file outside of the artefact: {file!r}", where=str(folder / MANIFEST)
+        )
+    return file
+
+
+def _read_object(path: Path, *, missing: str | None = None) -> dict[str, Any]:
+    """A JSON object; where the file is missing an empty one, or an error that says ``missing``."""
+    if not path.is_file():
+        if missing is None:
+            return {}
+        raise ArtefactError(missing, where=str(path.parent), todo=_EXPORT)
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ValueError(f"it is larger than {_MAX_BYTES >> 20} MiB")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it is no JSON object")
+    except (ValueError, RecursionError) as error:
+        raise ArtefactError(
+            f"{path.name} is damaged: {error}", where=str(path), todo="export the model again"
+        ) from error
+    return content

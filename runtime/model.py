@@ -1,0 +1,226 @@
+"""An artefact as a function: texts in, answers out.
+
+    model = compactor.runtime.load("OUT_DIR")
+    model("a gripping film")                       # Classified(label='positive', score=0.99, ...)
+    model(["a gripping film", "", "what a bore"])  # one answer a text, in their order; Refused for the second
+
+Texts of like length share a batch, so that little of it is padding, and a batch holds no more positions than the
+machine's caches like. The answers come back in the order of the texts. Needs numpy, tokenizers and ONNX Runtime; an
+encoder-decoder needs torch and transformers too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .answers import Answer, Answers, Refused, Written
+from .artefacts import Artefact, Choice
+from .bucketing import by_length, restore
+from .encoding import Collator, Encoded, TextEncoder
+from .errors import ArtefactError
+from .reading import Outputs, Reader, make_reader
+from .sessions import open_session
+from .threads import ThreadPlan, explain_threads
+
+if TYPE_CHECKING:
+    from .generation import EncoderDecoder
+
+MAX_BATCH = 64
+BATCH_TOKENS = 4096
+
+_TYPES: dict[str, type[np.generic]] = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
+
+
+class Model:
+    """A loaded artefact; made by ``load``. Threads may call it at the same time: they share its sessions.
+
+    Attributes:
+        name: The artefact's folder name.
+        task: For example ``text-classification``.
+        labels: The names of its labels, in the order of the logits; empty where the task has none.
+        precision: Which graph was chosen, and why.
+        threads: How many threads an operator gets, and why.
+        max_tokens: Tokens of a text, at most; None where nothing says.
+        max_batch: Texts that are run together, at most.
+        batch_tokens: Positions of a batch, padding included, at most.
+    """
+
+    def __init__(
+        self,
+        artefact: Artefact,
+        choice: Choice,
+        threads: ThreadPlan,
+        encoder: TextEncoder,
+        runner: _Graph | _Writer,
+        *,
+        max_batch: int,
+        batch_tokens: int,
+    ) -> None:
+        self.name = artefact.folder.resolve().name
+        self.task, self.labels = artefact.task, artefact.labels
+        self.precision, self.threads = choice, threads
+        self.max_tokens, self.max_batch, self.batch_tokens = encoder.limit, max_batch, batch_tokens
+        self._encoder, self._runner = encoder, runner
+
+    @overload
+    def __call__(self, items: str) -> Answer | Refused: ...
+    @overload
+    def __call__(self, items: Iterable[Any]) -> list[Answer | Refused]: ...
+
+    def __call__(self, items: str | Iterable[Any]) -> Answer | Refused | list[Answer | Refused]:
+        """Answer a text, or each of many.
+
+        Args:
+            items: A text; or a list of texts, of pairs (text-classification), or of questions with their contexts
+                (question-answering), these as tuples or as mappings with ``text`` and ``text_pair``, or ``question``
+                and ``context``.
+
+        Returns:
+            For a text its answer, for many one each, in their order. Where an item is no text, empty or too long,
+            that is a ``Refused`` with the reason.
+        """
+        single = isinstance(items, str)
+        encoded = self.encode([items] if single else list(items))
+        answers = iter(self.answer([item for item in encoded if isinstance(item, Encoded)]))
+        found = [item if isinstance(item, Refused) else next(answers) for item in encoded]
+        return found[0] if single else found
+
+    def encode(self, items: Sequence[Any]) -> list[Encoded | Refused]:
+        """The first half of a call: items to tokens, one entry an item."""
+        return self._encoder.encode(items)
+
+    def answer(self, items: Sequence[Encoded]) -> Answers:
+        """The second half: tokens to answers, one an item."""
+        return self._runner.answer(items, max_batch=self.max_batch, batch_tokens=self.batch_tokens)
+
+
+def load(
+    folder: str | Path,
+    *,
+    precision: str | None = None,
+    provider: str | None = None,
+    threads: int | None = None,
+    truncate: bool = False,
+    allow_spinning: bool = True,
+    max_batch: int = MAX_BATCH,
+    batch_tokens: int = BATCH_TOKENS,
+) -> Model:
+    """Open an artefact of ``compactor export`` to answer texts.
+
+    Args:
+        folder: The artefact.
+        precision: ``fp32``, ``int8`` or ``fp16``; chosen for this machine when omitted, see ``Model.precision``.
+        provider: ``cpu`` or ``cuda``; likewise.
+        threads: For one operator; by default one for each core that this process may use, within the container's
+            quota.
+        truncate: Cut texts that are too long instead of refusing them. Contexts of questions are never too long: they
+            are read in windows.
+        allow_spinning: Let idle threads wait busily: faster alone, harmful beside other work. An encoder-decoder's
+            sessions, which take turns, never do.
+        max_batch: Texts that are run together, at most.
+        batch_tokens: Positions of a batch, padding included, at most; a longer text has a batch of its own.
+
+    Raises:
+        ArtefactError: The folder is no artefact, is damaged, or answers no texts.
+        ProviderUnavailableError: The provider is not installed, or does not start.
+        ValueError: A number is below one.
+    """
+    if max_batch < 1 or batch_tokens < 1:
+        raise ValueError(f"expected max_batch and batch_tokens of at least 1, got {max_batch} and {batch_tokens}")
+    artefact = Artefact.open(folder)
+    choice = artefact.choose(precision, provider)
+    plan = explain_threads(threads)
+    encoder = TextEncoder(artefact.folder, task=artefact.task, limit=artefact.max_tokens, truncate=truncate)
+    runner: _Graph | _Writer
+    if artefact.generates:
+        runner = _Writer.open(artefact, choice, plan.threads, encoder)
+    else:
+        runner = _Graph.open(artefact, choice, plan.threads, encoder, allow_spinning=allow_spinning)
+    return Model(artefact, choice, plan, encoder, runner, max_batch=max_batch, batch_tokens=batch_tokens)
+
+
+class _Graph:
+    """One graph that answers in one pass."""
+
+    def __init__(self, session: Any, collate: Collator, reader: Reader) -> None:
+        self._session, self._collate, self._reader = session, collate, reader
+        self._outputs = [output.name for output in session.get_outputs()]
+        # Which outputs have one entry a token: their second axis is as long as the inputs'.
+        length = session.get_inputs()[0].shape[1]
+        self._by_token = [len(output.shape) > 1 and output.shape[1] == length for output in session.get_outputs()]
+
+    @classmethod
+    def open(
+        cls, artefact: Artefact, choice: Choice, threads: int, encoder: TextEncoder, *, allow_spinning: bool
+    ) -> _Graph:
+        reader = make_reader(artefact, encoder)
+        path = artefact.folder / artefact.graphs[choice.precision]
+        try:
+            session = open_session(path, provider=choice.provider, threads=threads, allow_spinning=allow_spinning)
+        except FileNotFoundError as error:
+            raise ArtefactError("its graph is missing", where=str(path), todo="export the model again") from error
+        inputs = {entry.name: _TYPES.get(entry.type, np.int64) for entry in session.get_inputs()}
+        padding = artefact.config.get("pad_token_id")
+        return cls(session, Collator(inputs, padding if isinstance(padding, int) else 0), reader)
+
+    def answer(self, items: Sequence[Encoded], *, max_batch: int, batch_tokens: int) -> Answers:
+        windows = [window for item in items for window in item.windows]
+        batches = by_length([len(window) for window in windows], max_batch, max_positions=batch_tokens)
+        outputs = restore(batches, (self._run([windows[row] for row in rows]) for rows in batches))
+        answers, first = [], 0
+        for item in items:
+            answers.append(self._reader(item, outputs[first : first + len(item.windows)]))
+            first += len(item.windows)
+        return answers
+
+    def _run(self, windows: Sequence[Any]) -> list[Outputs]:
+        """The outputs of each window, without a batch axis and without padding."""
+        arrays: list[NDArray[Any]] = self._session.run(self._outputs, self._collate(windows))
+        return [
+            {
+                name: array[row, : len(window)] if by_token else array[row]
+                for name, array, by_token in zip(self._outputs, arrays, self._by_token, strict=True)
+            }
+            for row, window in enumerate(windows)
+        ]
+
+
+class _Writer:
+    """An encoder-decoder, which writes."""
+
+    def __init__(self, model: EncoderDecoder, encoder: TextEncoder, collate: Collator) -> None:
+        self._model, self._encoder, self._collate = model, encoder, collate
+
+    @classmethod
+    def open(cls, artefact: Artefact, choice: Choice, threads: int, encoder: TextEncoder) -> _Writer:
+        try:
+            from .generation import EncoderDecoder
+        except ImportError as error:
+            raise ArtefactError(
+                "an encoder-decoder's texts are searched by transformers and torch, which are not installed",
+                where=str(artefact.folder),
+                todo="pip install torch transformers",
+            ) from error
+        model = EncoderDecoder.open(
+            artefact.folder, precision=choice.precision, provider=choice.provider, threads=threads
+        )
+        padding = artefact.config.get("pad_token_id")
+        inputs = {"input_ids": np.int64, "attention_mask": np.int64}
+        return cls(model, encoder, Collator(inputs, padding if isinstance(padding, int) else 0))
+
+    def answer(self, items: Sequence[Encoded], *, max_batch: int, batch_tokens: int) -> Answers:
+        batches = by_length([item.tokens for item in items], max_batch, max_positions=batch_tokens)
+        return restore(batches, (self._write([items[row] for row in rows]) for rows in batches))
+
+    def _write(self, items: Sequence[Encoded]) -> list[Answer]:
+        import torch
+
+        feeds = self._collate([item.windows[0] for item in items])
+        sequences = self._model.generate(**{name: torch.from_numpy(array) for name, array in feeds.items()})
+        texts = self._encoder.tokenizer.decode_batch(sequences.tolist(), skip_special_tokens=True)
+        return [Written(text.strip()) for text in texts]
