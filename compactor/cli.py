@@ -21,7 +21,7 @@ from compactor.commands import State
 from compactor.console import printable
 from compactor.errors import CompactorError, ExitCode, ModelDirectoryError, UsageError
 
-COMMANDS = ("prune", "export", "inspect", "explain", "verify", "bench", "report", "env", "passes")
+COMMANDS = ("prune", "export", "inspect", "explain", "verify", "bench", "report", "serve", "predict", "env", "passes")
 
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -150,12 +150,11 @@ def _as_known_error(error: Exception) -> CompactorError | None:
         return UsageError(error.format_message(), where=path, todo=f"see '{path} --help'")
 
     from compactor.artefact import as_output_error
-    from compactor.runtime.errors import ArtefactError, ProviderUnavailableError
+    from compactor.runtime.errors import ArtefactError, RuntimeSetupError
 
-    if isinstance(error, ProviderUnavailableError):
-        return UsageError(error.what, where=error.where, todo=error.todo)
-    if isinstance(error, ArtefactError):
-        return ModelDirectoryError(error.what, where=error.where, todo=error.todo)
+    if isinstance(error, RuntimeSetupError):
+        kind = ModelDirectoryError if isinstance(error, ArtefactError) else UsageError
+        return kind(error.what, where=error.where, todo=error.todo)
     return as_output_error(error, os.getcwd())
 
 
