@@ -1,4 +1,5 @@
-# Every target does its own set-up; nothing is installed outside .venv, .venv-gpu and .venv-transformers4.
+# Every target does its own set-up; nothing is installed outside .venv, .venv-gpu, .venv-transformers4
+# and .venv-v2.
 # Set-up is repeated only when pyproject.toml or the constraints change: their hash names the stamp file.
 
 PYTHON ?= python3
@@ -12,9 +13,10 @@ MAIN := .venv/setup-$(call hash,constraints.txt)
 PEERS := .venv/peers-$(call hash,constraints.txt)
 GPU := .venv-gpu/setup-$(call hash,constraints.txt)
 TRANSFORMERS4 := .venv-transformers4/setup-$(call hash,constraints-transformers4.txt)
+V2 := .venv-v2/setup-$(shell sha256sum < constraints-v2.txt | cut -c1-16)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-transformers4 lint types fix wheel bench bench-gpu clean
+.PHONY: help setup demo test test-transformers4 test-v2 lint types fix wheel bench bench-gpu clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +31,9 @@ test: $(MAIN) ## run the tests with transformers 5
 
 test-transformers4: $(TRANSFORMERS4) ## run the export and consumer tests with transformers 4.57, optimum and sentence-transformers
 	$(TEST_ENV) .venv-transformers4/bin/python -m pytest -n $(WORKERS) tests/compactor tests/consumers
+
+test-v2: $(MAIN) $(V2) ## check a Triton repository by Triton's proto, and serve it with MLServer
+	$(TEST_ENV) .venv/bin/python -m pytest tests/consumers_v2
 
 lint: $(MAIN) ## check style and formatting
 	.venv/bin/ruff check $(SOURCES)
@@ -53,7 +58,7 @@ bench-gpu: $(GPU) ## fill the GPU columns, on a machine with an NVIDIA GPU
 	.venv-gpu/bin/python benchmarks/paper.py --provider cuda --out benchmarks/results/paper-gpu.json
 
 clean: ## remove the environments and everything built
-	rm -rf .venv .venv-gpu .venv-transformers4 build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-out
+	rm -rf .venv .venv-gpu .venv-transformers4 .venv-v2 build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-out
 
 $(MAIN): | .venv/bin/python
 	.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]'
@@ -74,7 +79,12 @@ $(TRANSFORMERS4): | .venv-transformers4/bin/python
 	.venv-transformers4/bin/python -m pip install --quiet -c constraints-transformers4.txt -e '.[test,optimum]'
 	touch $@
 
-.venv/bin/python .venv-gpu/bin/python .venv-transformers4/bin/python:
+# Servers that know nothing of us: MLServer, and with it tritonclient, which holds Triton's model_config.proto.
+$(V2): | .venv-v2/bin/python
+	.venv-v2/bin/python -m pip install --quiet -c constraints-v2.txt mlserver onnxruntime
+	touch $@
+
+.venv/bin/python .venv-gpu/bin/python .venv-transformers4/bin/python .venv-v2/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "compactor needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(@D:/bin=)
 

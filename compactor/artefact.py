@@ -28,7 +28,7 @@ from compactor.manifest import MANIFEST_NAME, dump_manifest
 if sys.platform != "win32":
     import fcntl
 
-Layout = Literal["hf", "flat"]
+Layout = Literal["hf", "flat", "triton"]
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG}
@@ -44,7 +44,8 @@ class ArtefactWriter:
     Args:
         out_dir: Where the artefact shall be. Missing parents are created. A link is followed.
         overwrite: Replace what is there, if that is an earlier artefact or an empty folder.
-        layout: ``hf`` puts models into ``onnx/``, ``flat`` beside ``config.json``.
+        layout: ``hf`` puts models into ``onnx/``, ``flat`` beside ``config.json``; ``triton`` begins as ``hf``, and
+            ``triton.py`` then arranges it.
         source: The model directory, which must neither hold the artefact nor lie inside it.
 
     Raises:
@@ -92,7 +93,7 @@ class ArtefactWriter:
 
     def model_path(self, name: str) -> Path:
         """Where the model file ``name`` goes; its folder exists."""
-        folder = self.directory / "onnx" if self._layout == "hf" else self.directory
+        folder = self.directory if self._layout == "flat" else self.directory / "onnx"
         folder.mkdir(exist_ok=True)
         return folder / name
 
@@ -134,6 +135,11 @@ class ArtefactWriter:
         _swap(self.directory, self._out)
         _flush_folder(self._out.parent)
         return self._out
+
+
+def is_artefact(folder: str | Path) -> bool:
+    """Whether ``folder`` was exported already."""
+    return (Path(folder) / MANIFEST_NAME).is_file()
 
 
 def refuse_overlap(model_dir: str | Path, out_dir: str | Path) -> None:

@@ -1,4 +1,7 @@
-"""``compactor export``: from a masked checkpoint to a verified artefact. Reads top to bottom as the design."""
+"""``compactor export``: from a masked checkpoint to a verified artefact. Reads top to bottom as the design.
+
+Of an artefact it makes a Triton repository without compiling anything again.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from compactor.artefact import ArtefactWriter, Layout
+from compactor import triton
+from compactor.artefact import ArtefactWriter, Layout, is_artefact
 from compactor.building import Job, build_encoder
 from compactor.building_decoders import build_encoder_decoder
 from compactor.checkpoint import Checkpoint, read_checkpoint
@@ -36,28 +40,34 @@ def export(
     out_dir: str | Path,
     *,
     task: str | None = None,
-    target: str = "cpu",
+    target: str | None = None,
     precision: Sequence[str] | None = None,
     layout: Layout = "hf",
     overwrite: bool = False,
     allow_pickle: bool = False,
     pack: bool | None = None,
     int8_budget: float | None = None,
+    model_name: str | None = None,
+    threads: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> ExportResult:
     """Export a masked checkpoint as compact, verified ONNX.
 
     Args:
         model_dir: A Hugging Face folder with zeros in its weights, a raw nn_pruning folder, or a head-pruned folder.
+            With the layout ``triton`` also an earlier artefact, which is not compiled again.
         out_dir: The artefact's folder; appears complete or not at all.
         task: For example ``text-classification``; None infers it from ``architectures``.
-        target: ``cpu``, ``cuda`` or ``portable``.
+        target: ``cpu`` (None), ``cuda`` or ``portable``.
         precision: Of ``fp32``, ``int8``, ``fp16``; None takes the target's default. fp32 is always written.
-        layout: ``hf`` puts graphs into ``onnx/``, ``flat`` beside ``config.json``.
+        layout: ``hf`` puts graphs into ``onnx/``, ``flat`` beside ``config.json``; ``triton`` makes a model repository
+            that holds the most compact of the precisions.
         overwrite: Replace an earlier artefact at ``out_dir``.
         allow_pickle: Also read ``pytorch_model.bin``, with ``weights_only``.
         pack: Token packing; None takes the target's default.
         int8_budget: Fail when int8 differs from the masked model by more than this share of the largest output.
+        model_name: In a Triton repository; None takes the name of the checkpoint's folder.
+        threads: Of one operator, in a Triton repository; None takes this machine's usable cores.
         progress: Called with a line at each step.
 
     Raises:
@@ -67,13 +77,30 @@ def export(
         OutputError: ``out_dir`` exists, or the disk refused.
     """
     say = progress or (lambda _: None)
-    chosen = find_target(target)
+    if layout != triton.LAYOUT and (model_name is not None or threads is not None):
+        raise UsageError("a model name and threads are told to Triton only", todo="pass --layout triton, or leave them")
+    if threads is not None and threads < 1:
+        raise UsageError(f"{threads} threads run nothing", todo="give at least one")
+    if is_artefact(model_dir):
+        compiled = {"task": task, "target": target, "pack": pack, "int8_budget": int8_budget}
+        _refuse_compiling_again(model_dir, layout, [name for name, value in compiled.items() if value is not None])
+        request = triton.Request(model_name, threads, precision)
+        with ArtefactWriter(out_dir, overwrite=overwrite, layout=layout, source=model_dir) as writer:
+            say("copying the artefact")
+            manifest = triton.copy_artefact(Path(model_dir), writer, request, allow_pickle=allow_pickle)
+            manifest = triton.arrange(writer.directory, manifest, request)
+            writer.write_manifest(manifest)
+            return ExportResult(writer.publish(), manifest)
+
+    chosen = find_target(target or "cpu")
     precisions = choose_precisions(chosen, precision)
     packs = chosen.packs if pack is None else pack
     if int8_budget is not None and not 0 <= int8_budget < 1:
         raise UsageError(
             f"the int8 budget is {int8_budget}", todo="give a share of the largest output, from 0 to below 1"
         )
+    if layout == triton.LAYOUT:
+        triton.check_name(model_name or Path(model_dir).resolve().name)  # before an hour's work, not after it
     with (
         ArtefactWriter(out_dir, overwrite=overwrite, layout=layout, source=model_dir) as writer,
         tempfile.TemporaryDirectory(prefix="compactor-") as scratch,
@@ -86,14 +113,16 @@ def export(
             where=str(checkpoint.path),
             sentence_transformers=(checkpoint.path / "modules.json").is_file(),
         )
-        job = Job(checkpoint, found, target, precisions, packs, int8_budget, writer, Path(scratch), say)
+        if layout == triton.LAYOUT:
+            triton.refuse_generation(found.name, checkpoint.path)
+        job = Job(checkpoint, found, chosen.name, precisions, packs, int8_budget, writer, Path(scratch), say)
         built = build_encoder_decoder(job) if found.generates else build_encoder(job)
         manifest = {
             "schema": SCHEMA_VERSION,
             "source": _source(checkpoint),
             "versions": _versions(),
             "task": found.name,
-            "target": target,
+            "target": chosen.name,
             "recipe": {
                 "precision": list(precisions),
                 "layout": layout,
@@ -110,12 +139,29 @@ def export(
         }
         writer.copy_companions(
             checkpoint.path,
-            _config(checkpoint, target),
+            _config(checkpoint, chosen.name),
             model_folder=checkpoint.model_path,
             allow_pickle=allow_pickle,
         )
+        if layout == triton.LAYOUT:
+            manifest = triton.arrange(writer.directory, manifest, triton.Request(model_name, threads))
         writer.write_manifest(manifest)
         return ExportResult(writer.publish(), manifest)
+
+
+def _refuse_compiling_again(artefact: str | Path, layout: Layout, options: Sequence[str]) -> None:
+    if layout != triton.LAYOUT:
+        raise UsageError(
+            "this folder was exported already",
+            where=str(artefact),
+            todo="pass --layout triton to make a Triton repository of it, or give the checkpoint",
+        )
+    if options:
+        raise UsageError(
+            f"--{options[0].replace('_', '-')} is for a checkpoint, and this folder was exported already",
+            where=str(artefact),
+            todo="leave the option, or give the checkpoint",
+        )
 
 
 def _source(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -166,7 +166,9 @@ def print_verification(console: Console, verification: dict[str, Any]) -> None:
     """Print how well each stage agrees with the masked model."""
     passed = "passed" if verification["passed"] else "FAILED"
     console.heading(f"Verification against the masked model: {passed}")
-    console.line(f"largest error of the compact model: {verification['max_abs_diff']:.2g}")
+    stages = {case["stage"] for case in verification["cases"]}
+    only = next(iter(stages)) if len(stages) == 1 else "compact"
+    console.line(f"largest error of the {only} model: {verification['max_abs_diff']:.2g}")
     if verification["cases"]:
         console.table(CHECK_COLUMNS, check_rows(verification))
 

@@ -107,7 +107,8 @@ class TextEncoder:
         if isinstance(item, Mapping):
             if first not in item:
                 return Refused(f"expected '{first}' in the item, found {_listed(item)}")
-            item = (item[first], item[second]) if item.get(second) is not None or self._needs_pair else item[first]
+            single = item.get(second) is None and not self._needs_pair
+            item = item[first] if single else (item[first], item.get(second))
         if isinstance(item, str):
             if self._needs_pair:
                 return Refused(f"expected a {first} and a {second}, got a single text")

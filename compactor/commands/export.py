@@ -1,4 +1,4 @@
-"""``compactor export``: a masked checkpoint becomes a folder of verified ONNX models."""
+"""``compactor export``: a masked checkpoint becomes a folder of verified ONNX models, or a repository for Triton."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compactor import commands
-from compactor.artefact import ArtefactWriter, Layout
+from compactor.artefact import ArtefactWriter, Layout, is_artefact
 from compactor.console import Console
 from compactor.summary import LAYER_COLUMNS, layer_rows, print_stages, print_verification, removed
 from compactor.targets import TARGETS, choose_precisions, find_target
@@ -36,8 +36,7 @@ def _split_commas(ctx: click.Context, param: click.Parameter, value: str | None)
 @click.option(
     "--target",
     type=click.Choice(tuple(TARGETS)),
-    default="cpu",
-    show_default=True,
+    show_default="cpu",
     help="Where the model shall run; 'portable' uses standard ONNX operators only.",
 )
 @click.option(
@@ -48,10 +47,10 @@ def _split_commas(ctx: click.Context, param: click.Parameter, value: str | None)
 )
 @click.option(
     "--layout",
-    type=click.Choice(["hf", "flat"]),
+    type=click.Choice(["hf", "flat", "triton"]),
     default="hf",
     show_default=True,
-    help="Models in OUT_DIR/onnx, or beside config.json.",
+    help="Models in OUT_DIR/onnx, or beside config.json, or a model repository for Triton.",
 )
 @click.option("--pack/--no-pack", default=None, help="Compute real tokens only, not the padding (default for cpu).")
 @click.option(
@@ -59,6 +58,15 @@ def _split_commas(ctx: click.Context, param: click.Parameter, value: str | None)
     type=click.FloatRange(min=0, max=1, max_open=True),
     metavar="SHARE",
     help="Fail if int8 moves an output by more than this share of the largest one.",
+)
+@click.option(
+    "--model-name", metavar="NAME", help="What Triton calls the model; by default as the checkpoint's folder is called."
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Threads that Triton gives an operator; by default one for each usable core of this machine.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export in OUT_DIR.")
 @commands.allow_pickle_option
@@ -69,11 +77,13 @@ def command(
     model_dir: Path,
     out_dir: Path,
     task: str | None,
-    target: str,
+    target: str | None,
     precision: tuple[str, ...] | None,
     layout: Layout,
     pack: bool | None,
     int8_budget: float | None,
+    model_name: str | None,
+    threads: int | None,
     overwrite: bool,
     allow_pickle: bool,
     as_json: bool,
@@ -84,11 +94,14 @@ def command(
 
     Removes what provably cannot change the output, emits the operators that are fast on the target, and checks the
     result against the checkpoint. When a check fails, nothing is written.
+
+    With --layout triton, MODEL_DIR may also be an artefact, which is not compiled again.
     """
     commands.refuse_both(quiet, verbose)
     commands.require_model_dir(model_dir)
     # The export checks these itself; here they are answered before anything slow is loaded.
-    choose_precisions(find_target(target), precision)
+    if not is_artefact(model_dir):
+        choose_precisions(find_target(target or "cpu"), precision)
     ArtefactWriter(out_dir, overwrite=overwrite, layout=layout, source=model_dir)
 
     console = Console(quiet=quiet, verbose=verbose)
@@ -107,6 +120,8 @@ def command(
             allow_pickle=allow_pickle,
             pack=pack,
             int8_budget=int8_budget,
+            model_name=model_name,
+            threads=threads,
             progress=progress,
         )
     if as_json:
@@ -143,6 +158,13 @@ def next_steps(manifest: dict[str, Any], path: Path, *, shown_as: Path) -> list[
             last,
         ]
     file = next(stage["file"] for stage in reversed(manifest["stages"]) if stage["file"])
+    if manifest["recipe"]["layout"] == "triton":
+        return [
+            f"serve:  tritonserver --model-repository={shlex.quote(str(path))}",
+            f"settings:  {shown_as / file.partition('/')[0] / 'config.pbtxt'}",
+            "clients:  pad texts to a few lengths, as docs/serving-triton.md and examples/triton_client.py do",
+            last,
+        ]
     lines = [f"onnxruntime:  InferenceSession({str(shown_as / file)!r})"]
     folder, _, name = file.rpartition("/")
     subfolder = f"subfolder={folder!r}, " if folder else ""

@@ -26,7 +26,8 @@ def test_export_passes_its_options_on(model: Path, tmp_path: Path, fake_export: 
 
     fake_export(export)
     out = tmp_path / "out"
-    options = "--task fill-mask --target cuda --precision fp16,fp32 --layout flat --no-pack --int8-budget 0.5"
+    options = "--task fill-mask --target cuda --precision fp16,fp32 --layout triton --no-pack --int8-budget 0.5"
+    options += " --model-name served --threads 3"
     assert run("export", model, out, *options.split(), "--allow-pickle") == 0
     seen.pop("progress")
     assert seen == {
@@ -35,11 +36,13 @@ def test_export_passes_its_options_on(model: Path, tmp_path: Path, fake_export: 
         "task": "fill-mask",
         "target": "cuda",
         "precision": ("fp16", "fp32"),
-        "layout": "flat",
+        "layout": "triton",
         "overwrite": False,
         "allow_pickle": True,
         "pack": False,
         "int8_budget": 0.5,
+        "model_name": "served",
+        "threads": 3,
     }
 
 
@@ -93,6 +96,24 @@ def test_export_says_what_went_how_large_it_is_and_what_next(
     assert "Verification against the masked model: passed" in lines
     assert "int8 1 0.02 0.1 75.0%" in lines
     assert any("ORTModelForSequenceClassification" in line and "model_quantized.onnx" in line for line in lines)
+
+
+def test_export_for_triton_says_how_to_serve_it(
+    model: Path, tmp_path: Path, fake_export: Callable[[Export], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def export(model_dir: Path, out_dir: Path, **options: Any) -> types.SimpleNamespace:
+        result = exported(model_dir, out_dir, **options)
+        result.manifest["recipe"]["layout"] = "triton"
+        for stage, file in zip(result.manifest["stages"], (None, None, "reviews/1/model.onnx"), strict=True):
+            stage["file"] = file
+        return result
+
+    fake_export(export)
+    out = tmp_path / "my models"
+    assert run("export", model, out, "--layout", "triton") == 0
+    said = capsys.readouterr().out
+    assert f"tritonserver --model-repository='{out}'" in said
+    assert f"{out / 'reviews' / 'config.pbtxt'}" in said
 
 
 def test_export_of_a_dense_model_says_so(
