@@ -140,7 +140,7 @@ def _describe(
         "engine": variant.engine,
         "provider": variant.provider,
         "precision": variant.precision,
-        "file": variant.path.name,
+        "file": None if variant.is_endpoint else variant.path.name,
         "sha256": counters.get("sha256"),
         "status": "not run" if variant.reason is not None else "failed" if failure is not None else "measured",
         "why": failure,
@@ -170,7 +170,7 @@ def _failure(variant: Variant, measured: Measured | None) -> dict[str, str | Non
     """Why the row has no numbers; None where it has some."""
     if variant.reason is not None:
         return {"what": variant.reason, "where": None, "todo": None}
-    if measured is None or (measured.error is None and not measured.load_ms):
+    if measured is None or (measured.error is None and not measured.load_ms and not measured.serve):
         return {"what": "interrupted before its first process ended", "where": None, "todo": None}
     return measured.error
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -15,61 +13,19 @@ from compactor.benching.agreement import describe_agreements, find_agreements
 from compactor.benching.assembling import Extras, assemble
 from compactor.benching.card import machine_card
 from compactor.benching.counters import file_bytes, model_hash, parameters
-from compactor.benching.parts import QUICK_SOURCE, SOURCE, Sizes
+from compactor.benching.endpoints import find_targets
 from compactor.benching.plan import Case, Scenario, Settings, Variant
 from compactor.benching.processes import Measurements, Say, measure, run_worker
 from compactor.benching.quality import judge_quality
 from compactor.benching.report import REPORT_NAME, dump_report
-from compactor.benching.targets import Targets, resolve_targets
-from compactor.benching.workload import Workload, plan_workload
+from compactor.benching.request import Request, ask_endpoints, fill_sizes, plan_inputs, plan_server, plan_settings
+from compactor.benching.targets import Targets
+from compactor.benching.urls import is_url, split_targets
+from compactor.benching.workload import Workload
 from compactor.errors import OutputError, UsageError
-from compactor.runtime.sampling import Clock
-from compactor.runtime.threads import explain_threads
 
-BATCHES = (1, 8)
-
-_ROUNDS = {"single": 8, "offline": 8, "server": 2}
-_QUICK_ROUNDS = {"single": 3, "offline": 3, "server": 1}
-_CLOCK = Clock(warm_up_s=0.3, warm_up_calls=2, measure_s=1.0, min_samples=3, max_samples=2000)
-_PASS_CLOCK = Clock(warm_up_s=0.3, warm_up_calls=1, measure_s=1.0, min_samples=2, max_samples=200)
-_QUICK_S = 0.3
-_SERVE_S = 10.0
-_QUICK_SERVE_S = 3.0
-_TIMED: Mapping[str, int] = {"single": 128, "offline": 512, "server": 4096}  # examples of a file that are timed
-_QUICK_TIMED = 64
-_TIMED_GENERATED, _QUICK_TIMED_GENERATED = 16, 4  # of them, where each is written a text for
-_BOUND = 5.0  # of the server scenario, in medians of the baseline's lone request
 _PROFILE_RUNS = 10
 _PEAK = {"size": 2048, "seconds": 1.0}
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """The arguments of ``bench`` that say what to measure; see there."""
-
-    targets: Sequence[Path]
-    baseline: Path | None = None
-    providers: Sequence[str] = ("cpu",)
-    threads: int | None = None
-    batches: Sequence[int] | None = None
-    seqs: Sequence[int] | None = None
-    lengths: Path | None = None
-    data: Path | None = None
-    scenario: Scenario = "single"
-    qps: float | None = None
-    duration_s: float | None = None
-    bound_ms: float | None = None
-    metric: str | None = None
-    rounds: int | None = None
-    quick: bool = False
-    seed: int = 17
-    affinity: Sequence[int] | None = None
-    spinning: bool = True
-    profile: bool = False
-    profile_layers: bool = False
-    new_tokens: int | None = None
-    pasts: Sequence[int] | None = None
-    beams: Sequence[int] | None = None
 
 
 def bench(
@@ -105,7 +61,7 @@ def bench(
     """Measure, and return the report; an interrupt gives a report of what was measured until then.
 
     Args:
-        targets: Artefact folders, graphs, model directories.
+        targets: Artefact folders, graphs, model directories; for the server scenario also URLs of endpoints.
         baseline: What the others are compared with; the first variant where it is None.
         providers: ``cpu``, ``cuda``, ``openvino``, ``torch``.
         threads: Of each variant; one for each usable core where it is None.
@@ -143,8 +99,12 @@ def bench(
     folder = None if out is None else Path(out)
     if folder is not None:
         _refuse_existing(folder, overwrite=overwrite)
+    if is_url(baseline):
+        raise UsageError("an endpoint is no baseline", where=str(baseline), todo="give the URL as a TARGET")
+    paths, urls = split_targets(targets)
     request = Request(
-        targets=[Path(target) for target in targets],
+        targets=[Path(path) for path in paths],
+        urls=urls,
         baseline=None if baseline is None else Path(baseline),
         providers=providers,
         threads=threads,
@@ -179,20 +139,21 @@ def _bench(request: Request, command: str, say: Say) -> dict[str, Any]:
     start = time.monotonic()
     settings = plan_settings(request)
     say("reading the targets")
-    targets = resolve_targets(request.targets, baseline=request.baseline, providers=request.providers)
+    targets = find_targets(request.targets, request.urls, baseline=request.baseline, providers=request.providers)
     request = fill_sizes(request, targets)
+    texts = ask_endpoints(request, targets, say)
     with tempfile.TemporaryDirectory(prefix="compactor-bench-") as temporary:
         folder = Path(temporary)
         say("writing the inputs")
-        workload = _plan_inputs(folder / "inputs", request, targets)
+        workload = plan_inputs(folder / "inputs", request, targets, texts)
         extras = Extras(layers=targets.layers, machine=machine_card(), notes=[*targets.notes, *workload.notes])
-        for variant in targets.variants:
+        for variant in targets.own:
             extras.counters[variant.id] = {
                 "file_bytes": file_bytes(variant),
                 "parameters": parameters(variant),
                 "sha256": model_hash(variant),
             }
-        serve = _plan_server(folder, request, targets, workload, settings, extras.notes, say)
+        serve = plan_server(folder, request, targets, workload, settings, texts, extras.notes, say)
         kept = folder / "kept" if targets.generates else None
         measurements = measure(targets.variants, workload.cases, settings, say=say, serve=serve, outputs=kept)
         if kept is not None:
@@ -218,82 +179,6 @@ def _bench(request: Request, command: str, say: Say) -> dict[str, Any]:
         duration_s=time.monotonic() - start,
         metric=workload.metric,
         serve=serve,
-    )
-
-
-def fill_sizes(request: Request, targets: Targets) -> Request:
-    """The request with the sizes that were left open, which depend on the models.
-
-    Raises:
-        UsageError: It asks for something that these models do not do.
-    """
-    if not targets.generates:
-        asked = {"--new-tokens": request.new_tokens, "--past": request.pasts, "--beams": request.beams}
-        for option in (option for option, value in asked.items() if value is not None):
-            raise UsageError(
-                f"{option} is for encoder-decoders, and these models write no text", todo=f"leave out {option}"
-            )
-        return dataclasses.replace(request, batches=request.batches or BATCHES)
-    if request.scenario == "server":
-        raise UsageError(
-            "encoder-decoders have no server scenario here: texts of one batch do not end together",
-            todo="leave out --scenario server",
-        )
-    source = QUICK_SOURCE if request.quick else SOURCE
-    usual = (source if targets.max_length is None else min(source, targets.max_length),)
-    return dataclasses.replace(request, batches=request.batches or (1,), seqs=request.seqs or usual)
-
-
-def _plan_inputs(folder: Path, request: Request, targets: Targets) -> Workload:
-    """The inputs, written to ``folder``, once it is known that every target takes them."""
-    sizes = Sizes(request.new_tokens, request.pasts, request.beams, request.quick) if targets.generates else None
-    limits = (_QUICK_TIMED, _TIMED[request.scenario])
-    if targets.generates:
-        limits = (_QUICK_TIMED_GENERATED, _TIMED_GENERATED)
-    workload = plan_workload(
-        folder,
-        targets,
-        scenario=request.scenario,
-        batches=request.batches or BATCHES,
-        seqs=request.seqs,
-        lengths=request.lengths,
-        data=request.data,
-        metric=request.metric,
-        limit=limits[0 if request.quick else 1],
-        seed=request.seed,
-        sizes=sizes,
-    )
-    targets.refuse_other_shapes(workload.cases)
-    return workload
-
-
-def plan_settings(request: Request) -> Settings:
-    """How to measure: the request, with its gaps filled.
-
-    Raises:
-        UsageError: The number of threads or rounds is below one.
-    """
-    if request.rounds is not None and request.rounds < 1:
-        raise UsageError(f"expected at least 1 round, got {request.rounds}")
-    try:
-        plan = explain_threads(request.threads)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    clock = _PASS_CLOCK if request.scenario == "offline" else _CLOCK
-    seconds = request.duration_s if request.scenario != "server" else None
-    if seconds is not None or request.quick:
-        clock = dataclasses.replace(clock, measure_s=_QUICK_S if seconds is None else seconds)
-    rounds = request.rounds or (_QUICK_ROUNDS if request.quick else _ROUNDS)[request.scenario]
-    return Settings(
-        scenario=request.scenario,
-        threads=plan.threads,
-        threads_reason=plan.reason,
-        affinity=request.affinity,
-        spinning=request.spinning,
-        rounds=rounds,
-        clock=clock,
-        seed=request.seed,
-        quick=request.quick,
     )
 
 
@@ -323,50 +208,6 @@ def _refuse_existing(out: Path, *, overwrite: bool) -> None:
         )
 
 
-def _plan_server(
-    folder: Path, request: Request, targets: Targets, workload: Workload, settings: Settings, notes: list[str], say: Say
-) -> dict[str, Any] | None:
-    """The block of the server scenario; None in the others."""
-    if request.scenario != "server":
-        return None
-    bound = request.bound_ms
-    if bound is None:
-        bound = _BOUND * _lone_request_ms(folder, request, targets, settings, say)
-        notes.append(
-            f"The bound of {bound:.1f} ms is {_BOUND:g} times the median of a request alone; --p99-bound sets another."
-        )
-    return {
-        "queries": str(workload.queries),
-        "max_batch": max(request.batches or BATCHES),
-        "qps": request.qps,
-        "duration_s": request.duration_s or (_QUICK_SERVE_S if request.quick else _SERVE_S),
-        "bound_ms": bound,
-        "seed": request.seed,
-    }
-
-
-def _lone_request_ms(folder: Path, request: Request, targets: Targets, settings: Settings, say: Say) -> float:
-    """The median of one request after the other, of the baseline or else the first variant that can answer.
-
-    Raises:
-        UsageError: None can.
-    """
-    alone = dataclasses.replace(request, scenario="single", batches=(1,), metric=None, quick=True)
-    workload = _plan_inputs(folder / "alone", alone, targets)
-    settings = dataclasses.replace(settings, scenario="single", clock=dataclasses.replace(_CLOCK, measure_s=_QUICK_S))
-    error = "none can run"
-    for variant in sorted(targets.variants, key=lambda variant: variant.id != targets.baseline):
-        if variant.reason is not None:
-            continue
-        say(f"one request at a time: {variant.name}")
-        found = run_worker("time", variant, workload.cases, settings)
-        if "error" not in found:
-            samples: list[float] = [sample for case in found["cases"].values() for sample in case["samples_ms"]]
-            return statistics.median(samples)
-        error = found["error"]["what"]
-    raise UsageError(f"no variant could answer a single request: {error}", todo="see the targets, one at a time")
-
-
 def _find_extras(
     extras: Extras,
     request: Request,
@@ -380,7 +221,7 @@ def _find_extras(
     """What stands beside the times and needs the variants to run once more: quality, multiply-adds, profiles, peak."""
     able = [
         variant
-        for variant in targets.variants
+        for variant in targets.own
         if variant.id in measurements.variants and measurements.variants[variant.id].error is None
     ]
     if workload.scoring is not None:
@@ -389,6 +230,8 @@ def _find_extras(
         )
     for variant in able:
         _count_and_profile(extras, variant, workload.cases, request, settings, say)
+    if not targets.own:
+        return
     say("measuring the machine's peak")
     provider = "cuda" if "cuda" in request.providers else "cpu"
     found = run_worker("peak", None, [], settings, peak={**_PEAK, "provider": provider})

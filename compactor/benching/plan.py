@@ -10,8 +10,8 @@ from typing import Any, Literal
 from compactor.runtime.sampling import Clock
 
 Scenario = Literal["single", "offline", "server"]
-EngineName = Literal["onnxruntime", "openvino", "torch", "ctranslate2"]
-ProviderName = Literal["cpu", "cuda", "tensorrt", "openvino", "torch"]
+EngineName = Literal["onnxruntime", "openvino", "torch", "ctranslate2", "http"]
+ProviderName = Literal["cpu", "cuda", "tensorrt", "openvino", "torch", "remote"]
 Kind = Literal["generate", "encoder", "first step", "step"]
 
 
@@ -23,10 +23,11 @@ class Variant:
         id: Unique within a report; letters, digits, dots and dashes.
         name: For tables.
         target: The TARGET it came from, as the user gave it.
-        engine: What runs it.
-        provider: Where that runs it.
-        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
+        engine: What runs it; ``http`` is an endpoint that somebody else runs, and ``target`` its URL.
+        provider: Where that runs it; of an endpoint ``remote``.
+        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``; of an endpoint ``unknown``.
         path: The graph's file, or the model directory that PyTorch loads; of an encoder-decoder's graphs, their folder.
+            Means nothing for an endpoint.
         options: The engine's own: ``{"compile": True}`` for PyTorch, properties for OpenVINO.
         reason: Why it cannot run here, ``not run: no CUDA device``; None where it can.
         generates: Whether it is an encoder-decoder, whose cases each run a ``Part`` of it.
@@ -42,6 +43,11 @@ class Variant:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     reason: str | None = None
     generates: bool = False
+
+    @property
+    def is_endpoint(self) -> bool:
+        """Whether somebody else runs it, and requests are sent to it."""
+        return self.engine == "http"
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""

@@ -15,12 +15,12 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compactor.benching.queueing import Served, Timeline, WallTime, percentile, poisson_arrivals, serve
+from compactor.benching.queueing import Seconds, Served, Timeline, WallTime, percentile, poisson_arrivals, serve
 from compactor.runtime.bucketing import Examples
 from compactor.runtime.sampling import Clock, Meter, Usage
 
@@ -67,6 +67,26 @@ class Load:
     bound_ms: float | None
     seed: int
 
+    @classmethod
+    def from_block(cls, block: Mapping[str, Any]) -> Load:
+        """From ``spec["serve"]``, whose files of queries do not matter here."""
+        return cls(**{field.name: block[field.name] for field in dataclasses.fields(cls)})
+
+    @property
+    def give_up_s(self) -> float:
+        """How long a query may wait before its probe is ended."""
+        return self.duration_s if self.bound_ms is None else _PATIENCE * self.bound_ms / 1e3
+
+
+class Server(Protocol):
+    """What bears a load."""
+
+    def measure_capacity(self) -> tuple[float, float]:
+        """About the highest rate that it serves, in queries a second, and the milliseconds of a query alone."""
+
+    def probe(self, qps: float, seed: int) -> Probe:
+        """Let queries arrive at a rate, and see."""
+
 
 def run(engine: Engine, spec: Mapping[str, Any], *, timeline: Timeline | None = None) -> dict[str, Any]:
     """Play the server scenario; ``spec["serve"]`` holds the file of the queries and the fields of ``Load``.
@@ -75,11 +95,18 @@ def run(engine: Engine, spec: Mapping[str, Any], *, timeline: Timeline | None = 
         ``{"serve": block}``, the block as in the report, and with ``capacity_qps``, the rate that full batches reach,
         and ``lone_ms``, the median latency of a query that meets an idle server.
     """
-    block = dict(spec["serve"])
-    examples = Examples.load(Path(block.pop("queries")))
-    load = Load(**block)
+    examples, load = Examples.load(Path(spec["serve"]["queries"])), Load.from_block(spec["serve"])
     server = _Server(engine, examples, load, timeline or WallTime())
     server.warm_up(Clock(**spec["clock"]))
+    return {"serve": play(server, load)}
+
+
+def play(server: Server, load: Load) -> dict[str, Any]:
+    """Find the highest rate of a server that is warm, or try the one that was asked for.
+
+    Returns:
+        The block of one process; see ``run``.
+    """
     capacity, lone_ms = server.measure_capacity()
     notes: list[str] = []
     if load.qps is not None:
@@ -95,16 +122,14 @@ def run(engine: Engine, spec: Mapping[str, Any], *, timeline: Timeline | None = 
         if best is None:
             notes.append(_why_none(probes))
     return {
-        "serve": {
-            "bound_ms": load.bound_ms,
-            "percentile": _decisive(probes, best)["percentile"],
-            "max_batch": load.max_batch,
-            "best_qps": best,
-            "probes": probes,
-            "note": _join([*notes, *_describe_percentile(_decisive(probes, best))]),
-            "capacity_qps": capacity,
-            "lone_ms": lone_ms,
-        }
+        "bound_ms": load.bound_ms,
+        "percentile": _decisive(probes, best)["percentile"],
+        "max_batch": load.max_batch,
+        "best_qps": best,
+        "probes": probes,
+        "note": _join([*notes, *_describe_percentile(_decisive(probes, best))]),
+        "capacity_qps": capacity,
+        "lone_ms": lone_ms,
     }
 
 
@@ -210,28 +235,39 @@ def judge(served: Served, bound_ms: float | None) -> Probe:
     It is ok when it did not saturate and the percentile that it supports keeps the bound. What was left unanswered has
     no latency, so that the percentiles of a probe that was given up are those of its beginning.
     """
-    latencies = np.round(1e3 * served.latencies_s, 3)
+    found = summarise(served.latencies_s, bound_ms)
+    kept = found.pop("kept")
+    return {
+        **found,
+        "unanswered": len(served.arrivals) - found["queries"],
+        "duration_s": round(served.duration_s, 4),
+        "achieved_qps": round(served.achieved_qps, 4),
+        "mean_batch": None if served.mean_batch is None else round(served.mean_batch, 3),
+        "ok": kept and not served.saturated,
+        "saturated": served.saturated,
+        "statuses": None,  # of endpoints alone
+        "sent_late_ms": None,
+    }
+
+
+def summarise(latencies_s: Seconds, bound_ms: float | None) -> Probe:
+    """What the latencies of a probe say: their percentiles, and under ``kept`` whether they kept the bound."""
+    latencies = np.round(1e3 * latencies_s, 3)
     percent = highest_percentile(len(latencies))
-    kept = bound_ms is None or (len(latencies) > 0 and percentile(latencies, percent) <= bound_ms)
 
     def at(percent: float) -> float | None:
         return percentile(latencies, percent) if len(latencies) else None
 
     return {
         "queries": len(latencies),
-        "unanswered": len(served.arrivals) - len(latencies),
-        "duration_s": round(served.duration_s, 4),
-        "achieved_qps": round(served.achieved_qps, 4),
         "percentile": percent,
         "p50_ms": at(50),
         "p90_ms": at(90),
         "p95_ms": at(95) if len(latencies) >= _samples_for(95.0) else None,
         "p99_ms": at(99) if len(latencies) >= _samples_for(99.0) else None,
         "max_ms": at(100),
-        "mean_batch": None if served.mean_batch is None else round(served.mean_batch, 3),
-        "ok": kept and not served.saturated,
-        "saturated": served.saturated,
         "latencies_ms": latencies.tolist(),
+        "kept": bound_ms is None or (len(latencies) > 0 and percentile(latencies, percent) <= bound_ms),
     }
 
 
@@ -275,7 +311,7 @@ class _Server:
             lambda first, last: self._answer(rows[first:last]),
             self._timeline,
             max_batch=self._load.max_batch,
-            give_up_s=self._load.duration_s if bound is None else _PATIENCE * bound / 1e3,
+            give_up_s=self._load.give_up_s,
         )
         usage: Usage = meter.read()
         return {"qps": qps, "seed": seed, **judge(served, bound), "usage": usage.to_json()}

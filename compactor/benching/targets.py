@@ -74,6 +74,16 @@ class Targets:
         """Whether the models are encoder-decoders."""
         return any(variant.generates for variant in self.variants)
 
+    @property
+    def own(self) -> list[Variant]:
+        """The variants that are run here; the others are endpoints."""
+        return [variant for variant in self.variants if not variant.is_endpoint]
+
+    @property
+    def endpoints(self) -> list[Variant]:
+        """The variants that requests are sent to."""
+        return [variant for variant in self.variants if variant.is_endpoint]
+
     def refuse_other_shapes(self, cases: Sequence[Case]) -> None:
         """Refuse cases that a variant cannot take.
 
@@ -178,7 +188,7 @@ def resolve_targets(
     search = next((found for target in everything if (found := _search_settings(target))), None)
     options = {} if search is None else {"generation": search}
 
-    names = _Names()
+    names = Names()
     rows: list[tuple[Variant, _Model]] = []
     for target in read:
         rows.extend(_variants(target, target.models, providers, names, options))
@@ -455,7 +465,7 @@ def _variants(
     target: _Target,
     models: Sequence[_Model],
     providers: Sequence[str],
-    names: _Names,
+    names: Names,
     options: Mapping[str, Any],
 ) -> Iterator[tuple[Variant, _Model]]:
     """Each model on each provider that may run it."""
@@ -509,7 +519,7 @@ def _places(target: _Target, model: _Model, providers: Sequence[str]) -> list[tu
     return places
 
 
-class _Names:
+class Names:
     """Makes names and ids unique: the second ``compact int8`` is ``compact int8 (2)``."""
 
     def __init__(self) -> None:

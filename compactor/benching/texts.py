@@ -21,7 +21,7 @@ from compactor.runtime.bucketing import Examples
 from compactor.tasks import GENERATION
 
 # Columns by their usual names, in lower case; the first that is there.
-_PAIRS = (
+PAIRS = (
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
     ("question1", "question2"),
@@ -29,10 +29,11 @@ _PAIRS = (
     ("text1", "text2"),
     ("text", "text_pair"),
 )
+QUESTIONS = ("question", "context")
 DOCUMENTS = ("document", "article", "text")
 SUMMARIES = ("summary", "highlights", "target")
-_SINGLES = ("sentence", "text", "content", "review", "sentence1", "text1", "question")
-_LABELS = ("label", "labels", "gold_label", "class", "is_duplicate")
+SINGLES = ("sentence", "text", "content", "review", "sentence1", "text1", "question")
+LABELS = ("label", "labels", "gold_label", "class", "is_duplicate")
 _WORDS = ("tokens", "words")
 _TAGS = ("ner_tags", "pos_tags", "chunk_tags", "tags", "labels")
 
@@ -113,14 +114,14 @@ def tokenize(table: Table, spec: InputSpec, *, labelled: bool) -> Labelled:
 
 
 def _tokenize_texts(table: Table, spec: InputSpec, *, labelled: bool) -> Labelled:
-    pair = next((pair for pair in _PAIRS if table.find(pair[0]) and table.find(pair[1])), None)
-    single = table.find(*_SINGLES)
+    pair = next((pair for pair in PAIRS if table.find(pair[0]) and table.find(pair[1])), None)
+    single = table.find(*SINGLES)
     if spec.task == "text-classification" and pair is not None:
         columns = [_find(table, pair[0]), _find(table, pair[1])]
     elif single is not None:
         columns = [single]
     else:
-        raise _no_column(table, f"text: none of {', '.join(_SINGLES)}, nor a pair such as {' and '.join(_PAIRS[0])}")
+        raise _no_column(table, f"text: none of {', '.join(SINGLES)}, nor a pair such as {' and '.join(PAIRS[0])}")
     references = _read_labels(table, spec) if labelled else None
     encoder = _Encoder(spec, table)
     encoded, cut = encoder.encode(*(table.texts(column) for column in columns))
@@ -153,19 +154,20 @@ def _tokenize_words(table: Table, spec: InputSpec, *, labelled: bool) -> Labelle
 
 
 def _tokenize_questions(table: Table, spec: InputSpec, *, labelled: bool) -> Labelled:
-    if table.find("question") is None or table.find("context") is None:
-        raise _no_column(table, "'question' and 'context'")
+    question, context = QUESTIONS
+    if table.find(question) is None or table.find(context) is None:
+        raise _no_column(table, f"'{question}' and '{context}'")
     references = _read_answers(table) if labelled else None
-    contexts = table.texts(_find(table, "context"))
+    contexts = table.texts(_find(table, context))
     encoder = _Encoder(spec, table, needs_offsets=True)
-    encoded, cut = encoder.encode(table.texts(_find(table, "question")), contexts, cut_second=True)
+    encoded, cut = encoder.encode(table.texts(_find(table, question)), contexts, cut_second=True)
     guides = [Context(text, encoding["spans"]) for text, encoding in zip(contexts, encoded, strict=True)]
     notes = _cut_note(cut, len(table.rows), encoder.limit, ", and an answer behind that cannot be found")
     return Labelled(encoder.join(encoded), references, guides, notes)
 
 
 def _tokenize_documents(table: Table, spec: InputSpec, *, labelled: bool) -> Labelled:
-    names = dict.fromkeys((*DOCUMENTS, *(() if labelled else _SINGLES)))
+    names = dict.fromkeys((*DOCUMENTS, *(() if labelled else SINGLES)))
     column = table.find(*names)
     if column is None:
         raise _no_column(table, f"documents: none of {', '.join(names)}")
@@ -214,9 +216,9 @@ def _missing(table: Table, names: Sequence[str]) -> UsageError:
 
 
 def _read_labels(table: Table, spec: InputSpec) -> list[int]:
-    column = table.find(*_LABELS)
+    column = table.find(*LABELS)
     if column is None:
-        raise _missing(table, _LABELS)
+        raise _missing(table, LABELS)
     if spec.label_count < 2:
         raise UsageError(
             "the model has a single output, a number instead of a label, and no metric here is for that",

@@ -56,6 +56,10 @@ def work(spec: Mapping[str, Any]) -> dict[str, Any]:
         from compactor.benching.counters import profile
 
         return profile(spec)
+    if variant.is_endpoint:
+        from compactor.benching.remote import serve_remotely
+
+        return serve_remotely(variant, spec)
 
     from compactor.benching.engines import open_engine, open_generator
 

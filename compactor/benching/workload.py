@@ -48,6 +48,8 @@ class Workload:
         scoring: All of these examples once, in the file's order, to judge the answers by; None without labels.
         metrics: What the answers are judged by; none without labels.
         notes: What the reader should know.
+        rows: Of the server scenario, which examples of the file the queries are; None for random tokens.
+        count: How many examples the file holds, where they are not tokenized here.
     """
 
     kind: Literal["synthetic", "lengths", "data"]
@@ -60,6 +62,8 @@ class Workload:
     scoring: Case | None = None
     metrics: Sequence[str] = ()
     notes: list[str] = dataclasses.field(default_factory=list)
+    rows: Rows | None = None
+    count: int | None = None
 
     @property
     def metric(self) -> str | None:
@@ -69,7 +73,7 @@ class Workload:
     @property
     def examples(self) -> int | None:
         """How many the file holds; None for random tokens."""
-        return None if self.labelled is None else len(self.labelled.examples)
+        return self.count if self.labelled is None else len(self.labelled.examples)
 
     def to_json(self) -> dict[str, Any]:
         """The report's ``workload`` block."""
@@ -284,6 +288,24 @@ def from_data(
     return workload
 
 
+def from_texts(file: Path, sizes: NDArray[np.int64], limit: int | None) -> Workload:
+    """Texts that are not tokenized here, since endpoints do that.
+
+    Args:
+        file: The texts.
+        sizes: (N,) characters in each.
+        limit: Send at most this many of them, whose sizes are spread as in all; None takes all.
+    """
+    rows = _spread(sizes, limit)
+    notes = (
+        []
+        if len(rows) == len(sizes)
+        else [f"Sent {len(rows)} of the {len(sizes)} texts, chosen so that their sizes are as in all."]
+    )
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    return Workload("data", InputSpec(0), (), file=file, sha256=sha256, notes=notes, rows=rows, count=len(sizes))
+
+
 def summarise_lengths(lengths: NDArray[np.int64]) -> dict[str, float]:
     """How long the examples are."""
     median, p90, p95 = (round(float(value), 1) for value in np.percentile(lengths, (50, 90, 95)))
@@ -322,7 +344,7 @@ def _from_examples(
     }
     if scenario == "server":
         chosen = Examples.join([examples[int(row)] for row in timed], examples.padding)
-        return Workload(kind, spec, (), notes=notes, queries=_write_queries(folder, chosen), **common)
+        return Workload(kind, spec, (), notes=notes, queries=_write_queries(folder, chosen), rows=timed, **common)
 
     sizes = list(dict.fromkeys(min(batch, len(timed)) for batch in batches))
     if max(batches) > len(timed):

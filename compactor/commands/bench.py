@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from compactor import commands
+from compactor.benching.urls import is_url, parse_url
 from compactor.console import Console
 from compactor.errors import MeasurementError
 
@@ -23,6 +24,7 @@ PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino", "torch")
 _TIMES = ("variant", "case", ">before, ms", ">after, ms", "decided by", ">times as fast", ">95 % interval", "verdict")
 _RATES = ("variant", ">before, 1/s", ">after, 1/s", ">times as high", "verdict")
 _WITH_COMPARE = {"compare", "as_json", "quiet", "verbose"}
+_OF_MODELS = {"providers", "threads", "batches", "metric", "spinning", "profile", "profile_layers"}
 _LARGEST_BATCH = 16_384
 _LARGEST_LENGTH = 1_000_000
 _LARGEST_BEAMS = 64
@@ -35,6 +37,17 @@ class _Command(click.Command):
         """Parse as click does."""
         ctx.meta["typed"] = shlex.join([*ctx.command_path.split(), *args])
         return super().parse_args(ctx, args)
+
+
+class _Target(click.Path):
+    """A path; or a URL, which is left as it was typed."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A ``Path``, or the text of the URL."""
+        return value if is_url(value) else super().convert(value, param, ctx)
 
 
 class _Amount(click.FloatRange):
@@ -100,10 +113,10 @@ def _providers(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 
 
 @click.command(cls=_Command, short_help="Measure speed and quality, with intervals and a verdict.")
-@click.argument("targets", nargs=-1, type=click.Path(path_type=Path), metavar="TARGET...")
+@click.argument("targets", nargs=-1, type=_Target(), metavar="TARGET...")
 @click.option(
     "--baseline",
-    type=click.Path(path_type=Path),
+    type=_Target(),
     metavar="TARGET",
     help="What the others are compared with; by default, the first that runs.",
 )
@@ -196,8 +209,8 @@ def _providers(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 @click.pass_context
 def command(
     ctx: click.Context,
-    targets: tuple[Path, ...],
-    baseline: Path | None,
+    targets: tuple[Path | str, ...],
+    baseline: Path | str | None,
     providers: tuple[str, ...],
     threads: int | None,
     batches: tuple[int, ...] | None,
@@ -229,6 +242,9 @@ def command(
 ) -> None:
     """Measure each TARGET: an artefact (every precision in it), an .onnx file, or a Hugging Face model directory.
 
+    With --scenario server a TARGET may also be the URL of a running endpoint, such as
+    http://127.0.0.1:8000/v2/models/NAME/infer.
+
     Every variant runs in fresh processes, in turn with the others, on the same inputs. Ratios come with a 95 %
     interval, and the whole with a verdict: exit code 6 when the machine was too busy to be believed, or when
     --compare finds that something became slower.
@@ -242,8 +258,10 @@ def command(
     _refuse_contradictions(ctx)
     if out is not None:
         commands.require_packages("matplotlib", "jinja2", needed_by="-o")
-    if data is not None:
+    if data is not None and not _only_urls(ctx):
         commands.require_packages("torchmetrics", needed_by="--data")
+    if any(map(is_url, targets)):
+        commands.require_packages("aiohttp", needed_by="the URL of an endpoint", extra="ray")
     with console.working() as progress:
         progress("loading libraries")
         from compactor.benching.bench import bench
@@ -320,9 +338,29 @@ def _refuse_contradictions(ctx: click.Context) -> None:
     refuse(given["qps"] is None or server, "--qps is for --scenario server.")
     refuse(given["bound_ms"] is None or server, "--p99-bound is for --scenario server.")
     refuse(not given["overwrite"] or given["out"] is not None, "--overwrite needs -o DIR.")
+    urls = [target for target in given["targets"] if is_url(target)]
+    if urls:
+        for url in urls:
+            parse_url(url)
+        refuse(server, f"{urls[0]} is an endpoint, whose rate is measured: add --scenario server.")
+        texts = given["data"] or given["lengths"]
+        refuse(texts is not None, f"{urls[0]} is asked texts: add --data FILE.")
+    if _only_urls(ctx):
+        for param in ctx.command.params:
+            typed = ctx.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE
+            option = max(param.opts, key=len)
+            what = "are no models that bench runs" if len(urls) > 1 else "is no model that bench runs"
+            refuse(not (typed and param.name in _OF_MODELS), f"{option} is for models: {', '.join(urls)} {what}.")
+    refuse(not is_url(given["baseline"]), f"{given['baseline']} is an endpoint, and no baseline.")
     if given["out"] is not None:
-        places = [path.resolve() for path in (*given["targets"], given["baseline"]) if path is not None]
+        places = [path.resolve() for path in (*given["targets"], given["baseline"]) if isinstance(path, Path)]
         refuse(given["out"].resolve() not in places, "-o names a TARGET: give the report a folder of its own.")
+
+
+def _only_urls(ctx: click.Context) -> bool:
+    """Whether nothing is measured but endpoints."""
+    targets = ctx.params["targets"]
+    return bool(targets) and all(map(is_url, targets)) and ctx.params["baseline"] is None
 
 
 def _refuse_beside_compare(ctx: click.Context) -> None:

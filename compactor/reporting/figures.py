@@ -340,7 +340,8 @@ def server_figure(report: Report) -> Figure | None:
             fontsize=_SMALL,
         )
         axes.set_yscale("log")
-        lowest = min(probe["p50_ms"] for row in rows for probe in row["server"]["probes"])
+        medians = [probe["p50_ms"] for row in rows for probe in row["server"]["probes"]]
+        lowest = min((median for median in medians if median is not None), default=bound)
         axes.set_ylim(max(lowest * 0.7, bound * 1e-4), ceiling)
         _plain_log(axes.yaxis)
         offered = [probe["qps"] for row in rows for probe in row["server"]["probes"]]

@@ -47,6 +47,7 @@ from compactor.reporting.words import (
     is_server,
     metric_name,
     metric_of,
+    only_endpoints,
     placement_words,
     primary_metric,
     summary_sentence,
@@ -120,7 +121,7 @@ def make_tiles(report: Report) -> list[Tile]:
     base = baseline_row(report)
     base = None if base is hero else base
     tiles = _server_tiles(hero, base) if is_server(report) else _timing_tiles(report, hero, base)
-    return [*tiles, _quality_tile(report, hero), *_size_tiles(hero, base)]
+    return tiles if only_endpoints(report) else [*tiles, _quality_tile(report, hero), *_size_tiles(hero, base)]
 
 
 def _timing_tiles(report: Report, hero: Row, base: Row | None) -> list[Tile]:

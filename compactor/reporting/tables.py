@@ -23,6 +23,7 @@ from compactor.reporting.words import (
     measured,
     metric_name,
     metric_of,
+    only_endpoints,
     part_of,
     profiles_of,
     result_of,
@@ -74,11 +75,10 @@ class Table:
 
 def result_tables(report: Report) -> list[Table]:
     """What a decision needs: speed, then what it costs."""
-    return [
-        table
-        for table in (server_table(report) if is_server(report) else speed_table(report), cost_table(report))
-        if table
-    ]
+    tables = [server_table(report) if is_server(report) else speed_table(report)]
+    if not only_endpoints(report):
+        tables.append(cost_table(report))
+    return [table for table in tables if table]
 
 
 def speed_table(report: Report) -> Table:
@@ -179,7 +179,7 @@ def server_table(report: Report) -> Table:
                     Cell(digits(best["p50_ms"])),
                     Cell(digits(best["p90_ms"])),
                     _p99(best),
-                    Cell(digits(best["mean_batch"])),
+                    _mean_batch(best),
                 )
             )
     caption = (
@@ -208,16 +208,12 @@ def probe_tables(report: Report) -> list[Table]:
                 Cell(rate(probe["qps"])),
                 Cell(rate(probe["achieved_qps"])),
                 Cell(f"{probe['queries']:,}"),
-                Cell(digits(probe["p50_ms"])),
-                Cell(digits(probe["p90_ms"])),
+                _latency(probe["p50_ms"]),
+                _latency(probe["p90_ms"]),
                 _p99(probe),
-                Cell(digits(probe["max_ms"])),
-                Cell(digits(probe["mean_batch"])),
-                Cell("no: saturated", "bad")
-                if probe["saturated"]
-                else Cell("yes", "good")
-                if probe["ok"]
-                else Cell("no", "bad"),
+                _latency(probe["max_ms"]),
+                _mean_batch(probe),
+                _within_the_bound(probe),
             )
             for probe in sorted(row["server"]["probes"], key=lambda probe: probe["qps"])
         )
@@ -376,8 +372,9 @@ def reproduce_rows(report: Report) -> list[tuple[str, str]]:
     settings, workload, clock = report["settings"], report["workload"], report["settings"]["clock"]
     pinned = f"pinned to CPUs {', '.join(map(str, settings['affinity']))}" if settings["affinity"] else "not pinned"
     spinning = "idle threads spin" if settings["spinning"] else "idle threads sleep"
+    threads = f"{settings['threads']} ({settings['threads_reason']}); {pinned}; {spinning}"
     rows = [
-        ("threads", f"{settings['threads']} ({settings['threads_reason']}); {pinned}; {spinning}"),
+        ("client", pinned) if only_endpoints(report) else ("threads", threads),
         ("inputs", _inputs(workload)),
         (
             "rounds",
@@ -387,9 +384,12 @@ def reproduce_rows(report: Report) -> list[tuple[str, str]]:
     ]
     if is_server(report):
         rows.append(("scenario", "server: Poisson arrivals, latency from the scheduled arrival"))
-        rows.append(
-            ("on the clock", "waiting in the queue, batching, arrays in host memory in, arrays in host memory out")
-        )
+        remote = {row["engine"] == "http" for row in report["variants"]}
+        clock_of = {
+            False: "waiting in the queue, batching, arrays in host memory in, arrays in host memory out",
+            True: "of endpoints, from when a request is due to its whole answer: tokenizing, HTTP and the network too",
+        }
+        rows.append(("on the clock", "; ".join(clock_of[kind] for kind in sorted(remote))))
     else:
         scenario = (
             "offline: all batches at once"
@@ -429,7 +429,10 @@ def variant_rows(report: Report) -> list[tuple[str, str]]:
         parts = [f"target {row['target']}"]
         if row["file"] is not None:
             parts.append(f"file {row['file']}")
-        parts.append(f"{row['engine']} on {row['provider']}, {row['precision']}")
+        if row["engine"] == "http":
+            parts.append("an endpoint that ran already, over HTTP")
+        else:
+            parts.append(f"{row['engine']} on {row['provider']}, {row['precision']}")
         parts += [f"{name} {_plain(value)}" for name, value in row["environment"].items()]
         if row["sha256"] is not None:
             parts.append(f"sha256 {row['sha256']}")
@@ -508,6 +511,28 @@ def _metrics(row: Row) -> Mapping[str, Any]:
 
 def _p99(probe: Mapping[str, Any]) -> Cell:
     return Cell("too few queries", "muted") if probe["p99_ms"] is None else Cell(digits(probe["p99_ms"]))
+
+
+def _latency(milliseconds: float | None) -> Cell:
+    return Cell("no answer", "muted") if milliseconds is None else Cell(digits(milliseconds))
+
+
+def _mean_batch(probe: Mapping[str, Any]) -> Cell:
+    """Of an endpoint nobody here sees it."""
+    return _unknown() if probe["mean_batch"] is None else Cell(digits(probe["mean_batch"]))
+
+
+def _within_the_bound(probe: Mapping[str, Any]) -> Cell:
+    """Whether the rate held; where queries failed, how many of each kind."""
+    failed = [
+        f"{count:,} {name.replace('_', ' ')}"
+        for name, count in (probe.get("statuses") or {}).items()
+        if count and name != "ok"
+    ]
+    note = ", ".join(failed)
+    if probe["saturated"]:
+        return Cell("no: saturated", "bad", note=note)
+    return Cell("yes", "good") if probe["ok"] else Cell("no", "bad", note=note)
 
 
 def _unknown() -> Cell:

@@ -113,6 +113,11 @@ def is_server(report: Report) -> bool:
     return bool(report["settings"]["scenario"] == "server")
 
 
+def only_endpoints(report: Report) -> bool:
+    """Whether all rows are endpoints that somebody else runs: nothing is known of their files, threads and memory."""
+    return all(row["engine"] == "http" for row in report["variants"])
+
+
 def bound_words(server: Mapping[str, Any]) -> str:
     """What has to stay below what: ``p99 under 20 ms``; short probes have no p99, and are judged by their slowest."""
     what = "the largest latency" if server["percentile"] >= 100 else f"p{server['percentile']:g}"
@@ -291,7 +296,8 @@ def about_words(report: Report) -> str:
         parts.append(machine["cpu_model"])
     parts += [gpu["name"] for gpu in machine.get("gpus") or ()]
     threads = report["settings"]["threads"]
-    parts.append(f"{threads} thread{'s' if threads != 1 else ''}")
+    if not only_endpoints(report):
+        parts.append(f"{threads} thread{'s' if threads != 1 else ''}")
     parts.append(sample_words(report))
     return " · ".join(parts)
 

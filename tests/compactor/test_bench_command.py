@@ -46,6 +46,9 @@ DEFAULTS = {
 }
 
 
+URL = "http://127.0.0.1:8000/v2/models/small/infer"
+
+
 class Fake:
     """Stands in for ``bench()``: keeps what it was asked for, makes some noise, and gives ``answer``."""
 
@@ -116,6 +119,31 @@ def test_passes_its_options_on(fake: Fake, tmp_path: Path) -> None:
         "out": tmp_path / "out",
         "overwrite": True,
     }
+
+
+def test_a_url_is_handed_on_as_it_was_typed(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: object())
+    assert run("bench", "compact", URL, "--scenario", "server", "--data", "d.tsv", "--threads", "2") == 0
+    assert fake.targets == (Path("compact"), URL)
+
+
+def test_an_endpoint_alone_needs_the_client_and_no_metrics(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = {"torchmetrics"}
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda name, *more: None if name in missing else object() if name == "aiohttp" else find(name, *more),
+    )
+    typed = ("bench", URL, "--scenario", "server", "--data", "d.tsv")
+    assert run(*typed) == 0
+    capsys.readouterr()
+    missing.add("aiohttp")
+    assert run(*typed) == 2
+    err = capsys.readouterr().err
+    assert "'aiohttp' is not installed, which the URL of an endpoint needs" in err
+    assert "pip install 'compactor[ray]'" in err
 
 
 def test_the_command_in_the_report_can_be_typed_again(fake: Fake) -> None:
@@ -278,6 +306,19 @@ def test_errors_keep_their_exit_codes(
         pytest.param("--compare a b --allow-noisy", "leave out --allow-noisy", id="compare-noisy"),
         pytest.param("--compare a", "requires 2 arguments", id="compare-one"),
         pytest.param("m --frob", "No such option", id="unknown"),
+        pytest.param(f"{URL} --data d", "is an endpoint, whose rate is measured: add --scenario", id="url-single"),
+        pytest.param(f"m {URL} --data d --scenario offline", "add --scenario server", id="url-offline"),
+        pytest.param(f"{URL} --scenario server", "is asked texts: add --data FILE", id="url-without-texts"),
+        pytest.param(f"{URL} --scenario server --seq 8", "is asked texts: add --data FILE", id="url-seq"),
+        pytest.param(f"{URL} --scenario server --data d --threads 2", "--threads is for models", id="url-threads"),
+        pytest.param(f"{URL} --scenario server --data d --provider cpu", "--provider is for", id="url-provider"),
+        pytest.param(f"{URL} --scenario server --data d --batch 8", "--batch is for models", id="url-batch"),
+        pytest.param(f"{URL} --scenario server --data d --profile", "--profile is for models", id="url-profile"),
+        pytest.param(f"{URL} --scenario server --data d --metric f1", "--metric is for models", id="url-metric"),
+        pytest.param(f"{URL} --scenario server --data d --no-spinning", "-spinning is for", id="url-spinning"),
+        pytest.param(f"m --baseline {URL} --scenario server", "is an endpoint, and no baseline", id="url-baseline"),
+        pytest.param("http://h/x --scenario server --data d", "neither of the two routes", id="url-route"),
+        pytest.param("http://h:x/predict --scenario server --data d", "this is no URL", id="url-broken"),
     ],
 )
 def test_a_mistake_is_answered_before_anything_is_loaded(

@@ -62,6 +62,8 @@ def open_engine(variant: Variant, *, threads: int, spinning: bool) -> Engine:
         ModelDirectoryError: The model is missing or damaged.
         ProviderUnavailableError: The engine or the provider is not installed, or has no device.
     """
+    if variant.engine == "http":
+        raise ValueError(f"{variant.name} is an endpoint: there is nothing to open")
     if variant.provider not in PROVIDERS[variant.engine]:
         raise UsageError(
             f"{variant.engine} does not run on '{variant.provider}'",

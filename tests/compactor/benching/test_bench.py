@@ -129,6 +129,25 @@ def test_server_finds_a_rate(texts, small_peak):
     assert any("--p99-bound" in note for note in report["notes"])
 
 
+def test_an_endpoint_beside_a_model_is_asked_the_same_texts(texts, small_peak):
+    pytest.importorskip("aiohttp")
+    from tests.compactor.benching.endpoint import endpoint
+
+    artefact, data = texts
+    options = FAST | {"duration_s": 0.5, "qps": 40.0, "bound_ms": 5000.0}
+    with endpoint() as server:
+        report = compactor.bench([artefact, server.url], data=data, batch=[4], scenario="server", **options)
+    assert report_problems(report) == []
+    fp32, int8, remote = report["variants"]
+    assert [row["engine"] for row in (fp32, int8, remote)] == ["onnxruntime", "onnxruntime", "http"]
+    assert report["baseline"] == fp32["id"] and fp32["quality"] is not None and remote["quality"] is None
+    assert fp32["server"]["probes"][0]["statuses"] is None
+    assert remote["server"]["probes"][0]["statuses"]["ok"] == 40
+    assert remote["server"]["bound_ms"] == fp32["server"]["bound_ms"]
+    asked = {document["inputs"][0]["data"][0] for _, document in server.requests}
+    assert asked == {line.split("\t")[0] for line in data.read_text().splitlines()[1:]}
+
+
 def test_a_variant_that_crashes_is_a_row_and_the_others_run(made, small_peak, tmp_path):
     _, artefact = made
     broken = tmp_path / "broken.onnx"
@@ -160,7 +179,7 @@ def test_an_interrupt_keeps_what_is_measured(made, monkeypatch, tmp_path):
 
 
 def test_a_report_is_not_replaced_unasked(made, monkeypatch, tmp_path):
-    monkeypatch.setattr(benching, "resolve_targets", pytest.fail)
+    monkeypatch.setattr(benching, "find_targets", pytest.fail)
     (tmp_path / "report.json").write_text("{}")
     with pytest.raises(OutputError, match="there is a report already"):
         compactor.bench([made[1]], out=tmp_path)
