@@ -59,6 +59,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         max_ongoing_requests=settings.max_ongoing,
         max_queued_requests=settings.max_queued,
         backpressure_config={"status_code": 503, "retry_after_s": 1},
+        logging_config={"encoding": "JSON", "enable_access_log": False},  # ``telemetry`` writes a line a request
         graceful_shutdown_timeout_s=_SHUTDOWN_S,
         graceful_shutdown_wait_loop_s=0.5,
     )

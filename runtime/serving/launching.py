@@ -17,8 +17,6 @@ from .settings import ServeSettings
 LOOPBACK = "127.0.0.1"
 BUILD = "compactor.runtime.serving.application:build"
 
-LOGGING: dict[str, Any] = {"encoding": "JSON", "enable_access_log": False}  # ``telemetry`` writes a line a request
-
 _REPEATABLE_BYTES = 64 * 1024
 
 
@@ -59,7 +57,7 @@ def running(
                 _metrics_export_port=metrics_port,
             )
         try:
-            serve.start(http_options=http_options(settings, host, port), logging_config=LOGGING)
+            serve.start(http_options=http_options(settings, host, port))
             try:
                 serve.run(application, name=APPLICATION, route_prefix="/")
             except RuntimeError as error:
@@ -97,6 +95,7 @@ def _tuned() -> dict[str, str]:
     return {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",  # a line is in the log when its request is answered
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
@@ -143,7 +142,6 @@ def cluster_config(settings: ServeSettings, *, host: str, port: int) -> dict[str
     return {
         "proxy_location": "EveryNode",
         "http_options": http_options(settings, host, port),
-        "logging_config": LOGGING,
         "applications": [
             {
                 "name": APPLICATION,

@@ -60,6 +60,8 @@ class ServeSettings:
                 lowest = 0 if field.name in ("batch_wait_ms", "max_queued", "min_replicas") else 1
                 if not value >= lowest if field.name != "timeout_s" else not value > 0:
                     raise RuntimeSetupError(f"expected {field.name} of at least {lowest}, got {value}")
+        if self.name is not None and (not self.name.strip() or "/" in self.name):
+            raise RuntimeSetupError(f"'{self.name}' is no name for a model: it stands in URLs, between slashes")
         if self.max_replicas is not None and self.max_replicas < max(self.min_replicas, 1):
             raise RuntimeSetupError(f"max_replicas is {self.max_replicas}, below min_replicas ({self.min_replicas})")
 

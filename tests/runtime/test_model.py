@@ -166,7 +166,7 @@ def test_threads_share_one_model(text_artefact):
 
 def test_entities_are_the_tagged_words(text_artefact):
     masked, artefact = text_artefact("BertForTokenClassification")
-    tokenizer, feeds, outputs = reference(masked, "BertForTokenClassification", TEXTS[0])
+    tokenizer, _feeds, outputs = reference(masked, "BertForTokenClassification", TEXTS[0])
     labels = outputs.logits[0].argmax(-1).tolist()
     answer = compactor.runtime.load(artefact, precision="fp32", threads=1)(TEXTS[0])
     assert isinstance(answer, Tagged)
@@ -200,7 +200,7 @@ def test_bio_tags_and_outside(text_artefact, tmp_path):
 def test_answers_are_spans_of_the_context(text_artefact):
     masked, artefact = text_artefact("BertForQuestionAnswering")
     context = "the film was made in paris by a young director ."
-    tokenizer, feeds, outputs = reference(masked, "BertForQuestionAnswering", "where was it made ?", context)
+    tokenizer, _feeds, outputs = reference(masked, "BertForQuestionAnswering", "where was it made ?", context)
     encoding = tokenizer("where was it made ?", context, return_offsets_mapping=True)
     inside = [i for i, sequence in enumerate(encoding.sequence_ids(0)) if sequence == 1]
     allowed = [0, *inside]
