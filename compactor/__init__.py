@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from compactor.exporting import ExportResult, export
     from compactor.inspecting import Inspection, inspect
     from compactor.manifest import load_manifest
+    from compactor.predicting.predict import Prediction, RayOptions, predict
     from compactor.trainer.config import PruneConfig
     from compactor.trainer.pruning import PruneResult, prune
     from compactor.verifying import verify
@@ -40,8 +41,10 @@ __all__ = [
     "MeasurementError",
     "ModelDirectoryError",
     "OutputError",
+    "Prediction",
     "PruneConfig",
     "PruneResult",
+    "RayOptions",
     "TrainingError",
     "UsageError",
     "VerificationError",
@@ -52,6 +55,7 @@ __all__ = [
     "inspect",
     "load_manifest",
     "load_report",
+    "predict",
     "prune",
     "verify",
 ]
@@ -63,8 +67,10 @@ _HOMES = {
     "MeasurementError": "errors",
     "ModelDirectoryError": "errors",
     "OutputError": "errors",
+    "Prediction": "predicting.predict",
     "PruneConfig": "trainer.config",
     "PruneResult": "trainer.pruning",
+    "RayOptions": "predicting.predict",
     "TrainingError": "errors",
     "UsageError": "errors",
     "VerificationError": "errors",
@@ -74,6 +80,7 @@ _HOMES = {
     "inspect": "inspecting",
     "load_manifest": "manifest",
     "load_report": "benching.report",
+    "predict": "predicting.predict",
     "prune": "trainer.pruning",
     "verify": "verifying",
 }

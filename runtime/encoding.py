@@ -55,16 +55,21 @@ class TextEncoder:
         task: What the model does.
         limit: Tokens of a sequence, at most; None sets no limit.
         truncate: Cut what is longer, from its end, instead of refusing it.
+        vocabulary: How many tokens the model knows; None where nothing says.
 
     Raises:
         ArtefactError: There is no tokenizer, or it is damaged.
     """
 
-    def __init__(self, folder: Path, *, task: str, limit: int | None, truncate: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, task: str, limit: int | None, truncate: bool = False, vocabulary: int | None = None
+    ) -> None:
         self.limit, self.truncate = limit, truncate
         self._keys, self._paired = _KEYS.get(task, _PAIR), task in _PAIRED
         self._needs_pair = task == QUESTIONS
         self.tokenizer = _open(folder)
+        # Where the tokenizer has tokens that the model does not know, a text with one would break its whole batch.
+        self._known = vocabulary if vocabulary is not None and self.tokenizer.get_vocab_size() > vocabulary else None
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
         if limit is not None and self._needs_pair:
@@ -137,6 +142,8 @@ class TextEncoder:
                 )
         if self.limit is not None and len(encoding) > self.limit:
             return Refused(f"the text is too long: {len(encoding)} tokens, and the model takes {self.limit}")
+        if self._known is not None and max(encoding.ids) >= self._known:
+            return Refused(f"it has token {max(encoding.ids)}, and the model knows {self._known}: a foreign tokenizer")
         windows = (encoding, *encoding.overflowing) if self._needs_pair else (encoding,)
         return Encoded(windows, text if isinstance(text, str) else text[1])
 

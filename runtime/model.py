@@ -135,7 +135,14 @@ def load(
     artefact = Artefact.open(folder)
     choice = artefact.choose(precision, provider)
     plan = explain_threads(threads)
-    encoder = TextEncoder(artefact.folder, task=artefact.task, limit=artefact.max_tokens, truncate=truncate)
+    vocabulary = artefact.config.get("vocab_size")
+    encoder = TextEncoder(
+        artefact.folder,
+        task=artefact.task,
+        limit=artefact.max_tokens,
+        truncate=truncate,
+        vocabulary=vocabulary if isinstance(vocabulary, int) else None,
+    )
     runner: _Graph | _Writer
     if artefact.generates:
         runner = _Writer.open(artefact, choice, plan.threads, encoder)
@@ -170,13 +177,19 @@ class _Graph:
 
     def answer(self, items: Sequence[Encoded], *, max_batch: int, batch_tokens: int) -> Answers:
         windows = [window for item in items for window in item.windows]
+        owners = [number for number, item in enumerate(items) for _ in item.windows]
         batches = by_length([len(window) for window in windows], max_batch, max_positions=batch_tokens)
-        outputs = restore(batches, (self._run([windows[row] for row in rows]) for rows in batches))
-        answers, first = [], 0
-        for item in items:
-            answers.append(self._reader(item, outputs[first : first + len(item.windows)]))
-            first += len(item.windows)
-        return answers
+        answers: dict[int, Answer | Refused] = {}
+        waiting: dict[int, dict[int, Outputs]] = {}  # by item: outputs of its windows so far; all at once would be much
+        for rows in batches:
+            for row, outputs in zip(rows.tolist(), self._run([windows[row] for row in rows]), strict=True):
+                owner = owners[row]
+                found = waiting.setdefault(owner, {})
+                found[row] = outputs
+                if len(found) == len(items[owner].windows):
+                    answers[owner] = self._reader(items[owner], [found[each] for each in sorted(found)])
+                    del waiting[owner]
+        return [answers[number] for number in range(len(items))]
 
     def _run(self, windows: Sequence[Any]) -> list[Outputs]:
         """The outputs of each window, without a batch axis and without padding."""

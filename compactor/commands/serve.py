@@ -30,7 +30,7 @@ def _at_least(lowest: int) -> click.IntRange:
 )
 @click.option("--provider", type=click.Choice(["cpu", "cuda"]), help="By default, what the artefact is for.")
 @click.option("--truncate", is_flag=True, help="Cut texts that are too long instead of refusing them.")
-@click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="Of a replica; by default the cores, to 4.")
+@click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="Of a replica; by default 1.")
 @click.option("--min-replicas", type=_at_least(0), default=1, show_default=True, metavar="N", help="When idle.")
 @click.option("--max-replicas", type=_at_least(1), metavar="N", help="Under load; by default as the cores allow.")
 @click.option("--max-batch", type=_at_least(1), default=32, show_default=True, metavar="N", help="Texts run together.")
@@ -123,7 +123,7 @@ def _serve(
             out_dir, precision=settings.precision, provider=settings.provider, threads=settings.replica_threads
         )
     if config_only:
-        import yaml
+        import yaml  # type: ignore[import-untyped]
 
         click.echo(yaml.safe_dump(cluster_config(settings, host=host, port=port), sort_keys=False), nl=False)
         return

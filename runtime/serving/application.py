@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -23,12 +23,12 @@ from . import protocol
 from .lanes import Job, Lanes, bucket
 from .protocol import BadRequest
 from .settings import ServeSettings
-from .telemetry import Telemetry
+from .telemetry import Telemetry, logger
 
 APPLICATION = "compactor"
 DEPLOYMENT = "Texts"
 
-_TARGET_SHARE = 0.5  # of the requests a replica works on at a time: more, and another replica is started
+_TARGET_ONGOING = 8.0  # requests in a replica: more, and another is started while there are cores
 _UPSCALE_S, _DOWNSCALE_S = 5.0, 120.0
 _SHUTDOWN_S = 30.0
 
@@ -46,15 +46,9 @@ def build(args: dict[str, Any]) -> serve.Application:
         RuntimeSetupError: A setting is unknown or out of range.
     """
     settings = ServeSettings.from_args(args)
-    deployment = Texts.options(
+    deployment = cast(serve.Deployment, Texts).options(
         num_replicas="auto",
-        autoscaling_config={
-            "min_replicas": settings.min_replicas,
-            "max_replicas": settings.most_replicas,
-            "target_ongoing_requests": max(1.0, _TARGET_SHARE * settings.max_ongoing),
-            "upscale_delay_s": _UPSCALE_S,
-            "downscale_delay_s": _DOWNSCALE_S,
-        },
+        autoscaling_config=scaling(settings),
         ray_actor_options={"num_cpus": settings.replica_threads, "num_gpus": int(settings.provider == "cuda")},
         max_ongoing_requests=settings.max_ongoing,
         max_queued_requests=settings.max_queued,
@@ -64,6 +58,17 @@ def build(args: dict[str, Any]) -> serve.Application:
         graceful_shutdown_wait_loop_s=0.5,
     )
     return deployment.bind(settings.to_args())
+
+
+def scaling(settings: ServeSettings) -> dict[str, Any]:
+    """How many replicas run, as Ray Serve's ``autoscaling_config``."""
+    return {
+        "min_replicas": settings.min_replicas,
+        "max_replicas": settings.most_replicas,
+        "target_ongoing_requests": min(_TARGET_ONGOING, settings.max_ongoing),
+        "upscale_delay_s": _UPSCALE_S,
+        "downscale_delay_s": _DOWNSCALE_S,
+    }
 
 
 _EXAMPLE = {
@@ -209,6 +214,9 @@ class Texts:
             status, content = 504, {"error": f"not answered within {self.settings.timeout_s:g} s"}
         except ClientDisconnect:
             status, content = 499, {"error": "the client has gone"}
+        except Exception as error:
+            logger.exception("the model failed")
+            status, content = 500, {"error": f"the model failed: {type(error).__name__}; the server's log says more"}
         self.telemetry.request(route, status, started, texts)
         return JSONResponse(content, status)
 
@@ -237,7 +245,11 @@ class Texts:
         finally:
             for job in jobs:
                 job.wanted = False
-        return [item if isinstance(item, Refused) else next(answers) for item in encoded]
+        found = [item if isinstance(item, Refused) else next(answers) for item in encoded]
+        failed = next((answer for answer in found if isinstance(answer, BaseException)), None)
+        if failed is not None:
+            raise failed
+        return [answer for answer in found if not isinstance(answer, BaseException)]
 
     def _queue(self, tokens: int) -> Any:
         """The ``@serve.batch`` queue of the bucket for texts of ``tokens``."""
@@ -249,7 +261,7 @@ class Texts:
                 batch_wait_timeout_s=self.settings.batch_wait_ms / 1e3,
                 max_concurrent_batches=self.settings.max_ongoing * self.settings.max_texts,  # the lanes wait, not this
             )
-            async def collect(jobs: list[Job[Encoded]]) -> list[Answer | Refused]:
+            async def collect(jobs: list[Job[Encoded]]) -> list[Answer | Refused | BaseException]:
                 return await self.lanes.answer(jobs)
 
             self._queues[longest] = collect

@@ -97,19 +97,26 @@ class Lanes(Generic[Item, Result]):
 
     async def _work(self) -> None:
         """Run batches until no text waits."""
-        loop = asyncio.get_running_loop()
         while batch := self._take():
             self._observe(len(batch), self.waiting)
-            try:
-                items = [waiting.job.item for waiting in batch]
-                results = await loop.run_in_executor(self._executor, self._run, items)
-                for waiting, result in zip(batch, results, strict=True):
-                    if not waiting.done.done():
-                        waiting.done.set_result(result)
-            except Exception as error:
-                for waiting in batch:
-                    if not waiting.done.done():
-                        waiting.done.set_exception(error)
+            if not await self._try(batch):
+                for waiting in batch:  # one of them spoils it: each alone, so that it spoils its own answer only
+                    await self._try([waiting])
+
+    async def _try(self, batch: Sequence[_Waiting[Item, Result]]) -> bool:
+        """Run a batch and hand out its results. False where it failed and holds several texts: nobody knows yet."""
+        items = [waiting.job.item for waiting in batch]
+        try:
+            results = await asyncio.get_running_loop().run_in_executor(self._executor, self._run, items)
+            for waiting, result in zip(batch, results, strict=True):
+                if not waiting.done.done():
+                    waiting.done.set_result(result)
+        except Exception as error:
+            if len(batch) > 1:
+                return False
+            if not batch[0].done.done():
+                batch[0].done.set_exception(error)
+        return True
 
     def _take(self) -> list[_Waiting[Item, Result]]:
         """The next batch; empty when no text waits. What nobody wants any more is left out."""

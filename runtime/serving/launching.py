@@ -81,7 +81,7 @@ def _stop() -> None:
     try:
         with contextlib.suppress(Exception):  # it may never have run
             serve.delete(APPLICATION)  # returns when the replicas have drained
-        serve.shutdown()
+        serve.shutdown()  # type: ignore[no-untyped-call]
     finally:
         ray.shutdown()
 
@@ -135,10 +135,9 @@ def http_options(settings: ServeSettings, host: str, port: int) -> dict[str, Any
 
 def cluster_config(settings: ServeSettings, *, host: str, port: int) -> dict[str, Any]:
     """What ``serve deploy`` takes, as plain values: the same application, on a cluster."""
-    from .application import APPLICATION, DEPLOYMENT, build
+    from .application import APPLICATION, DEPLOYMENT, build, scaling
 
-    deployment = build(settings.to_args())._bound_deployment
-    scaling = deployment._deployment_config.autoscaling_config
+    build(settings.to_args())  # refuses what no cluster should be told
     return {
         "proxy_location": "EveryNode",
         "http_options": http_options(settings, host, port),
@@ -151,11 +150,7 @@ def cluster_config(settings: ServeSettings, *, host: str, port: int) -> dict[str
                 "deployments": [
                     {
                         "name": DEPLOYMENT,
-                        "autoscaling_config": {
-                            "min_replicas": scaling.min_replicas,
-                            "max_replicas": scaling.max_replicas,
-                            "target_ongoing_requests": scaling.target_ongoing_requests,
-                        },
+                        "autoscaling_config": scaling(settings),
                     }
                 ],
             }

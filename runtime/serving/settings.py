@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import RuntimeSetupError
 from ..threads import usable_cores
 
-_MOST_THREADS = 4  # of a replica by default: a short text gains nothing from more
+_THREADS = 1  # of a replica: on short texts a second one gains less than a second replica
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ServeSettings:
         precision: As in ``compactor.runtime.load``.
         provider: The same.
         truncate: The same.
-        threads: Of a replica; when omitted the usable cores, at most 4.
+        threads: Of a replica; 1 when omitted.
         min_replicas: Replicas when nothing is to be done.
         max_replicas: Replicas under load, at most; when omitted as many as this machine has cores for.
         max_batch: Texts that are run together, at most.
@@ -95,7 +95,7 @@ class ServeSettings:
     @property
     def replica_threads(self) -> int:
         """Threads of a replica, which are also the CPUs that it asks Ray for."""
-        return self.threads or min(usable_cores(), _MOST_THREADS)
+        return self.threads or _THREADS
 
     @property
     def most_replicas(self) -> int:

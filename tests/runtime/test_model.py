@@ -378,7 +378,19 @@ def test_numbers_out_of_range(text_artefact):
             compactor.runtime.load(artefact, **options)
 
 
-def test_a_foreign_tokenizer_cannot_crash_the_rest(text_artefact, tmp_path):
+def test_a_token_that_the_model_does_not_know_is_refused(text_artefact, tmp_path):
+    _, artefact = text_artefact("BertForSequenceClassification")
+    shutil.copytree(artefact, tmp_path / "foreign")
+    tokenizer = Tokenizer.from_file(str(artefact / "tokenizer.json"))
+    tokenizer.add_tokens(["zanzibar"])
+    tokenizer.save(str(tmp_path / "foreign/tokenizer.json"))
+    model = compactor.runtime.load(tmp_path / "foreign", precision="fp32", threads=1)
+    answers = model([TEXTS[0], "in zanzibar", TEXTS[1]])
+    assert isinstance(answers[1], Refused) and "the model knows 13458" in answers[1].reason
+    assert [isinstance(answer, Classified) for answer in answers] == [True, False, True]
+
+
+def test_a_damaged_tokenizer_is_said(text_artefact, tmp_path):
     """No tokenizer, a damaged one: an error of loading that names the folder."""
     _, artefact = text_artefact("BertForSequenceClassification")
     folder = tmp_path / "broken"

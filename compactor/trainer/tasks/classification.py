@@ -16,7 +16,7 @@ import torch
 
 from compactor.benching.datafiles import Table, shown
 from compactor.benching.inputs import InputSpec
-from compactor.benching.texts import _LABELS, _PAIRS, _SINGLES, _foreign_label, _label_reader
+from compactor.benching.texts import LABELS, PAIRS, SINGLES, _foreign_label, _label_reader
 from compactor.errors import UsageError
 from compactor.trainer.tasks.base import (
     Features,
@@ -122,22 +122,22 @@ def open_classification(
 
 def find_text_columns(table: Table) -> tuple[str, ...]:
     """The columns of a pair of texts, else of a single text; none where there is neither."""
-    for pair in _PAIRS:
+    for pair in PAIRS:
         first, second = table.find(pair[0]), table.find(pair[1])
         if first is not None and second is not None:
             return (first, second)
-    single = table.find(*_SINGLES)
+    single = table.find(*SINGLES)
     return () if single is None else (single,)
 
 
 def find_label_column(table: Table) -> str | None:
     """The column of the labels."""
-    return table.find(*_LABELS)
+    return table.find(*LABELS)
 
 
 def _encode_texts(table: Table, tokenizer: Any, max_length: int) -> tuple[list[Row], int]:
     columns = find_text_columns(table)
-    what = f"text: none of {', '.join(_SINGLES)}, nor a pair such as {' and '.join(_PAIRS[0])}"
+    what = f"text: none of {', '.join(SINGLES)}, nor a pair such as {' and '.join(PAIRS[0])}"
     require_column(table, columns[0] if columns else None, what)
     return encode(tokenizer, table, [table.texts(column) for column in columns], limit=max_length)
 
@@ -214,7 +214,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _values(table: Table) -> list[tuple[Any, str]]:
-    column = require_column(table, find_label_column(table), f"labels: none of {', '.join(_LABELS)}")
+    column = require_column(table, find_label_column(table), f"labels: none of {', '.join(LABELS)}")
     return list(zip(table.column(column), table.places, strict=True))
 
 

@@ -116,16 +116,16 @@ def test_who_has_gone_costs_nothing():
     play(scenario)
 
 
-def test_a_failure_is_its_batchs_and_the_lanes_go_on():
+def test_one_that_spoils_a_batch_spoils_its_own_answer_only():
     async def scenario(loop, executor):
         def run(items):
             if "bad" in items:
                 raise ValueError("no")
             return list(items)
 
-        lanes = Lanes(run, executor, max_batch=1, batch_tokens=100)
-        results = await lanes.answer([Job("bad", 5), Job("good", 5)])
-        assert isinstance(results[0], ValueError) and results[1] == "good"
+        lanes = Lanes(run, executor, max_batch=4, batch_tokens=100)
+        results = await lanes.answer([Job("bad", 5), Job("good", 5), Job("fine", 5)])
+        assert isinstance(results[0], ValueError) and results[1:] == ["good", "fine"]
         assert await lanes.answer([Job("again", 5)]) == ["again"]
 
     play(scenario)

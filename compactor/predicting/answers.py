@@ -1,0 +1,82 @@
+"""Answers as columns: one set of columns a task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from compactor.errors import UsageError
+from compactor.predicting.columns import ERROR
+from compactor.runtime.answers import Refused
+from compactor.tasks import GENERATION
+
+_LABELS = b"compactor.labels"  # in the metadata of 'scores': the labels, in the order of the numbers
+
+_Value: TypeAlias = Callable[[Any], Any]
+
+_ENTITY = pa.struct(
+    [
+        ("label", pa.string()),
+        ("score", pa.float32()),
+        ("start", pa.int64()),
+        ("end", pa.int64()),
+        ("text", pa.string()),
+    ]
+)
+_FILL = pa.struct([("token", pa.string()), ("score", pa.float32())])
+
+# By task: the columns, and what of an answer's JSON stands in them. ``scores`` and ``vector`` are taken as arrays.
+_COLUMNS: Mapping[str, Mapping[str, pa.DataType]] = {
+    "text-classification": {"label": pa.string(), "score": pa.float32(), "scores": pa.list_(pa.float32())},
+    "token-classification": {"entities": pa.list_(_ENTITY)},
+    "question-answering": {"answer": pa.string(), "score": pa.float32(), "start": pa.int64(), "end": pa.int64()},
+    "fill-mask": {"fills": pa.list_(pa.list_(_FILL))},
+    "feature-extraction": {"vector": pa.list_(pa.float32())},
+    GENERATION: {"text": pa.string()},
+}
+_ARRAYS = {"scores", "vector"}
+
+
+def answer_fields(task: str, labels: Sequence[str]) -> list[pa.Field]:
+    """The columns of a task's answers, and ``error``.
+
+    Args:
+        task: What the model does.
+        labels: The names of its labels.
+
+    Raises:
+        UsageError: No text has an answer by this task.
+    """
+    columns = _COLUMNS.get(task)
+    if columns is None:
+        raise UsageError(f"models for {task} answer no texts", todo=f"predict is for {', '.join(_COLUMNS)}")
+    fields = [pa.field(name, kind) for name, kind in columns.items()]
+    if "scores" in columns:
+        fields[-1] = fields[-1].with_metadata({_LABELS: json.dumps(list(labels)).encode()})
+    return [*fields, pa.field(ERROR, pa.string())]
+
+
+def answer_arrays(fields: Sequence[pa.Field], answers: Sequence[Any]) -> list[pa.Array]:
+    """The answers as ``fields``: null in all of them where an item was refused, and then ``error`` says why."""
+    plain = [answer.to_json() for answer in answers]
+    arrays = []
+    for field in fields:
+        if field.name in _ARRAYS:
+            arrays.append(_vectors([None if isinstance(a, Refused) else getattr(a, field.name) for a in answers]))
+        else:
+            arrays.append(pa.array([values.get(field.name) for values in plain], field.type))
+    return arrays
+
+
+def _vectors(values: Sequence[Any]) -> pa.Array:
+    """Arrays of float32 as lists, without a Python object for each number."""
+    sizes = [0 if value is None else len(value) for value in values]
+    there = [value for value in values if value is not None]
+    numbers = np.concatenate(there).astype(np.float32, copy=False) if there else np.zeros(0, np.float32)
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+    missing = pa.array([value is None for value in values], pa.bool_())
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(numbers), mask=missing)

@@ -1,0 +1,72 @@
+"""Answers as columns, for every task; a refused item has nulls and its reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from compactor.errors import UsageError
+from compactor.predicting.answers import answer_arrays, answer_fields
+from compactor.runtime.answers import (
+    Answered,
+    Classified,
+    Embedded,
+    Entity,
+    Fill,
+    Filled,
+    Refused,
+    Tagged,
+    Written,
+)
+
+F = np.float32
+LABELS = ("no", "yes")
+ENTITY = {"label": "PER", "score": 0.5, "start": 2, "end": 5, "text": "Ada"}
+CASES: list[tuple[str, Any, dict[str, Any]]] = [
+    (
+        "text-classification",
+        Classified("yes", 0.75, np.array([0.25, 0.75], F), LABELS),
+        {"label": "yes", "score": 0.75, "scores": [0.25, 0.75]},
+    ),
+    ("token-classification", Tagged((Entity(**ENTITY),)), {"entities": [ENTITY]}),
+    ("token-classification", Tagged(()), {"entities": []}),
+    (
+        "question-answering",
+        Answered("Ada", 0.5, 2, 5),
+        {"answer": "Ada", "score": 0.5, "start": 2, "end": 5},
+    ),
+    ("fill-mask", Filled(((Fill("a", 0.5),), ())), {"fills": [[{"token": "a", "score": 0.5}], []]}),
+    ("feature-extraction", Embedded(np.array([1, 2, 3], F)), {"vector": [1, 2, 3]}),
+    ("text2text-generation", Written("so\tit\nis"), {"text": "so\tit\nis"}),
+]
+
+
+@pytest.mark.parametrize(("task", "answer", "columns"), CASES)
+def test_an_answer_fills_its_columns(task: str, answer: Any, columns: dict[str, Any]) -> None:
+    fields = answer_fields(task, LABELS)
+    assert [field.name for field in fields] == [*columns, "error"]
+    arrays = answer_arrays(fields, [answer, Refused("the text is empty"), answer])
+    assert [array.type for array in arrays] == [field.type for field in fields]
+    rows = list(zip(*(array.to_pylist() for array in arrays), strict=True))
+    assert rows[0] == rows[2] == (*columns.values(), None)
+    assert rows[1] == (*[None] * len(columns), "the text is empty")
+
+
+@pytest.mark.parametrize("task", sorted({task for task, _, _ in CASES}))
+def test_columns_have_their_types_even_where_all_are_refused(task: str) -> None:
+    fields = answer_fields(task, LABELS)
+    arrays = answer_arrays(fields, [Refused("no")] * 2)
+    assert [array.type for array in arrays] == [field.type for field in fields]
+    assert [array.null_count for array in arrays] == [2] * (len(fields) - 1) + [0]
+
+
+def test_the_labels_stand_beside_the_scores() -> None:
+    scores = answer_fields("text-classification", LABELS)[2]
+    assert scores.metadata == {b"compactor.labels": b'["no", "yes"]'}
+
+
+def test_images_have_no_texts() -> None:
+    with pytest.raises(UsageError, match="image-classification answer no texts"):
+        answer_fields("image-classification", LABELS)
