@@ -252,7 +252,7 @@ def test_an_end_loses_no_accepted_request(artefact):
         def end():
             time.sleep(1.5)
             ended.append(time.monotonic())
-            server.process.send_signal(signal.SIGTERM)
+            server.ask_to_end()
 
         thread = threading.Thread(target=end)
         thread.start()
@@ -264,4 +264,4 @@ def test_an_end_loses_no_accepted_request(artefact):
         assert found.ok[before].all()
         # Later ones are answered, told that the route is gone, or get no connection: none is cut off half-way.
         assert set(found.count_statuses()) <= {0, 200, 404, 503}
-        assert server.process.wait(timeout=60) == 130
+        assert server.wait() == 130

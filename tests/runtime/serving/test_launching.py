@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from tests.runtime.serving.conftest import free_port
+from benchmarks._served import free_port
 
 pytest.importorskip("ray")
 yaml = pytest.importorskip("yaml")
