@@ -9,6 +9,7 @@ import torch
 import transformers
 
 import compactor
+import compactor.runtime
 from tests.consumers.folders import save_image_model, save_text_model
 
 SENTENCES = [
@@ -74,7 +75,14 @@ def test_a_pipeline_reads_both_layouts_and_both_precisions(layout, example_check
     for file_name in ("model.onnx", "model_quantized.onnx"):
         model = optimum.onnxruntime.ORTModelForSequenceClassification.from_pretrained(artefact, file_name=file_name)
         classify = transformers.pipeline("text-classification", model=model, tokenizer=tokenizer)
-        answers[file_name] = [answer["label"] for answer in classify(sentences, batch_size=8)]
+        found = classify(sentences, batch_size=8)
+        answers[file_name] = [answer["label"] for answer in found]
+        if file_name == "model.onnx":  # and what ``runtime.load`` answers, without transformers
+            loaded = compactor.runtime.load(artefact, precision="fp32")(sentences)
+            assert [answer.label for answer in loaded] == answers[file_name]
+            np.testing.assert_allclose(
+                [answer.score for answer in loaded], [answer["score"] for answer in found], atol=1e-5
+            )
 
     assert set(answers["model.onnx"]) == {"positive", "negative"}
     assert sum(a != b for a, b in zip(*answers.values(), strict=True)) <= 2  # int8 may change a close call

@@ -220,6 +220,16 @@ def test_overload_is_answered_503_at_once_and_recovers(artefact):
         assert server.post("/predict", {"inputs": "good"})[0] == 200
 
 
+def test_replicas_are_added_under_load(artefact):
+    with serving(artefact, "--max-replicas", "2") as server:
+        assert len(server.replicas()) == 1
+        deadline = time.monotonic() + 120
+        while len(server.replicas()) < 2:
+            assert time.monotonic() < deadline, "no second replica came"
+            found = run(closed_loop(f"{server.url}/predict", bodies(TEXTS), 24, 3.0))
+            assert set(found.count_statuses()) == {200}
+
+
 def test_what_takes_too_long_is_answered_504(artefact):
     with serving(artefact, "--timeout", "0.0001") as server:
         status, reply = server.post("/predict", {"inputs": ["slow " * 100] * 50})
