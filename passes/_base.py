@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import onnx_ir as ir
 
@@ -59,6 +59,14 @@ class RewritePass(ir.passes.InPlacePass):
         raise TypeError(f"pass developer: '{type(self).__name__}' must define call()")
 
     def __str__(self) -> str:
-        values: dict[str, object] = vars(self)  # of a dataclass: its fields
-        text = ",".join(f"{key.replace('_', '-')}={value}" for key, value in values.items())
+        """Its name, and the options that differ from the default."""
+        options: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(self) if dataclasses.is_dataclass(self) else ()
+        given = {option.name: getattr(self, option.name) for option in options}
+        changed = [option.name for option in options if given[option.name] != _default(option)]
+        text = ",".join(f"{name.replace('_', '-')}={given[name]}" for name in changed)
         return f"{self.name}{{{text}}}" if text else self.name
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
