@@ -142,7 +142,8 @@ def _print_start(
 ) -> None:
     most = settings.most_replicas
     console.line(f"{settings.model_name} ({task}): {reason}")
-    console.line(f"{settings.min_replicas} to {most} replicas of {settings.replica_threads} threads")
+    threads = settings.replica_threads
+    console.line(f"{settings.min_replicas} to {most} replicas, each with {threads} thread{'s' * (threads > 1)}")
     console.line(f"plain route    POST {url}/predict")
     console.line(f"V2 protocol    POST {url}/v2/models/{settings.model_name}/infer")
     console.line(f"OpenAPI page        {url}/docs")
