@@ -87,7 +87,7 @@ def test_onnx_runtime_agrees():
 
 
 def test_its_text_names_its_options():
-    assert str(AlignWidthsPass(head=8)) == "align-widths{head=8,neurons=1,waste=None,same=False}"
+    assert str(AlignWidthsPass(head=8)) == "align-widths{head=8}"
 
 
 @PROPERTY
