@@ -1,6 +1,7 @@
 """What token packing gains on real sentences: SST-2's 872 in padded batches of 32, int8, beside length bucketing.
 
-    python benchmarks/sst2_packing.py [--threads 2] [--rounds 8] [--work DIR] [--out benchmarks/results/NAME.json]
+    python benchmarks/sst2_packing.py [--batch 32] [--threads 2] [--rounds 8] [--work DIR]
+                                      [--out benchmarks/results/NAME.json]
 
 On two models: a random BERT with the sizes of an entry of the paper, and the bundled example checkpoint. One sample is
 the time of all sentences, in file order or with those of like length together. Tokenization is not on the clock.
@@ -37,12 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Build, time, check, and write what came of it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     plant.add_entry_options(parser)
+    parser.add_argument("--batch", type=int, default=BATCH, help="sentences of a batch (default: %(default)s)")
     parser.add_argument("--passes", type=int, default=2, help="samples in each process (default: %(default)s)")
     _run.add_common_options(parser)
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="sst2-packing-") as temporary:
         work = (args.work or Path(temporary)).resolve()
-        workload = sentences(work / "sst2")
+        workload = sentences(work / f"sst2-{args.batch}", args.batch)
         models = {
             "random weights": Planted(work, plant.chosen_entry(args), TASK),
             "the example checkpoint": Given(work, EXAMPLE),
@@ -71,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = {
         "schema": 1,
         "kind": "compactor-packing",
+        "batch": args.batch,
         "relative_error": _record.plain_errors(found.errors),
         "reports": reports,
     }
@@ -81,11 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if _record.failures(reports.values()) else 0
 
 
-def sentences(folder: Path) -> Workload:
+def sentences(folder: Path, batch: int = BATCH) -> Workload:
     """SST-2's sentences in batches, in file order and with those of like length together."""
     config = json.loads((EXAMPLE / "config.json").read_text(encoding="utf-8"))
     spec = InputSpec.from_config(config, task=TASK, folder=EXAMPLE)
-    return from_lengths(folder, SENTENCES, spec, batches=[BATCH], scenario="offline")
+    return from_lengths(folder, SENTENCES, spec, batches=[batch], scenario="offline")
 
 
 def make_rows(title: str, shop: Workshop) -> list[_run.Row]:
@@ -121,7 +124,7 @@ def render(result: Mapping[str, Any]) -> str:
             rows.append([f"{title}, {case['id']}", times(padding), *cells, gain, both])
     return "\n\n".join(
         [
-            f"# Token packing on SST-2, int8, batches of {BATCH}",
+            f"# Token packing on SST-2, int8, batches of {result['batch']}",
             f"{first['workload']['examples']} sentences. Sentences per second; a sample is one pass over all of them, "
             f"{first['settings']['clock']['max_samples']} in each process. In brackets: 95 % bootstrap interval; "
             "≈ stands for no significant difference.",

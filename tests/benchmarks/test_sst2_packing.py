@@ -43,5 +43,5 @@ def test_packing_is_given_as_sentences_per_second_and_as_a_ratio(tmp_path: Path)
         found=run_of(rows, {"model-unpacked": 1000.0, "model-packed": 500.0}, case.id),
         command="python benchmarks/sst2_packing.py",
     )
-    text = sst2_packing.render({"reports": {"a model": report}})
+    text = sst2_packing.render({"batch": 32, "reports": {"a model": report}})
     assert "| a model, batch 2, in order | 3.00× | 100 | 200 | 2.00× [" in text
