@@ -64,7 +64,7 @@ def running(
                 raise RuntimeSetupError(
                     f"the application did not start: {_last_line(error)}",
                     where=settings.artefact,
-                    todo="look into the replica's log: ray_session/logs/serve, usually under /tmp/ray/session_latest",
+                    todo="look into the replica's log, in logs/serve of Ray's session folder",
                 ) from error
             yield f"http://{LOOPBACK if host == '0.0.0.0' else host}:{port}"
         finally:
