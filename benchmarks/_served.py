@@ -8,8 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 _LAST_LINE = "Prometheus"
 _STOP_S = 90
@@ -17,7 +17,7 @@ _LISTENING = "0A"  # a state of /proc/net/tcp
 
 
 class Server:
-    """One server; it answers once this is made.
+    """One server; it answers once this is made. A context manager, which ends it.
 
     Args:
         artefact: What it serves.
@@ -48,6 +48,13 @@ class Server:
                 return
         self.wait()
         raise RuntimeError("the server did not start:\n" + "".join(self.said))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ask_to_end()
+        self.wait()
 
     def replicas(self) -> list[int]:
         """The processes that hold the model and listen for requests, oldest first."""
@@ -82,17 +89,6 @@ class Server:
         except (OSError, ValueError):  # it ended meanwhile
             return False
         return pid == self._process.pid
-
-
-@contextlib.contextmanager
-def serving(artefact: Path, *options: str) -> Iterator[Server]:
-    """A server while the block runs."""
-    server = Server(artefact, *options)
-    try:
-        yield server
-    finally:
-        server.ask_to_end()
-        server.wait()
 
 
 def memory_bytes(pid: int) -> int:

@@ -36,7 +36,7 @@ import numpy as np
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that it runs by its path, and not only with -m
 
 from benchmarks import _graphs, _record, _run, plant
-from benchmarks._served import Server, memory_bytes, serving
+from benchmarks._served import Server, memory_bytes
 from benchmarks._workshop import Given, Planted, Workshop, say
 from compactor.benching.card import machine_card
 from compactor.benching.http_load import (
@@ -126,7 +126,7 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         for kind in order:
             say(f"round {number + 1} of {args.rounds}: {kind}")
             if kind == SERVED:
-                with serving(folder, *options()) as server:
+                with Server(folder, *options()) as server:
                     exchanges = _load(server, texts, args.clients, args.seconds)
                 rates[kind].append(exchanges.answered_per_s)
                 latencies.append(_latencies(exchanges))
@@ -135,7 +135,7 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
                 rates[kind].append(_graphs.in_fresh_process(function, folder, texts, args.seconds))
     capacity = statistics.median(rates[SERVED])
     found: dict[str, Any] = {"rates": rates, "latency_ms": latencies}
-    with serving(folder, *options()) as server:
+    with Server(folder, *options()) as server:
         _load(server, texts, args.clients, 2.0)
         say(f"{args.steady_s:g} s at {STEADY:.0%} of {capacity:.0f}/s")
         found["steady"] = steady(server, texts, STEADY * capacity, args.steady_s)
@@ -143,7 +143,7 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         found["malformed"] = malformed(server)
         say("overload")
         found["overload"] = overload(server, texts, args)
-    with serving(folder, *options(2)) as server:
+    with Server(folder, *options(2)) as server:
         say("a replica is killed")
         _load(server, texts, args.clients, 2.0)
         found["killed"] = killed(server, texts, KILLED_AT * capacity)

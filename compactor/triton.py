@@ -24,13 +24,13 @@ from compactor.artefact import ArtefactWriter
 from compactor.checkpoint.config import read_json_object
 from compactor.errors import UsageError, VerificationError
 from compactor.manifest import artefact_file_problems, load_manifest
+from compactor.runtime.artefacts import PRECISIONS
 from compactor.runtime.threads import explain_threads
 from compactor.runtime.triton import VERSION, Settings, is_model_name, write_model
 from compactor.tasks import GENERATION
 
 LAYOUT = "triton"
 
-_PRECISIONS = {"compact": "fp32", "int8": "int8", "fp16": "fp16"}  # by stage
 _MODULES = "modules.json"  # of sentence-transformers
 
 
@@ -143,7 +143,7 @@ def _choose_name(folder: Path, manifest: dict[str, Any], request: Request) -> st
 
 def _choose(manifest: dict[str, Any], request: Request, where: Path) -> dict[str, Any]:
     """The stage to serve."""
-    stages = {_PRECISIONS[stage["name"]]: stage for stage in manifest["stages"] if stage["file"] is not None}
+    stages = {PRECISIONS[stage["name"]]: stage for stage in manifest["stages"] if stage["file"] is not None}
     asked = set(request.precision or stages)
     for precision in asked - set(stages):
         raise UsageError(

@@ -13,8 +13,9 @@ from .machine import MachineInfo, describe_int8, describe_machine
 from .providers import not_run_reason
 
 MANIFEST = "compactor.json"
+PRECISIONS: Mapping[str, str] = {"compact": "fp32", "int8": "int8", "fp16": "fp16"}
+"""The precision of each stage of the manifest."""
 
-_PRECISIONS = {"compact": "fp32", "int8": "int8", "fp16": "fp16"}  # stage to precision
 _EXACT_INT8 = {"amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp"}  # int8 products that cannot saturate
 _MAX_BYTES = 64 * 2**20
 _UNLIMITED = 10**9
@@ -76,7 +77,7 @@ class Artefact:
         stages = stages if isinstance(stages, list) else []
         graphs: dict[str, str] = {}
         for stage in (stage for stage in stages if isinstance(stage, dict)):
-            precision, file = _PRECISIONS.get(str(stage.get("name"))), stage.get("file")
+            precision, file = PRECISIONS.get(str(stage.get("name"))), stage.get("file")
             if precision is not None and isinstance(file, str) and stage.get("graph") in (None, "encoder_model"):
                 graphs[precision] = _inside(folder, file)
         if not graphs:

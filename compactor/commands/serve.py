@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from compactor import commands
 from compactor.console import Console
-
-if TYPE_CHECKING:
-    from compactor.runtime.serving.settings import ServeSettings
+from compactor.runtime.serving.settings import ServeSettings
 
 
 def _at_least(lowest: int) -> click.IntRange:
@@ -31,38 +29,69 @@ def _at_least(lowest: int) -> click.IntRange:
 @click.option("--provider", type=click.Choice(["cpu", "cuda"]), help="By default, what the artefact is for.")
 @click.option("--truncate", is_flag=True, help="Cut texts that are too long instead of refusing them.")
 @click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="Of a replica; by default 1.")
-@click.option("--min-replicas", type=_at_least(0), default=1, show_default=True, metavar="N", help="When idle.")
-@click.option("--max-replicas", type=_at_least(1), metavar="N", help="Under load; by default as the cores allow.")
-@click.option("--max-batch", type=_at_least(1), default=32, show_default=True, metavar="N", help="Texts run together.")
 @click.option(
-    "--batch-tokens", type=_at_least(1), default=4096, show_default=True, metavar="N", help="Positions of a batch."
+    "--min-replicas",
+    type=_at_least(0),
+    default=ServeSettings.min_replicas,
+    show_default=True,
+    metavar="N",
+    help="When idle.",
+)
+@click.option("--max-replicas", type=_at_least(1), metavar="N", help="Under load; by default as the cores allow.")
+@click.option(
+    "--max-batch",
+    type=_at_least(1),
+    default=ServeSettings.max_batch,
+    show_default=True,
+    metavar="N",
+    help="Texts run together.",
+)
+@click.option(
+    "--batch-tokens",
+    type=_at_least(1),
+    default=ServeSettings.batch_tokens,
+    show_default=True,
+    metavar="N",
+    help="Positions of a batch.",
 )
 @click.option(
     "--batch-wait",
     "batch_wait_ms",
     type=click.FloatRange(0, 60_000),
-    default=1.0,
+    default=ServeSettings.batch_wait_ms,
     show_default=True,
     metavar="MS",
     help="How long a text may wait for others while the model is free.",
 )
 @click.option(
-    "--max-ongoing", type=_at_least(1), default=64, show_default=True, metavar="N", help="Requests in a replica."
+    "--max-ongoing",
+    type=_at_least(1),
+    default=ServeSettings.max_ongoing,
+    show_default=True,
+    metavar="N",
+    help="Requests in a replica.",
 )
 @click.option(
     "--max-queued",
     type=_at_least(0),
-    default=128,
+    default=ServeSettings.max_queued,
     show_default=True,
     metavar="N",
     help="Requests that wait for it beside those; the next gets 503.",
 )
-@click.option("--max-texts", type=_at_least(1), default=128, show_default=True, metavar="N", help="Texts of a request.")
+@click.option(
+    "--max-texts",
+    type=_at_least(1),
+    default=ServeSettings.max_texts,
+    show_default=True,
+    metavar="N",
+    help="Texts of a request.",
+)
 @click.option(
     "--max-body",
     "max_body_bytes",
     type=_at_least(1),
-    default=1 << 20,
+    default=ServeSettings.max_body_bytes,
     show_default=True,
     metavar="BYTES",
     help="Size of a request.",
@@ -71,7 +100,7 @@ def _at_least(lowest: int) -> click.IntRange:
     "--timeout",
     "timeout_s",
     type=click.FloatRange(0, 86_400, min_open=True),
-    default=30.0,
+    default=ServeSettings.timeout_s,
     show_default=True,
     metavar="S",
     help="After this a request gets 504.",
@@ -98,25 +127,11 @@ def command(
     """
     commands.refuse_both(quiet, verbose)
     commands.require_packages("ray", "fastapi", needed_by="serve", extra="ray")
-    _serve(
-        Console(quiet=quiet, verbose=verbose), out_dir, host, port, metrics_port, config_only, dict(chosen, name=name)
-    )
-
-
-def _serve(
-    console: Console,
-    out_dir: Path,
-    host: str,
-    port: int,
-    metrics_port: int | None,
-    config_only: bool,
-    chosen: dict[str, Any],
-) -> None:
     from compactor.runtime.model import load
     from compactor.runtime.serving.launching import cluster_config, running
-    from compactor.runtime.serving.settings import ServeSettings
 
-    settings = ServeSettings(artefact=str(out_dir.resolve()), **chosen)
+    console = Console(quiet=quiet, verbose=verbose)
+    settings = ServeSettings(artefact=str(out_dir.resolve()), name=name, **chosen)
     with console.working() as progress:
         progress("loading the model")  # here first: what is wrong with it is said at once
         model = load(

@@ -12,9 +12,7 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import sys
-import threading
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -24,6 +22,7 @@ from compactor.errors import CompactorError, OutputError, UsageError
 from compactor.predicting.inputs import Span
 from compactor.predicting.scoring import Job, Scorer
 from compactor.runtime.errors import RuntimeSetupError
+from compactor.runtime.signals import own_sigterm
 from compactor.runtime.threads import usable_cores
 
 if TYPE_CHECKING:
@@ -156,9 +155,8 @@ def running(address: str | None, *, cpus: int) -> Iterator[None]:
         "num_cpus": cpus,
         "include_dashboard": False,
         "object_store_memory": _STORE_BYTES,
-        "_node_ip_address": "127.0.0.1",
     }
-    with _own_signals(), _closed_stderr():
+    with own_sigterm(), _closed_stderr():
         try:
             ray.init(address=address or "local", **quiet, **({} if address else own))
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -171,17 +169,6 @@ def running(address: str | None, *, cpus: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-@contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keep the handler of SIGTERM, which Ray replaces by its own: ours ends the run as Ctrl-C does."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread() and before is not None:
-            signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

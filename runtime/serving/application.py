@@ -71,40 +71,25 @@ def scaling(settings: ServeSettings) -> dict[str, Any]:
     }
 
 
-_EXAMPLE = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["inputs"],
-                    "properties": {
-                        "inputs": {
-                            "description": "A text; or a list of texts, of pairs (text, text_pair), or of questions "
-                            "(question, context).",
-                            "oneOf": [{"type": "string"}, {"type": "object"}, {"type": "array", "items": {}}],
-                        }
-                    },
-                },
-                "example": {"inputs": ["a gripping film", "what a bore"]},
-            }
-        },
+def _described(inputs: dict[str, Any], example: Any) -> dict[str, Any]:
+    """What the OpenAPI page says of a route's body, which is read without a model of FastAPI's."""
+    schema = {"type": "object", "required": ["inputs"], "properties": {"inputs": inputs}}
+    return {
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}},
     }
-}
-_V2_EXAMPLE = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {"type": "object", "required": ["inputs"]},
-                "example": {
-                    "inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a gripping film"]}]
-                },
-            }
-        },
-    }
-}
+
+
+_PLAIN_BODY = _described(
+    {
+        "description": "A text; or a list of texts, of pairs (text, text_pair), or of questions (question, context).",
+        "oneOf": [{"type": "string"}, {"type": "object"}, {"type": "array", "items": {}}],
+    },
+    {"inputs": ["a gripping film", "what a bore"]},
+)
+_V2_BODY = _described(
+    {"type": "array", "items": {"type": "object"}},
+    {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a gripping film"]}]},
+)
 
 
 @serve.deployment(name=DEPLOYMENT, health_check_period_s=5, health_check_timeout_s=20)
@@ -137,16 +122,16 @@ class Texts:
 
     # The plain route
 
-    @api.post("/predict", summary="Answer texts", openapi_extra=_EXAMPLE)
+    @api.post("/predict", summary="Answer texts", openapi_extra=_PLAIN_BODY)
     async def predict(self, request: Request) -> Response:
         """One answer a text, in their order; ``{"error"}`` in place of what could not be answered."""
 
-        async def answer(body: Any) -> tuple[int, Any, int]:
+        async def answer(body: Any) -> tuple[Any, int]:
             items = protocol.read_plain(body, self.settings.max_texts)
             answers = await self._answer(items)
             if all(isinstance(found, Refused) for found in answers):
                 raise BadRequest(protocol.first_refusal(answers) or "", 422)
-            return 200, {"model": self.name, "outputs": [found.to_json() for found in answers]}, len(items)
+            return {"model": self.name, "outputs": [found.to_json() for found in answers]}, len(items)
 
         return await self._reply(request, "/predict", answer)
 
@@ -181,21 +166,21 @@ class Texts:
         """It can, if it is this one."""
         return self._unknown(name, version) or JSONResponse({"name": self.name, "ready": True})
 
-    @api.post("/v2/models/{name}/infer", summary="Answer texts by the protocol", openapi_extra=_V2_EXAMPLE)
+    @api.post("/v2/models/{name}/infer", summary="Answer texts by the protocol", openapi_extra=_V2_BODY)
     @api.post("/v2/models/{name}/versions/{version}/infer", include_in_schema=False)
     async def infer(self, name: str, request: Request, version: str = protocol.VERSION) -> Response:
         """Tensors in, tensors out. One bad text fails the request: the protocol knows no error of an item."""
         if (unknown := self._unknown(name, version)) is not None:
             return unknown
 
-        async def answer(body: Any) -> tuple[int, Any, int]:
+        async def answer(body: Any) -> tuple[Any, int]:
             items, request_id, wanted = protocol.read_inference(body, self.task, self.settings.max_texts)
             answers = await self._answer(items)
             refusal = protocol.first_refusal(answers)
             if refusal is not None:
                 raise BadRequest(refusal)
             found: list[Any] = list(answers)
-            return 200, protocol.write_inference(self.name, self.task, found, request_id, wanted), len(items)
+            return protocol.write_inference(self.name, self.task, found, request_id, wanted), len(items)
 
         return await self._reply(request, "/v2/models/{name}/infer", answer)
 
@@ -203,11 +188,11 @@ class Texts:
 
     async def _reply(self, request: Request, route: str, answer: Any) -> Response:
         """Read the body within its limit, answer it within its time, and count what happened."""
-        started, texts = time.perf_counter(), 0
+        started, status, texts = time.perf_counter(), 200, 0
         try:
             async with asyncio.timeout(self.settings.timeout_s):
                 body = protocol.parse(await self._read(request))
-                status, content, texts = await answer(body)
+                content, texts = await answer(body)
         except BadRequest as error:
             status, content = error.status, {"error": str(error)}
         except TimeoutError:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import socket
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import RuntimeSetupError
+from ..signals import own_sigterm
 from .settings import ServeSettings
 
 LOOPBACK = "127.0.0.1"
@@ -49,7 +48,7 @@ def running(
 
         application = build(settings.to_args())
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        with _own_signals():
+        with own_sigterm():
             ray.init(
                 include_dashboard=False,
                 log_to_driver=False,
@@ -117,15 +116,6 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
-
-
-@contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """Handle SIGTERM afterwards as before, or as Ctrl-C: Ray would exit on it without stopping what it serves."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler if before is signal.SIG_DFL else before)
 
 
 def http_options(settings: ServeSettings, host: str, port: int) -> dict[str, Any]:

@@ -13,6 +13,17 @@ from compactor.benching.plan import Case, Settings, Variant
 from compactor.benching.processes import Measured, Measurements
 from compactor.runtime.sampling import Clock
 
+MACHINE = {  # a machine card
+    "cpu_model": "A CPU",
+    "isa": ["avx2", "avx512_vnni"],
+    "physical_cores": 2,
+    "virtualised": True,
+    "kernel": "6",
+    "versions": {"onnxruntime": "1"},
+    "commit": "abc",
+    "dirty": False,
+    "gpus": [],
+}
 ENTRY = plant.Entry(
     task="squadv1",
     method="hybrid",

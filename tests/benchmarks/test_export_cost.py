@@ -7,23 +7,14 @@ import sys
 import pytest
 
 from benchmarks import _graphs, export_cost
+from tests.benchmarks.made_up import MACHINE
 
 
 def test_costs_add_up_over_steps_and_peak_at_the_largest() -> None:
     steps = [{"wall_s": 2.0, "peak_bytes": 3_000_000_000}, {"wall_s": 3.0, "peak_bytes": 1_000_000_000}]
     result = {
         "command": "python benchmarks/export_cost.py",
-        "machine": {
-            "cpu_model": "A CPU",
-            "isa": ["avx2", "avx512_vnni"],
-            "physical_cores": 2,
-            "virtualised": True,
-            "kernel": "6",
-            "versions": {"onnxruntime": "1"},
-            "commit": "abc",
-            "dirty": False,
-            "gpus": [],
-        },
+        "machine": MACHINE,
         "model_bytes": 1_000_000_000,
         "tools": {export_cost.OURS: {"steps": ["export", "more"], "rounds": [steps]}},
         "absent": {"optimum-cli": "no interpreter"},

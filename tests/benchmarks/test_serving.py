@@ -13,18 +13,8 @@ pytest.importorskip("aiohttp")
 
 from benchmarks import _served, serving
 from compactor.benching.http_load import Exchanges
+from tests.benchmarks.made_up import MACHINE
 
-MACHINE = {
-    "cpu_model": "A CPU",
-    "isa": ["avx2"],
-    "physical_cores": 2,
-    "virtualised": True,
-    "kernel": "6",
-    "versions": {"onnxruntime": "1"},
-    "commit": "abc",
-    "dirty": False,
-    "gpus": [],
-}
 LATENCY = {"p50": 10.0, "p95": 20.0, "p99": 30.0}
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +53,6 @@ class Server(_served.Server):
             return status, json.loads(content)
         except ValueError:
             return status, content.decode(errors="replace")
-
-
-@contextlib.contextmanager
-def serving(artefact: Path, *options: str) -> Iterator[Server]:
-    """A server while the block runs."""
-    server = Server(artefact, *options)
-    try:
-        yield server
-    finally:
-        server.ask_to_end()
-        server.wait()
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ pytest.importorskip("ray")
 
 import compactor.runtime
 from compactor.benching.http_load import closed_loop, run
-from tests.runtime.serving.conftest import serving
+from tests.runtime.serving.conftest import Server
 
 TEXTS = ["a gripping film", "what a bore", "it 's slow -- very , very slow", "fine " * 60]
 INFER = "/v2/models/films/infer"
@@ -31,7 +31,7 @@ def bodies(texts):
 
 @pytest.fixture(scope="module")
 def server(artefact):
-    with serving(artefact, "--precision", "fp32", "--max-texts", "16", "--max-body", "20000") as found:
+    with Server(artefact, "--precision", "fp32", "--max-texts", "16", "--max-body", "20000") as found:
         yield found
 
 
@@ -188,7 +188,7 @@ def test_http_listens_on_loopback_alone(server):
 
 
 def test_a_replica_that_dies_is_replaced_and_no_request_lost(artefact):
-    with serving(artefact, "--min-replicas", "2", "--max-replicas", "2") as server:
+    with Server(artefact, "--min-replicas", "2", "--max-replicas", "2") as server:
         killed = []
 
         def kill():
@@ -212,7 +212,7 @@ def test_a_replica_that_dies_is_replaced_and_no_request_lost(artefact):
 
 
 def test_overload_is_answered_503_at_once_and_recovers(artefact):
-    with serving(artefact, "--max-ongoing", "2", "--max-queued", "2", "--max-batch", "1") as server:
+    with Server(artefact, "--max-ongoing", "2", "--max-queued", "2", "--max-batch", "1") as server:
         found = run(closed_loop(f"{server.url}/predict", bodies(["slow " * 100]), 48, 3.0))
         statuses = found.count_statuses()
         assert set(statuses) == {200, 503}
@@ -221,7 +221,7 @@ def test_overload_is_answered_503_at_once_and_recovers(artefact):
 
 
 def test_replicas_are_added_under_load(artefact):
-    with serving(artefact, "--max-replicas", "2") as server:
+    with Server(artefact, "--max-replicas", "2") as server:
         assert len(server.replicas()) == 1
         deadline = time.monotonic() + 120
         while len(server.replicas()) < 2:
@@ -231,7 +231,7 @@ def test_replicas_are_added_under_load(artefact):
 
 
 def test_what_takes_too_long_is_answered_504(artefact):
-    with serving(artefact, "--timeout", "0.0001") as server:
+    with Server(artefact, "--timeout", "0.0001") as server:
         status, reply = server.post("/predict", {"inputs": ["slow " * 100] * 50})
         assert status == 504 and "0.0001 s" in reply["error"]
         assert server.get("/v2/health/live")[0] == 200
@@ -239,7 +239,7 @@ def test_what_takes_too_long_is_answered_504(artefact):
 
 def test_clients_who_leave_cost_nothing(artefact):
     """Twenty ask for 128 long texts each and hang up: most of those are never run."""
-    with serving(artefact, "--precision", "fp32") as server:
+    with Server(artefact, "--precision", "fp32") as server:
         body = json.dumps({"inputs": ["long text " * 60] * 128}).encode()
         head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
         for _ in range(20):
@@ -256,7 +256,7 @@ def test_clients_who_leave_cost_nothing(artefact):
 
 
 def test_an_end_loses_no_accepted_request(artefact):
-    with serving(artefact) as server:
+    with Server(artefact) as server:
         ended = []
 
         def end():
