@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from compactor.exporting import ExportResult, export
     from compactor.inspecting import Inspection, inspect
     from compactor.manifest import load_manifest
-    from compactor.predicting.predict import Prediction, RayOptions, predict
+    from compactor.predicting.on_ray import RayOptions
+    from compactor.predicting.predict import Prediction, predict
     from compactor.trainer.config import PruneConfig
     from compactor.trainer.pruning import PruneResult, prune
     from compactor.verifying import verify
@@ -70,7 +71,7 @@ _HOMES = {
     "Prediction": "predicting.predict",
     "PruneConfig": "trainer.config",
     "PruneResult": "trainer.pruning",
-    "RayOptions": "predicting.predict",
+    "RayOptions": "predicting.on_ray",
     "TrainingError": "errors",
     "UsageError": "errors",
     "VerificationError": "errors",

@@ -92,7 +92,8 @@ def command(
     console = Console(quiet=quiet, verbose=verbose)
     with console.working() as progress:
         progress("loading libraries")
-        from compactor.predicting.predict import PredictionInterrupted, RayOptions, predict
+        from compactor.predicting.on_ray import RayOptions
+        from compactor.predicting.predict import PredictionInterrupted, predict
 
         try:
             result = predict(

@@ -11,7 +11,8 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from compactor.predicting.inputs import Format, find_format
+from compactor.predicting.formats import find_format
+from compactor.predicting.inputs import Format
 from compactor.predicting.jsonl import KINDS
 from compactor.predicting.parts import REFUSED
 

@@ -9,13 +9,14 @@ it answered twice, both answers are the same part. A chunk over which actors die
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
 import sys
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from compactor.console import Progress
 from compactor.errors import CompactorError, OutputError, UsageError
@@ -25,11 +26,21 @@ from compactor.runtime.errors import RuntimeSetupError
 from compactor.runtime.signals import own_sigterm
 from compactor.runtime.threads import usable_cores
 
-if TYPE_CHECKING:
-    from compactor.predicting.predict import RayOptions
-
 _MOST_BLOCKS = 10_000  # pieces that Ray Data keeps track of; a piece is one chunk, of a very large file several
 _STORE_BYTES = 512 * 2**20  # parts on their way
+
+
+@dataclasses.dataclass(frozen=True)
+class RayOptions:
+    """How to spread the work over processes.
+
+    Attributes:
+        workers: How many; by default one for each core.
+        address: Of a running cluster; None starts Ray on this machine, and stops it at the end.
+    """
+
+    workers: int | None = None
+    address: str | None = None
 
 
 def score_on_ray(

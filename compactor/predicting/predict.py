@@ -1,9 +1,9 @@
 """Answer every row of a file: plan its chunks, answer those that are not finished, join them.
 
-INPUT ─▶ inputs: chunks ─▶ scoring, here or on Ray ═▶ parts ─▶ joining ─▶ OUT
-         found in one      one model a process,       one file  streamed,
-         pass, no row      one chunk after the        a chunk   renamed
-         kept              other
+INPUT ─▶ formats: chunks ─▶ scoring, here or on Ray ═▶ parts ─▶ joining ─▶ OUT
+          found in one      one model a process,       one file  streamed,
+          pass, no row      one chunk after the        a chunk   renamed
+          kept              other
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from compactor.console import Progress, format_bytes
 from compactor.errors import OutputError, UsageError
 from compactor.predicting.answers import answer_fields
 from compactor.predicting.columns import choose_columns
-from compactor.predicting.inputs import InputFile, Span, find_format
+from compactor.predicting.formats import find_format, find_spans, open_input
+from compactor.predicting.inputs import InputFile, Span
 from compactor.predicting.joining import join_parts
+from compactor.predicting.on_ray import RayOptions, score_on_ray
 from compactor.predicting.pace import Pace
 from compactor.predicting.parts import Parts, check_output
 from compactor.predicting.scoring import Job, Scorer
@@ -38,19 +40,6 @@ LARGEST_CHUNK_ROWS = 100_000
 
 # Rows of a chunk where an answer takes long, or its outputs fill the memory until it is read off.
 _CHUNK_ROWS: Mapping[str, int] = {GENERATION: 64, "fill-mask": 64, "feature-extraction": 1024}
-
-
-@dataclasses.dataclass(frozen=True)
-class RayOptions:
-    """How to spread the work over processes.
-
-    Attributes:
-        workers: How many; by default one for each core.
-        address: Of a running cluster; None starts Ray on this machine, and stops it at the end.
-    """
-
-    workers: int | None = None
-    address: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +142,7 @@ def predict(
     if ray is not None and choice.provider != "cpu":
         raise UsageError("workers on Ray run on CPUs, and on no GPU", todo="leave out --ray, or pass --provider cpu")
     answer = [field.name for field in answer_fields(opened.task, opened.labels)]
-    table = InputFile.open(source.absolute())
+    table = open_input(source.absolute())
     columns = choose_columns(table, opened.task, answer, text=text, pair=pair, keep=keep)
     job = Job(
         opened.folder.absolute(),
@@ -217,7 +206,7 @@ def plan(source: InputFile, chunk_rows: int, progress: Progress = lambda message
     def tell(done: int) -> None:
         progress(f"finding the rows: {format_bytes(done)} of {format_bytes(source.size_bytes)}")
 
-    spans = list(source.spans(chunk_rows, tell))
+    spans = list(find_spans(source, chunk_rows, tell))
     if not spans:
         raise UsageError("there are no rows in it", where=str(source.path))
     return spans
@@ -230,8 +219,6 @@ def _score(
     if not spans:
         return
     if ray is not None:
-        from compactor.predicting.on_ray import score_on_ray
-
         with contextlib.closing(score_on_ray(job, spans, ray, threads=threads, progress=progress)) as found:
             yield from found
         return

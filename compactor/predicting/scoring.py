@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from compactor.predicting.answers import answer_arrays, answer_fields
 from compactor.predicting.columns import ROW, Columns
+from compactor.predicting.formats import open_reader
 from compactor.predicting.inputs import InputFile, Rows, Span
 from compactor.predicting.parts import REFUSED
 from compactor.runtime.answers import Refused
@@ -64,7 +65,7 @@ class Scorer:
     def __init__(self, job: Job, model: Model) -> None:
         self._columns, self._model = job.columns, model
         self._fields = answer_fields(job.task, job.labels)
-        self._reader: Reader = job.source.reader(job.columns.texts, job.columns.kept)
+        self._reader: Reader = open_reader(job.source, job.columns.texts, job.columns.kept)
 
     def __call__(self, span: Span) -> bytes:
         """The part of a chunk: its row numbers, what is kept, its answers and errors."""

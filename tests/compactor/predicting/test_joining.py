@@ -84,14 +84,14 @@ def test_fields_of_a_tsv_hold_no_tabs(tmp_path: Path) -> None:
 def test_a_kept_column_of_json_lines_gets_the_type_that_holds_all_of_it(
     tmp_path: Path, first: Sequence[Any], second: Sequence[Any], kind: pa.DataType, expected: list[Any]
 ) -> None:
-    from compactor.predicting.inputs import InputFile
+    from compactor.predicting.formats import find_spans, open_input
 
     parts = []
     path = tmp_path / "in.jsonl"
     path.write_text("".join(json.dumps({"text": "x", "kept": value}) + "\n" for value in (*first, *second)))
-    source = InputFile.open(path)
+    source = open_input(path)
     reader = JsonLinesReader(source, ["text"], ["kept"])
-    for span in source.spans(len(first)):
+    for span in find_spans(source, len(first)):
         parts.append(save(tmp_path / f"{span.number}.arrow", reader.read(span).kept))
     join_parts(parts, tmp_path / "out.parquet")
     column = pq.read_table(tmp_path / "out.parquet").column("kept")

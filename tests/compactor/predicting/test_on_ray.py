@@ -22,7 +22,8 @@ import ray
 from compactor.errors import OutputError, UsageError
 from compactor.predicting import on_ray
 from compactor.predicting import predict as module
-from compactor.predicting.predict import Prediction, PredictionInterrupted, RayOptions, predict
+from compactor.predicting.on_ray import RayOptions
+from compactor.predicting.predict import Prediction, PredictionInterrupted, predict
 from tests.compactor.predicting import workers
 from tests.compactor.predicting.conftest import CHUNK_ROWS, Scored
 
@@ -142,7 +143,7 @@ def test_what_a_user_can_mend_comes_back_from_a_worker(
             file.write("r600\tone more\n")
         return original(*arguments, **options)
 
-    monkeypatch.setattr(on_ray, "score_on_ray", changed)
+    monkeypatch.setattr(module, "score_on_ray", changed)
     with pytest.raises(UsageError, match="changed while it was read"):
         on_two(small, mine, tmp_path / "out.parquet")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.tsv"]

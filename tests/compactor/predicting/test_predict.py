@@ -16,7 +16,8 @@ import pytest
 
 from compactor.errors import OutputError, UsageError
 from compactor.predicting import predict as module
-from compactor.predicting.inputs import InputFile, Span
+from compactor.predicting.formats import find_spans, open_input
+from compactor.predicting.inputs import Span
 from compactor.predicting.predict import Prediction, PredictionInterrupted, predict
 from compactor.predicting.scoring import Job, Scorer
 from compactor.runtime.answers import Answered, Classified, Refused
@@ -121,10 +122,10 @@ def test_a_question_goes_with_its_context(tmp_path: Path) -> None:
     path = write(tmp_path / "in.tsv", {"context": ["c1", "c2", "c3"], "question": ["q1", "bad", "q3"]})
     with path.open("a") as file:
         file.write("no tab\nc5\tq5\n")
-    source = InputFile.open(path)
+    source = open_input(path)
     columns = module.choose_columns(source, "question-answering", (), text=None, pair=None, keep=[])
     job = Job(tmp_path, "question-answering", (), "fp32", "cpu", False, source, columns)
-    (span,) = source.spans(10)
+    (span,) = find_spans(source, 10)
     (tmp_path / "part.arrow").write_bytes(Scorer(job, Echo())(span))  # type: ignore[arg-type]
     module.join_parts([tmp_path / "part.arrow"], tmp_path / "out.parquet")
     rows = read(tmp_path / "out.parquet")

@@ -13,7 +13,7 @@ import pytest
 
 from compactor.errors import UsageError
 from compactor.predicting import lines, parquet
-from compactor.predicting.inputs import InputFile
+from compactor.predicting.formats import find_spans, open_input, open_reader
 from compactor.predicting.predict import plan
 from tests.compactor.predicting.files import write
 
@@ -23,12 +23,12 @@ TEXTS = [f"text {number}, “quoted” \u2028 and on" for number in range(250)]
 
 def read_all(path: Path, chunk_rows: int, kept: tuple[str, ...] = ()) -> tuple[list[Any], list[Any], dict[int, str]]:
     """The texts, the first kept column, and the errors by row."""
-    source = InputFile.open(path)
-    reader = source.reader(["text"], kept)
+    source = open_input(path)
+    reader = open_reader(source, ["text"], kept)
     texts: list[Any] = []
     values: list[Any] = []
     errors = {}
-    for span in source.spans(chunk_rows):
+    for span in find_spans(source, chunk_rows):
         rows = reader.read(span)
         assert len(rows.texts[0]) == span.rows <= chunk_rows
         assert len(texts) == span.first
@@ -43,7 +43,7 @@ def read_all(path: Path, chunk_rows: int, kept: tuple[str, ...] = ()) -> tuple[l
 def test_chunks_together_are_the_file(tmp_path: Path, suffix: str, chunk_rows: int) -> None:
     identities = [f"r{number}" for number in range(len(TEXTS))]
     path = write(tmp_path / f"in.{suffix}", {"id": identities, "text": TEXTS})
-    assert InputFile.open(path).columns == ("id", "text")
+    assert open_input(path).columns == ("id", "text")
     texts, kept, errors = read_all(path, chunk_rows, ("id",))
     assert texts == TEXTS
     assert [value.strip('"') for value in kept] == identities  # of JSON lines as JSON
@@ -52,9 +52,9 @@ def test_chunks_together_are_the_file(tmp_path: Path, suffix: str, chunk_rows: i
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_chunks_can_be_read_in_any_order(tmp_path: Path, suffix: str) -> None:
-    source = InputFile.open(write(tmp_path / f"in.{suffix}", {"text": TEXTS}))
-    spans = list(source.spans(30))
-    reader = source.reader(["text"], [])
+    source = open_input(write(tmp_path / f"in.{suffix}", {"text": TEXTS}))
+    spans = list(find_spans(source, 30))
+    reader = open_reader(source, ["text"], [])
     for number in [4, 1, 8, 0, 0, 2, 7]:
         first = spans[number].first
         assert list(reader.read(spans[number]).texts[0]) == TEXTS[first : first + 30]
@@ -88,15 +88,15 @@ def test_a_bad_line_is_an_error_of_its_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["tsv", "jsonl"])
 def test_a_chunk_of_long_lines_has_fewer_rows(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "LARGEST_CHUNK_BYTES", 1000)
-    source = InputFile.open(write(tmp_path / f"in.{suffix}", {"text": ["x" * 400] * 10}))
-    assert max(span.rows for span in source.spans(100)) == 3
+    source = open_input(write(tmp_path / f"in.{suffix}", {"text": ["x" * 400] * 10}))
+    assert max(span.rows for span in find_spans(source, 100)) == 3
 
 
 def test_a_chunk_of_large_rows_has_fewer_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "LARGEST_CHUNK_BYTES", 1000)
     texts = [f"{number:400}" for number in range(10)]
-    source = InputFile.open(write(tmp_path / "in.parquet", {"text": texts}))
-    assert [span.rows for span in source.spans(100)] == [2, 2, 2, 2, 2]
+    source = open_input(write(tmp_path / "in.parquet", {"text": texts}))
+    assert [span.rows for span in find_spans(source, 100)] == [2, 2, 2, 2, 2]
 
 
 # Memory
@@ -111,9 +111,9 @@ def test_a_large_file_of_lines_is_never_in_memory(tmp_path: Path, suffix: str) -
         for _ in range(20):
             file.write(f"{line}\n" * 1000)
     tracemalloc.start()
-    source = InputFile.open(path)
-    spans = list(source.spans(100))
-    reader = source.reader(["text"], [])
+    source = open_input(path)
+    spans = list(find_spans(source, 100))
+    reader = open_reader(source, ["text"], [])
     for span in spans:
         reader.read(span)
     _, peak = tracemalloc.get_traced_memory()
@@ -139,10 +139,10 @@ def test_parquet_is_read_a_batch_at_a_time_and_without_its_other_columns(
             yield batch
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", counting)
-    source = InputFile.open(path)
-    spans = list(source.spans(50))
+    source = open_input(path)
+    spans = list(find_spans(source, 50))
     assert pulled == []  # how many rows there are, its footer says
-    reader = source.reader(["text"], [])
+    reader = open_reader(source, ["text"], [])
     for read, span in enumerate(spans[:30], 1):
         reader.read(span)
         assert sum(pulled) < read * 50 + 1024
@@ -177,35 +177,35 @@ def test_parquet_is_read_a_batch_at_a_time_and_without_its_other_columns(
 def test_a_file_that_is_no_table(tmp_path: Path, name: str, content: bytes, said: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError, match=said):
-        plan(InputFile.open(tmp_path / name), 10)
+        plan(open_input(tmp_path / name), 10)
 
 
 def test_a_parquet_file_without_rows(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no rows"):
-        InputFile.open(write(tmp_path / "in.parquet", {"text": pa.array([], pa.string())}))
+        open_input(write(tmp_path / "in.parquet", {"text": pa.array([], pa.string())}))
 
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
-        InputFile.open(tmp_path / "in.tsv")
+        open_input(tmp_path / "in.tsv")
     (tmp_path / "in.tsv").mkdir()
     with pytest.raises(UsageError, match="cannot be read"):
-        InputFile.open(tmp_path / "in.tsv")
+        open_input(tmp_path / "in.tsv")
 
 
 def test_a_line_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "_LONGEST_LINE", 100)
     (tmp_path / "in.tsv").write_text("text\n" + "x" * 200)
     with pytest.raises(UsageError, match="row 0 is longer"):
-        list(InputFile.open(tmp_path / "in.tsv").spans(10))
+        list(find_spans(open_input(tmp_path / "in.tsv"), 10))
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_a_file_that_changes_while_it_is_read(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"in.{suffix}"
-    source = InputFile.open(write(path, {"text": TEXTS}))
-    spans = list(source.spans(100))
-    reader = source.reader(["text"], [])
+    source = open_input(write(path, {"text": TEXTS}))
+    spans = list(find_spans(source, 100))
+    reader = open_reader(source, ["text"], [])
     reader.read(spans[0])
     write(path, {"text": TEXTS[:-1]})
     with pytest.raises(UsageError, match="changed while it was read"):
