@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import _bart_shapes, _generation, _graphs, bart
+from benchmarks import _bart_page, _bart_shapes, _generation, _graphs, bart
 from benchmarks._bart_shapes import BASE, LARGE, PLANS, Plan, Size
 from benchmarks._generation import FORWARD, GENERATE, HEAD, PARTS, Workload
 from compactor.benching.report import report_problems
@@ -279,13 +279,22 @@ def test_another_size_keeps_what_was_measured(out: Path, work: Path) -> None:
     assert other["reports"] == {}, "of another workload"
 
 
+def test_each_size_says_how_it_was_measured(out: Path) -> None:
+    result = json.loads(out.read_text(encoding="utf-8"))
+    result["reports"]["other"] = {**result["reports"]["tiny"], "command": "another command"}
+    result["details"]["other"] = result["details"]["tiny"]
+    _, first, second = _bart_page.render(result).split("## ")
+    assert f"`{result['reports']['tiny']['command']}`" in first and "`another command`" not in first
+    assert "`another command`" in second and f"{result['reports']['tiny']['command']}`" not in second
+
+
 def test_the_bar_is_judged_by_the_ratio(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))["reports"]["tiny"]
-    monkeypatch.setattr(bart, "BAR_PLAN", PRUNED.name)
-    assert "1e-09×, reached" in (bart._bar_line(report, "int8", 1e-9) or "")
-    assert "1e+09×, missed" in (bart._bar_line(report, "int8", 1e9) or "")
-    monkeypatch.setattr(bart, "BAR_PLAN", TINY_PLANS[2].name)
-    assert bart._bar_line(report, "int8", 1.0) is None
+    monkeypatch.setattr(_bart_page, "BAR_PLAN", PRUNED.name)
+    assert "1e-09×, reached" in (_bart_page.bar_line(report, "int8", 1e-9) or "")
+    assert "1e+09×, missed" in (_bart_page.bar_line(report, "int8", 1e9) or "")
+    monkeypatch.setattr(_bart_page, "BAR_PLAN", TINY_PLANS[2].name)
+    assert _bart_page.bar_line(report, "int8", 1.0) is None
 
 
 def test_wrong_answers_fail_the_row(work: Path, inputs: Path, tmp_path: Path) -> None:
