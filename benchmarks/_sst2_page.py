@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks import _record
-from compactor.benching.quality import BETTER, WORSE, difference
+from compactor.evaluation.quality import BETTER, WORSE, difference
 from compactor.reporting.numbers import bytes_text, percent, points, score, times
 
 NEAR = 0.02  # densities that differ by no more are equal

@@ -39,7 +39,8 @@ from benchmarks import _graphs, _record, _run, plant
 from benchmarks._served import Server, memory_bytes
 from benchmarks._workshop import Given, Planted, Workshop, say
 from compactor.benching.card import machine_card
-from compactor.benching.http_load import (
+from compactor.benching.processes import abba
+from compactor.benching.server.http_load import (
     Exchanges,
     closed_loop,
     open_loop,
@@ -48,8 +49,7 @@ from compactor.benching.http_load import (
     run,
     v2_body,
 )
-from compactor.benching.processes import abba
-from compactor.benching.queueing import percentile, poisson_arrivals
+from compactor.benching.server.queueing import percentile, poisson_arrivals
 from compactor.runtime.threads import usable_cores
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

@@ -21,8 +21,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that it runs by 
 
 from benchmarks import _record, _run, plant
 from benchmarks._workshop import Given, Planted, Workshop
-from compactor.benching.inputs import InputSpec
 from compactor.benching.workload import Workload, from_lengths
+from compactor.evaluation.inputs import InputSpec
 from compactor.reporting.numbers import digits, times
 from compactor.runtime.sampling import Clock
 

@@ -322,7 +322,7 @@ def summarize(folder: Path, documents: Sequence[str]) -> list[str]:
 
 def score(folder: Path, pairs: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     """ROUGE and its standard errors, in points, and how many summaries are right to the letter."""
-    from compactor.benching.quality import evaluate
+    from compactor.evaluation.quality import evaluate
 
     written = summarize(folder, [pair["document"] for pair in pairs])
     wanted = [pair["summary"] for pair in pairs]

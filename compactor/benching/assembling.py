@@ -225,6 +225,6 @@ def _peak_precision(variant: Variant, extras: Extras) -> str:
 def _server(measured: Measured | None, serve: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if serve is None or measured is None or not measured.serve:
         return None
-    from compactor.benching.serving import combine
+    from compactor.benching.server.serving import combine
 
     return combine(measured.serve)

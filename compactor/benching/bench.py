@@ -13,14 +13,14 @@ from compactor.benching.agreement import describe_agreements, find_agreements
 from compactor.benching.assembling import Extras, assemble
 from compactor.benching.card import machine_card
 from compactor.benching.counters import file_bytes, model_hash, parameters
-from compactor.benching.endpoints import find_targets
+from compactor.benching.judging import judge_quality
 from compactor.benching.plan import Case, Scenario, Settings, Variant
 from compactor.benching.processes import Measurements, Say, measure, run_worker
-from compactor.benching.quality import judge_quality
 from compactor.benching.report import REPORT_NAME, dump_report
 from compactor.benching.request import Request, ask_endpoints, fill_sizes, plan_inputs, plan_server, plan_settings
+from compactor.benching.server.endpoints import find_targets
+from compactor.benching.server.urls import is_url, split_targets
 from compactor.benching.targets import Targets
-from compactor.benching.urls import is_url, split_targets
 from compactor.benching.workload import Workload
 from compactor.errors import OutputError, UsageError
 

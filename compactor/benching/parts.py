@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from compactor.benching.inputs import InputSpec
 from compactor.benching.plan import Case, Part
 from compactor.errors import UsageError
+from compactor.evaluation.inputs import InputSpec
 
 DECODER_TOKENS = "decoder_input_ids"
 SOURCE, QUICK_SOURCE = 128, 32  # tokens of a source, where nothing else is asked for

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compactor.benching.endpoints import CLOCK_NOTE, Texts, check_endpoint, lone_ms, read_texts, write_items
 from compactor.benching.parts import QUICK_SOURCE, SOURCE, Sizes
 from compactor.benching.plan import Scenario, Settings
 from compactor.benching.processes import Say, run_worker
+from compactor.benching.server.endpoints import CLOCK_NOTE, Texts, check_endpoint, lone_ms, read_texts, write_items
+from compactor.benching.server.urls import Url
 from compactor.benching.targets import Targets
-from compactor.benching.urls import Url
 from compactor.benching.workload import Workload, from_texts, plan_workload
 from compactor.errors import UsageError
 from compactor.runtime.sampling import Clock

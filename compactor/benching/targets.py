@@ -8,26 +8,21 @@ that say so. The three graphs of an encoder-decoder are one row for each precisi
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from compactor.benching.graphs import IMAGE, GraphFacts, read_graph
+from compactor.benching.graphs import IMAGE
+from compactor.benching.names import Names, short_labels
 from compactor.benching.plan import Case, EngineName, ProviderName, Variant
+from compactor.benching.sources import Model, Target, read_target, search_settings
 from compactor.companions import max_tokens
 from compactor.errors import ModelDirectoryError, UsageError
-from compactor.manifest import MANIFEST_NAME, artefact_file_problems, load_manifest
-from compactor.runtime.decoding import ENCODER
-from compactor.tasks import GENERATION, find_task
 
 PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino", "torch")
 
 _TITLES = {"cuda": "CUDA", "tensorrt": "TensorRT", "openvino": "OpenVINO"}
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json")
-_SEARCH_SETTINGS = "generation_config.json"
 _GENERATES_ON = ("cpu", "cuda", "torch")
 _INSTALL = {
     "openvino": "pip install openvino",
@@ -109,53 +104,6 @@ class Targets:
                 )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Model:
-    """One graph or model directory, before providers are chosen.
-
-    Attributes:
-        path: The file or folder.
-        label: Its name in tables, without the provider.
-        precision: As in ``Variant``.
-        graph: What the graph says, of an encoder-decoder the encoder's; None for a model directory.
-    """
-
-    path: Path
-    label: str
-    precision: str
-    graph: GraphFacts | None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Target:
-    """One TARGET, read.
-
-    Attributes:
-        given: As the user gave it.
-        models: What is in it.
-        task: What it is for; None where that is unknown.
-        config: Its ``config.json``; None where there is none.
-        home: Where config and tokenizer are looked for.
-        manifest: Of an artefact.
-    """
-
-    given: Path
-    models: Sequence[_Model]
-    task: str | None
-    config: Mapping[str, Any] | None
-    home: Path
-    manifest: Mapping[str, Any] | None = None
-
-    @property
-    def is_image(self) -> bool:
-        graph = self.models[0].graph
-        return graph.is_image if graph is not None else self.task == "image-classification"
-
-    @property
-    def generates(self) -> bool:
-        return self.task == GENERATION and not self.given.is_file()
-
-
 def resolve_targets(
     targets: Sequence[Path], *, baseline: Path | None = None, providers: Sequence[str] = ("cpu",)
 ) -> Targets:
@@ -180,16 +128,16 @@ def resolve_targets(
     if not targets:
         raise UsageError("nothing to measure", todo="give an artefact, an .onnx file or a model directory")
     _require_sole_provider(providers)
-    labels = _labels([*targets, *([] if baseline is None else [baseline])])
-    read = [_read_target(target, label) for target, label in zip(targets, labels, strict=False)]
-    first = None if baseline is None else _read_target(baseline, labels[-1])
+    labels = short_labels([*targets, *([] if baseline is None else [baseline])])
+    read = [read_target(target, label) for target, label in zip(targets, labels, strict=False)]
+    first = None if baseline is None else read_target(baseline, labels[-1])
     everything = read if first is None else [first, *read]
     _require_like(everything)
-    search = next((found for target in everything if (found := _search_settings(target))), None)
+    search = next((found for target in everything if (found := search_settings(target))), None)
     options = {} if search is None else {"generation": search}
 
     names = Names()
-    rows: list[tuple[Variant, _Model]] = []
+    rows: list[tuple[Variant, Model]] = []
     for target in read:
         rows.extend(_variants(target, target.models, providers, names, options))
     chosen: str | None = None
@@ -229,144 +177,10 @@ def _shape_text(batch: int | None, seq: int | None, *, image: bool) -> str:
     return f"{'N' if batch is None else batch}x{'N' if seq is None else seq}"
 
 
-# Reading a target
-
-
-def _read_target(path: Path, label: str) -> _Target:
-    if not path.exists():
-        raise ModelDirectoryError(
-            "no such file or folder",
-            where=str(path),
-            todo="give an artefact, an .onnx file or a model directory; nothing is downloaded",
-        )
-    if path.is_file():
-        return _read_file(path, label)
-    if not any(path.iterdir()):
-        raise ModelDirectoryError("the folder is empty", where=str(path), todo="give an artefact or a model directory")
-    if (path / MANIFEST_NAME).is_file():
-        return _read_artefact(path, label)
-    if (path / "config.json").is_file() or (path / "modules.json").is_file():
-        return _read_model_directory(path, label)
-    raise ModelDirectoryError(
-        f"this is no artefact and no model directory: neither {MANIFEST_NAME} nor config.json is in it",
-        where=str(path),
-        todo=_name_a_graph(path),
-    )
-
-
-def _read_file(path: Path, label: str) -> _Target:
-    if path.suffix != ".onnx":
-        raise ModelDirectoryError(
-            "this is not an .onnx file", where=str(path), todo="give an artefact, an .onnx file or a model directory"
-        )
-    graph = read_graph(path)
-    home = next((folder for folder in (path.parent, path.parent.parent) if (folder / "config.json").is_file()), None)
-    config = None if home is None else _read_config(home)
-    return _Target(
-        given=path,
-        models=[_Model(path, label, graph.precision, graph)],
-        task=_task_of_graph(graph, config),
-        config=config,
-        home=home or path.parent,
-    )
-
-
-def _read_artefact(path: Path, label: str) -> _Target:
-    manifest = load_manifest(path)
-    problems = artefact_file_problems(manifest, path)
-    if problems:
-        raise ModelDirectoryError(
-            f"the artefact was changed: {problems[0]}",
-            where=str(path),
-            todo="export the model again; or give the .onnx file itself, to measure it as it is",
-        )
-    models = []
-    for stage in manifest["stages"]:
-        # Of an encoder-decoder the encoder stands for all three: the decoder's inputs are made while it runs.
-        if stage["file"] is not None and stage.get("graph", ENCODER) == ENCODER:
-            precision = "fp32" if stage["name"] in ("masked", "compact") else stage["name"]
-            file = path / stage["file"]
-            place = path if "graph" in stage else file
-            models.append(_Model(place, f"{label} {precision}", precision, read_graph(file)))
-    if not models:
-        raise ModelDirectoryError("the artefact names no graph", where=str(path / MANIFEST_NAME))
-    config = _read_config(path) if (path / "config.json").is_file() else None
-    return _Target(path, models, manifest["task"], config, path, manifest)
-
-
-def _read_model_directory(path: Path, label: str) -> _Target:
-    """A Hugging Face model directory, by its config and the headers of its weights."""
-    from compactor.checkpoint.config import check_config, read_json_object
-    from compactor.checkpoint.folder import find_model_folder
-    from compactor.checkpoint.weights import open_weights
-
-    folder = find_model_folder(path)
-    if not any(folder.glob("*.safetensors")):
-        if any(folder.glob("pytorch_model*.bin")):
-            raise ModelDirectoryError(
-                "the weights are pickled, and a pickle can run code",
-                where=str(folder),
-                todo="save the model as safetensors",
-            )
-        if (todo := _name_a_graph(path)) is not None:  # as optimum exports it
-            raise ModelDirectoryError("the folder holds graphs, and no weights for PyTorch", where=str(path), todo=todo)
-    where = str(folder / "config.json")
-    config = read_json_object(folder / "config.json")
-    check_config(config, where)
-    open_weights(folder)
-    try:
-        task = find_task(None, config, where=where, sentence_transformers=(path / "modules.json").is_file())
-    except ModelDirectoryError as error:
-        todo = "name the model's class in 'architectures', as save_pretrained does"
-        raise ModelDirectoryError(error.what, where=where, todo=todo) from error
-    return _Target(path, [_Model(path, f"{label}, PyTorch", "fp32", None)], task.name, config, folder)
-
-
-def _search_settings(target: _Target) -> dict[str, Any] | None:
-    """What ``generation_config.json`` of an encoder-decoder says; None where there is none."""
-    if not target.generates or not (target.home / _SEARCH_SETTINGS).is_file():
-        return None
-    return _read_config(target.home, _SEARCH_SETTINGS)
-
-
-def _name_a_graph(folder: Path) -> str | None:
-    """What to do about a folder that is no target but holds graphs; None where it holds none."""
-    graphs = sorted(folder.rglob("*.onnx"))
-    return f"give one of its graphs, such as {graphs[0]}" if graphs else None
-
-
-def _read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
-    path = folder / name
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelDirectoryError(f"{name} is not JSON: {error}", where=str(path)) from error
-    if not isinstance(config, dict):
-        raise ModelDirectoryError(f"{name} holds no object", where=str(path))
-    return config
-
-
-def _task_of_graph(graph: GraphFacts, config: Mapping[str, Any] | None) -> str | None:
-    """What a graph is for by its outputs; where those leave it open, by the config."""
-    outputs = graph.outputs
-    if {"start_logits", "end_logits"} <= outputs.keys():
-        return "question-answering"
-    if "logits" in outputs and graph.is_image:
-        return "image-classification"
-    if "logits" in outputs and len(outputs["logits"]) == 2:
-        return "text-classification"
-    if "last_hidden_state" in outputs:
-        return "feature-extraction"
-    try:
-        return find_task(None, config or {}, where="").name
-    except ModelDirectoryError:
-        return None
-
-
 # What targets have in common
 
 
-def _require_like(targets: Sequence[_Target]) -> None:
+def _require_like(targets: Sequence[Target]) -> None:
     """Refuse targets whose times say nothing about each other."""
     first = next((target for target in targets if target.task is not None), targets[0])
     for target in targets:
@@ -379,7 +193,7 @@ def _require_like(targets: Sequence[_Target]) -> None:
             )
 
 
-def _common_config(targets: Sequence[_Target]) -> dict[str, Any]:
+def _common_config(targets: Sequence[Target]) -> dict[str, Any]:
     config = dict(next((target.config for target in targets if target.config), {}))
     sizes = [(target.config or {}).get("vocab_size") for target in targets]
     graphs = [model.graph for target in targets for model in target.models if model.graph is not None]
@@ -402,7 +216,7 @@ def _common_config(targets: Sequence[_Target]) -> dict[str, Any]:
     return config
 
 
-def _notes(rows: Sequence[tuple[Variant, _Model]], baseline: str | None) -> list[str]:
+def _notes(rows: Sequence[tuple[Variant, Model]], baseline: str | None) -> list[str]:
     lost = next((variant for variant, _ in rows if variant.id == baseline and variant.reason is not None), None)
     return [] if lost is None else [f"Nothing is compared: the baseline, {lost.name}, was {lost.reason}."]
 
@@ -411,7 +225,7 @@ def _tokenizer(folder: Path) -> Path | None:
     return folder if any((folder / name).is_file() for name in _TOKENIZERS) else None
 
 
-def _title(targets: Sequence[_Target], labels: Sequence[str]) -> str:
+def _title(targets: Sequence[Target], labels: Sequence[str]) -> str:
     """The checkpoint that the first artefact was made from; without an artefact, the first target."""
     for target in targets:
         if target.manifest is not None:
@@ -462,12 +276,12 @@ def _reason(engine: str, provider: str) -> str | None:
 
 
 def _variants(
-    target: _Target,
-    models: Sequence[_Model],
+    target: Target,
+    models: Sequence[Model],
     providers: Sequence[str],
     names: Names,
     options: Mapping[str, Any],
-) -> Iterator[tuple[Variant, _Model]]:
+) -> Iterator[tuple[Variant, Model]]:
     """Each model on each provider that may run it."""
     for model in models:
         for engine, provider in _places(target, model, providers):
@@ -489,7 +303,7 @@ def _variants(
             yield variant, model
 
 
-def _places(target: _Target, model: _Model, providers: Sequence[str]) -> list[tuple[str, str]]:
+def _places(target: Target, model: Model, providers: Sequence[str]) -> list[tuple[str, str]]:
     """Engine and provider of each row of ``model``."""
     if model.graph is None:
         places = [("torch", "cuda")] if "cuda" in providers else []
@@ -517,34 +331,3 @@ def _places(target: _Target, model: _Model, providers: Sequence[str]) -> list[tu
         if _reason("onnxruntime", "tensorrt") is None:
             places.append(("onnxruntime", "tensorrt"))
     return places
-
-
-class Names:
-    """Makes names and ids unique: the second ``compact int8`` is ``compact int8 (2)``."""
-
-    def __init__(self) -> None:
-        self._names: set[str] = set()
-        self._ids: set[str] = set()
-
-    def new(self, name: str) -> tuple[str, str]:
-        """The name and the id of one more variant."""
-        name = _first_free(name, "{} ({})", self._names)
-        return name, _first_free(re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.") or "variant", "{}-{}", self._ids)
-
-
-def _first_free(name: str, numbered: str, taken: set[str]) -> str:
-    candidates = itertools.chain([name], (numbered.format(name, number) for number in itertools.count(2)))
-    free = next(candidate for candidate in candidates if candidate not in taken)
-    taken.add(free)
-    return free
-
-
-def _labels(paths: Sequence[Path]) -> list[str]:
-    """A short name for each path: its last part, with as many folders before it as tell different paths apart."""
-    parts = [path.resolve().parts for path in paths]
-    labels = []
-    for own in parts:
-        others = {other for other in parts if other != own}
-        length = next((n for n in range(1, len(own)) if all(own[-n:] != other[-n:] for other in others)), len(own))
-        labels.append("/".join(own[-length:]) or str(Path(*own)))
-    return labels

@@ -57,7 +57,7 @@ def work(spec: Mapping[str, Any]) -> dict[str, Any]:
 
         return profile(spec)
     if variant.is_endpoint:
-        from compactor.benching.remote import serve_remotely
+        from compactor.benching.server.remote import serve_remotely
 
         return serve_remotely(variant, spec)
 
@@ -73,7 +73,7 @@ def work(spec: Mapping[str, Any]) -> dict[str, Any]:
 
         found = torch_macs(engine, spec)
     elif spec["mode"] == "serve":
-        from compactor.benching.serving import run
+        from compactor.benching.server.serving import run
 
         found = run(engine, spec)
     else:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from compactor.benching.datafiles import read_lengths, read_table
-from compactor.benching.inputs import InputSpec
 from compactor.benching.parts import Sizes, scoring_part, split_cases
 from compactor.benching.plan import Case, Part, Scenario
-from compactor.benching.quality import choose_metrics
-from compactor.benching.texts import Labelled, tokenize
 from compactor.errors import UsageError
+from compactor.evaluation.datafiles import read_lengths, read_table
+from compactor.evaluation.inputs import InputSpec
+from compactor.evaluation.quality import choose_metrics
+from compactor.evaluation.texts import Labelled, tokenize
 from compactor.runtime.bucketing import Examples, Rows, by_length, in_order
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from compactor import commands
-from compactor.benching.urls import is_url, parse_url
+from compactor.benching.server.urls import is_url, parse_url
 from compactor.console import Console
 from compactor.errors import MeasurementError
 

@@ -15,9 +15,9 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from compactor.benching.inputs import InputSpec
-from compactor.benching.texts import Context, Labelled, Words, open_tokenizer
 from compactor.errors import MeasurementError
+from compactor.evaluation.inputs import InputSpec
+from compactor.evaluation.texts import Context, Labelled, Words, open_tokenizer
 from compactor.tasks import GENERATION
 
 MAX_ANSWER = 30  # tokens

@@ -20,16 +20,12 @@ import functools
 import importlib.util
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compactor.errors import MeasurementError, UsageError
-
-if TYPE_CHECKING:
-    from compactor.benching.workload import Workload
+from compactor.errors import UsageError
 
 BETTER, WORSE, SAME = "better", "worse", "no significant difference"
 
@@ -91,50 +87,6 @@ def choose_metrics(task: str | None, asked: str | None) -> tuple[str, ...]:
             todo="pip install 'compactor[bench]'; or pass --lengths instead of --data, to measure speed alone",
         )
     return tuple(dict.fromkeys(names))
-
-
-def judge_quality(
-    workload: Workload,
-    outputs: Mapping[str, Sequence[Path]],
-    *,
-    baseline: str | None = None,
-    notes: list[str] | None = None,
-) -> dict[str, dict[str, Any]]:
-    """The report's ``quality`` block of each variant.
-
-    Args:
-        workload: The examples, their labels and the metrics.
-        outputs: What each variant gave on ``workload.scoring``: a file for each of its batches, in order.
-        baseline: The variant that the others are compared with; None compares nothing.
-        notes: Told of variants whose outputs answer nothing; those have no block.
-    """
-    from compactor.benching.answers import predict, read_outputs
-
-    labelled = workload.labelled
-    if labelled is None or labelled.references is None or not workload.metrics:
-        return {}
-    predictions = {}
-    for name, files in outputs.items():
-        try:
-            predictions[name] = predict(workload.spec, labelled, read_outputs(files))
-        except MeasurementError as error:
-            if notes is not None:
-                notes.append(f"The quality of {name} could not be judged: {error.what}.")
-    blocks: dict[str, dict[str, Any]] = {}
-    for name, found in predictions.items():
-        base = predictions.get(baseline) if baseline is not None and name != baseline else None
-        blocks[name] = {
-            "metrics": {
-                metric: {
-                    **evaluate(metric, found, labelled.references, labels=workload.spec.label_count),
-                    "difference": None
-                    if base is None
-                    else difference(metric, found, base, labelled.references, labels=workload.spec.label_count),
-                }
-                for metric in workload.metrics
-            }
-        }
-    return blocks
 
 
 def evaluate(

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compactor.benching.datafiles import Table, shown
-from compactor.benching.inputs import InputSpec
 from compactor.errors import ModelDirectoryError, UsageError
+from compactor.evaluation.datafiles import Table, shown
+from compactor.evaluation.inputs import InputSpec
 from compactor.runtime.bucketing import Examples
 from compactor.tasks import GENERATION
 
@@ -225,12 +225,12 @@ def _read_labels(table: Table, spec: InputSpec) -> list[int]:
             where=str(table.path),
             todo=f"pass --lengths {table.path.name}, which measures speed on these texts alone",
         )
-    read = _label_reader(spec)
+    read = label_reader(spec)
     labels = []
     for value, place in zip(table.column(column), table.places, strict=True):
         label = read(value)
         if label is None:
-            raise _foreign_label(table, spec, place, value)
+            raise foreign_label(table, spec, place, value)
         labels.append(label)
     return labels
 
@@ -239,7 +239,7 @@ def _read_tags(table: Table, spec: InputSpec, sentences: Sequence[Sequence[str]]
     column = table.find(*_TAGS)
     if column is None:
         raise _missing(table, _TAGS)
-    read = _label_reader(spec)
+    read = label_reader(spec)
     result = []
     for values, words, place in zip(table.column(column), sentences, table.places, strict=True):
         if not isinstance(values, list) or len(values) != len(words):
@@ -248,13 +248,13 @@ def _read_tags(table: Table, spec: InputSpec, sentences: Sequence[Sequence[str]]
         for value in values:
             tag = _IGNORED if value == _IGNORED else read(value)
             if tag is None:
-                raise _foreign_label(table, spec, place, value)
+                raise foreign_label(table, spec, place, value)
             tags.append(tag)
         result.append(tags)
     return result
 
 
-def _label_reader(spec: InputSpec) -> Callable[[Any], int | None]:
+def label_reader(spec: InputSpec) -> Callable[[Any], int | None]:
     """A function from a label in a file, a name or a number, to its id; None where it is none of the model's."""
     folded = {name.casefold(): number for name, number in spec.labels.items()}
 
@@ -273,7 +273,8 @@ def _label_reader(spec: InputSpec) -> Callable[[Any], int | None]:
     return read
 
 
-def _foreign_label(table: Table, spec: InputSpec, place: str, value: Any) -> UsageError:
+def foreign_label(table: Table, spec: InputSpec, place: str, value: Any) -> UsageError:
+    """The error of a label that ``label_reader`` does not know."""
     names = list(spec.labels)[:_SHOWN_LABELS] + (["…"] if len(spec.labels) > _SHOWN_LABELS else [])
     return UsageError(
         f"the label of {place} is none of the model's: {shown(value)}",
@@ -382,7 +383,7 @@ class _Encoder:
             }
             if self._needs_offsets:
                 one["words"] = encoded.word_ids(i)
-                one["spans"] = _spans(encoded["offset_mapping"][i], encoded.sequence_ids(i))
+                one["spans"] = character_spans(encoded["offset_mapping"][i], encoded.sequence_ids(i))
             result.append(one)
         return result
 
@@ -432,7 +433,7 @@ def _first_tokens(words: Sequence[int | None]) -> list[tuple[int, int]]:
     ]
 
 
-def _spans(offsets: Sequence[tuple[int, int]], sequences: Sequence[int | None]) -> NDArray[np.int32]:
+def character_spans(offsets: Sequence[tuple[int, int]], sequences: Sequence[int | None]) -> NDArray[np.int32]:
     """(S, 2): where each token is in the second text; -1 for tokens that are not of it."""
     return np.array(
         [span if sequence == 1 else (-1, -1) for span, sequence in zip(offsets, sequences, strict=True)], np.int32

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from compactor.benching.texts import DOCUMENTS, PAIRS, QUESTIONS, SINGLES
 from compactor.errors import UsageError
+from compactor.evaluation.texts import DOCUMENTS, PAIRS, QUESTIONS, SINGLES
 from compactor.predicting.inputs import InputFile
 from compactor.tasks import GENERATION
 

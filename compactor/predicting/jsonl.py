@@ -13,8 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from compactor.benching.datafiles import shown
 from compactor.errors import UsageError
+from compactor.evaluation.datafiles import shown
 from compactor.predicting import lines
 from compactor.predicting.inputs import InputFile, Rows, Span
 

@@ -6,17 +6,12 @@ import re
 from collections.abc import Iterator, Sequence
 
 from compactor.console import printable
-from compactor.reporting.tables import (
-    Cell,
-    Table,
-    layer_table,
-    machine_rows,
-    probe_tables,
-    profile_tables,
-    reproduce_rows,
-    result_tables,
-    variant_rows,
-)
+from compactor.reporting.tables import result_tables
+from compactor.reporting.tables.layers import layer_table
+from compactor.reporting.tables.profiles import profile_tables
+from compactor.reporting.tables.provenance import machine_rows, reproduce_rows, variant_rows
+from compactor.reporting.tables.server import probe_tables
+from compactor.reporting.tables.table import Cell, Table
 from compactor.reporting.words import (
     Report,
     about_words,

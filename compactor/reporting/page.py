@@ -10,7 +10,8 @@ from typing import Any
 
 from compactor.console import printable
 from compactor.errors import OutputError
-from compactor.reporting.figures import make_figures, marks, series_numbers
+from compactor.reporting.figures import make_figures
+from compactor.reporting.figures.figure import marks, series_numbers
 from compactor.reporting.markdown import render_markdown
 from compactor.reporting.numbers import (
     bytes_text,
@@ -23,15 +24,11 @@ from compactor.reporting.numbers import (
     times,
     with_interval,
 )
-from compactor.reporting.tables import (
-    layer_table,
-    machine_rows,
-    probe_tables,
-    profile_tables,
-    reproduce_rows,
-    result_tables,
-    variant_rows,
-)
+from compactor.reporting.tables import result_tables
+from compactor.reporting.tables.layers import layer_table
+from compactor.reporting.tables.profiles import profile_tables
+from compactor.reporting.tables.provenance import machine_rows, reproduce_rows, variant_rows
+from compactor.reporting.tables.server import probe_tables
 from compactor.reporting.templates import Tile, render_template
 from compactor.reporting.words import (
     NO_DIFFERENCE,

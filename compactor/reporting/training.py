@@ -10,9 +10,10 @@ from typing import Any
 
 from compactor.console import format_count, printable
 from compactor.reporting.numbers import digits, percent, score, signed
-from compactor.reporting.tables import Cell, Table
+from compactor.reporting.tables.table import Cell, Table
 from compactor.reporting.templates import Tile, render_template
-from compactor.reporting.training_figures import Training, finite, make_training_figures
+from compactor.reporting.training_figures import make_training_figures
+from compactor.reporting.training_figures.values import Training, finite
 from compactor.reporting.words import metric_name
 
 _TEMPLATE = "training.html.jinja"

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("aiohttp")
 
 from benchmarks import _served, serving
-from compactor.benching.http_load import Exchanges
+from compactor.benching.server.http_load import Exchanges
 from tests.benchmarks.made_up import MACHINE
 
 LATENCY = {"p50": 10.0, "p95": 20.0, "p99": 30.0}

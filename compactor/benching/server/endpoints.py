@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compactor.benching.datafiles import Table, read_lengths, read_table, shown
-from compactor.benching.http_load import Item, Reply, closed_loop, plain_body, post_once, run, v2_body
+from compactor.benching.names import Names
 from compactor.benching.plan import Variant
-from compactor.benching.targets import Names, Targets, resolve_targets
-from compactor.benching.texts import DOCUMENTS, PAIRS, QUESTIONS, SINGLES
-from compactor.benching.urls import Url
+from compactor.benching.server.http_load import Item, Reply, closed_loop, plain_body, post_once, run, v2_body
+from compactor.benching.server.urls import Url
+from compactor.benching.targets import Targets, resolve_targets
 from compactor.errors import UsageError
+from compactor.evaluation.datafiles import Table, read_lengths, read_table, shown
+from compactor.evaluation.texts import DOCUMENTS, PAIRS, QUESTIONS, SINGLES
 
 CLOCK_NOTE = (
     "Latencies of an endpoint hold all that its client waits for: tokenization, serialisation, the network, and what "

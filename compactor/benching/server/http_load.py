@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from compactor.benching.queueing import Seconds
+from compactor.benching.server.queueing import Seconds
 
 if TYPE_CHECKING:
     import aiohttp

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from compactor.benching.endpoints import load_items, make_body
-from compactor.benching.http_load import NO_ANSWER, NO_CONNECTION, Exchanges, closed_loop, open_loop, run
 from compactor.benching.plan import Variant
-from compactor.benching.queueing import poisson_arrivals
-from compactor.benching.serving import Load, Probe, count_queries, play, summarise
-from compactor.benching.urls import parse_url
+from compactor.benching.server.endpoints import load_items, make_body
+from compactor.benching.server.http_load import NO_ANSWER, NO_CONNECTION, Exchanges, closed_loop, open_loop, run
+from compactor.benching.server.queueing import poisson_arrivals
+from compactor.benching.server.serving import Load, Probe, count_queries, play, summarise
+from compactor.benching.server.urls import parse_url
 from compactor.errors import UsageError
 from compactor.runtime.sampling import Clock, Meter
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from compactor.benching.queueing import Seconds, Served, Timeline, WallTime, percentile, poisson_arrivals, serve
+from compactor.benching.server.queueing import Seconds, Served, Timeline, WallTime, percentile, poisson_arrivals, serve
 from compactor.runtime.bucketing import Examples
 from compactor.runtime.sampling import Clock, Meter, Usage
 

@@ -10,8 +10,8 @@ import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
-from compactor.benching.datafiles import Table
 from compactor.errors import ModelDirectoryError, UsageError
+from compactor.evaluation.datafiles import Table
 from compactor.trainer.tasks.base import TaskData
 
 TASKS = ("text-classification", "question-answering", "summarization")

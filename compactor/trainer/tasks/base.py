@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compactor.benching.datafiles import Table
-from compactor.benching.quality import METRICS, evaluate
 from compactor.errors import MeasurementError, UsageError
+from compactor.evaluation.datafiles import Table
+from compactor.evaluation.quality import METRICS, evaluate
 
 _CHUNK = 1000  # texts that are tokenized at a time: their encodings are large
 _IGNORED = -100  # what the loss of transformers does not look at, and what Trainer fills up predictions with

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from compactor.benching.datafiles import Table, shown
-from compactor.benching.inputs import InputSpec
-from compactor.benching.texts import LABELS, PAIRS, SINGLES, _foreign_label, _label_reader
 from compactor.errors import UsageError
+from compactor.evaluation.datafiles import Table, shown
+from compactor.evaluation.inputs import InputSpec
+from compactor.evaluation.texts import LABELS, PAIRS, SINGLES, foreign_label, label_reader
 from compactor.trainer.tasks.base import (
     Features,
     Row,
@@ -150,14 +150,14 @@ Reader = Callable[[Table], list[int]]
 def _by_name_or_number(names: Sequence[str]) -> Reader:
     """Reads the model's labels: their names in any case, or else their numbers."""
     spec = InputSpec(0, labels={name: i for i, name in enumerate(names)}, label_count=len(names))
-    to_id = _label_reader(spec)
+    to_id = label_reader(spec)
 
     def read(table: Table) -> list[int]:
         ids = []
         for value, place in _values(table):
             label = to_id(_name(value))  # a number that is the name of a label is that label
             if label is None:
-                raise _foreign_label(table, spec, place, value)
+                raise foreign_label(table, spec, place, value)
             ids.append(label)
         return ids
 

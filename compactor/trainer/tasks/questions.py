@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compactor.benching.answers import best_span
-from compactor.benching.datafiles import Table, shown
-from compactor.benching.texts import _spans
 from compactor.errors import ModelDirectoryError, UsageError
+from compactor.evaluation.answers import best_span
+from compactor.evaluation.datafiles import Table, shown
+from compactor.evaluation.texts import character_spans
 from compactor.trainer.tasks.base import (
     Features,
     Row,
@@ -331,7 +331,7 @@ def _cut_into_windows(
         )
         for i, row in enumerate(to_rows(encoded)):
             owner = start + encoded["overflow_to_sample_mapping"][i]
-            yield Window(owner, _spans(encoded["offset_mapping"][i], encoded.sequence_ids(i))), row
+            yield Window(owner, character_spans(encoded["offset_mapping"][i], encoded.sequence_ids(i))), row
 
 
 def _find_answer(question: Question, window: Window) -> tuple[int, int] | None:

@@ -9,8 +9,8 @@ import importlib.util
 import json
 from pathlib import Path
 
-from compactor.benching.datafiles import FORMATS, Table, read_table
 from compactor.errors import UsageError
+from compactor.evaluation.datafiles import FORMATS, Table, read_table
 
 _SPLITS = "dataset_dict.json"  # what the library writes for a folder of splits
 _STATE = "state.json"  # and for a single data set

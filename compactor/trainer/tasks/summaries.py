@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from compactor.benching.datafiles import Table
-from compactor.benching.texts import DOCUMENTS, SUMMARIES
+from compactor.evaluation.datafiles import Table
+from compactor.evaluation.texts import DOCUMENTS, SUMMARIES
 from compactor.trainer.tasks.base import (
     Features,
     collate_inputs,

@@ -131,7 +131,7 @@ def test_server_finds_a_rate(texts, small_peak):
 
 def test_an_endpoint_beside_a_model_is_asked_the_same_texts(texts, small_peak):
     pytest.importorskip("aiohttp")
-    from tests.compactor.benching.endpoint import endpoint
+    from tests.compactor.benching.server.endpoint import endpoint
 
     artefact, data = texts
     options = FAST | {"duration_s": 0.5, "qps": 40.0, "bound_ms": 5000.0}

@@ -22,19 +22,19 @@ from compactor.benching.bench import Request, fill_sizes
 from compactor.benching.counters import count_macs, file_bytes, model_hash, parameters, profile, torch_macs
 from compactor.benching.engines import open_generator
 from compactor.benching.engines.searching import search_settings
-from compactor.benching.inputs import InputSpec
 from compactor.benching.parts import DECODER_TOKENS, Sizes, scoring_part, split_cases
 from compactor.benching.plan import Case, Part, Settings, Variant
 from compactor.benching.processes import run_worker
 from compactor.benching.report import load_report, report_problems, report_schema
 from compactor.benching.targets import resolve_targets
 from compactor.errors import ModelDirectoryError, UsageError
+from compactor.evaluation.inputs import InputSpec
 from compactor.exporting import export
 from compactor.manifest import load_manifest
 from compactor.runtime.sampling import Clock
 from compactor.schema import schema_problems
-from tests.compactor.benching import summarizers
-from tests.compactor.benching.summarizers import POSITIONS, ROWS, VOCABULARY
+from tests.compactor.evaluation import summarizers
+from tests.compactor.evaluation.summarizers import POSITIONS, ROWS, VOCABULARY
 
 FAST: dict[str, Any] = {"rounds": 1, "duration_s": 0.01, "threads": 1, "spinning": False}
 PAST, NEW = 5, 6

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from compactor.benching.inputs import InputSpec
 from compactor.benching.workload import (
     default_lengths,
     from_data,
@@ -17,8 +16,9 @@ from compactor.benching.workload import (
     synthetic,
 )
 from compactor.errors import ExitCode, ModelDirectoryError, UsageError
+from compactor.evaluation.inputs import InputSpec
 from compactor.runtime.bucketing import Examples
-from tests.compactor.benching.texts import CONFIG, SPECIAL, ids, write_tokenizer
+from tests.compactor.evaluation.texts import CONFIG, SPECIAL, ids, write_tokenizer
 
 CASE_KEYS = {"id", "batch", "seq", "batches", "examples", "tokens", "positions", "bucketed", "part"}
 INPUTS = {"input_ids", "attention_mask", "token_type_ids"}

@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compactor.benching.answers import best_span, predict, read_outputs
-from compactor.benching.inputs import InputSpec
-from compactor.benching.texts import Context, Labelled, Words
 from compactor.errors import MeasurementError
+from compactor.evaluation.answers import best_span, predict, read_outputs
+from compactor.evaluation.inputs import InputSpec
+from compactor.evaluation.texts import Context, Labelled, Words
 from compactor.runtime.bucketing import Examples
-from tests.compactor.benching import summarizers
+from tests.compactor.evaluation import summarizers
 
 FILL = {"input_ids": 0}
 

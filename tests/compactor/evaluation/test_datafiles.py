@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from compactor.benching.datafiles import read_lengths, read_table
 from compactor.errors import ExitCode, UsageError
+from compactor.evaluation.datafiles import read_lengths, read_table
 
 
 @pytest.fixture

@@ -2,15 +2,14 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compactor.benching.inputs import InputSpec
-from compactor.benching.quality import (
+from compactor.errors import UsageError
+from compactor.evaluation.quality import (
     BETTER,
     METRICS,
     SAME,
@@ -18,12 +17,7 @@ from compactor.benching.quality import (
     choose_metrics,
     difference,
     evaluate,
-    judge_quality,
 )
-from compactor.benching.texts import Labelled
-from compactor.benching.workload import Workload
-from compactor.errors import UsageError
-from compactor.runtime.bucketing import Examples
 
 LABELS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=2, max_size=40)
 
@@ -312,44 +306,3 @@ def test_without_the_libraries_it_says_what_to_install(monkeypatch):
 
 def test_rouge_lsum_which_downloads_is_not_offered():
     assert {name for name in METRICS if name.startswith("rouge")} == {"rouge1", "rouge2", "rougeL"}
-
-
-# The block of the report
-
-
-def test_the_quality_block(tmp_path):
-    references = [1, 0] * 8
-    examples = Examples.join([{"input_ids": np.ones(3, np.int64)}] * 16, {"input_ids": 0})
-    spec = InputSpec(vocabulary=9, task="text-classification", label_count=2)
-    workload = Workload("data", spec, (), labelled=Labelled(examples, references), metrics=("accuracy", "f1"))
-
-    def outputs(name, wrong) -> list[Path]:
-        logits = np.eye(2)[references]
-        logits[:wrong] = logits[:wrong, ::-1]
-        files = [tmp_path / f"{name}.{i}.npz" for i in range(2)]
-        for i, file in enumerate(files):
-            np.savez(file, logits=logits[8 * i : 8 * i + 8])
-        return files
-
-    broken = tmp_path / "broken.npz"
-    np.savez(broken, logits=np.full((16, 2), np.nan))
-    notes: list[str] = []
-    files = {"base": outputs("base", 2), "same": outputs("same", 2), "off": outputs("off", 12), "broken": [broken]}
-    blocks = judge_quality(workload, files, baseline="base", notes=notes)
-
-    assert blocks.keys() == {"base", "same", "off"}
-    assert notes == [
-        "The quality of broken could not be judged: the outputs are not finite numbers, so they answer nothing."
-    ]
-    base = blocks["base"]["metrics"]
-    assert base.keys() == {"accuracy", "f1"}
-    assert base["accuracy"] == {"value": 0.875, "se": pytest.approx(0.0827, abs=1e-4), "n": 16, "difference": None}
-    assert blocks["same"]["metrics"]["f1"]["difference"]["changed"] == 0
-    off = blocks["off"]["metrics"]["accuracy"]["difference"]
-    assert off.keys() == {"value", "se", "low", "high", "changed", "p", "verdict"}
-    assert (off["value"], off["changed"], off["verdict"]) == (-0.625, 10, WORSE)
-    assert judge_quality(workload, files, baseline="broken")["off"]["metrics"]["f1"]["difference"] is None
-    assert judge_quality(workload, files)["off"]["metrics"]["f1"]["difference"] is None
-
-    workload.labelled = Labelled(examples, None)
-    assert judge_quality(workload, files) == {}

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from compactor.benching.datafiles import read_table
-from compactor.benching.inputs import InputSpec
-from compactor.benching.texts import tokenize
 from compactor.errors import ModelDirectoryError, UsageError
-from tests.compactor.benching import summarizers
-from tests.compactor.benching.texts import CONFIG, ids, write_tokenizer
+from compactor.evaluation.datafiles import read_table
+from compactor.evaluation.inputs import InputSpec
+from compactor.evaluation.texts import tokenize
+from tests.compactor.evaluation import summarizers
+from tests.compactor.evaluation.texts import CONFIG, ids, write_tokenizer
 
 
 @pytest.fixture(scope="module")

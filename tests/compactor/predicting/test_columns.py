@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from compactor.benching.texts import PAIRS, SINGLES
 from compactor.errors import UsageError
+from compactor.evaluation.texts import PAIRS, SINGLES
 from compactor.predicting.columns import Columns, choose_columns
 from compactor.predicting.inputs import InputFile
 from compactor.tasks import GENERATION

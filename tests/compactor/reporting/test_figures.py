@@ -8,7 +8,8 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from compactor.reporting.canvas import COLOURS, SERIES, draw, framed, shorten
-from compactor.reporting.figures import make_figures, marks, series_numbers
+from compactor.reporting.figures import make_figures
+from compactor.reporting.figures.figure import marks, series_numbers
 from tests.compactor.reports import KINDS, make_report
 
 REAL = ("batch 1", "batch 32", "batch 32, bucketed")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compactor.benching.datafiles import Table
+from compactor.evaluation.datafiles import Table
 
 WORDS = ("a", "bad", "film", "good", "is", "it", "not", "the", "what", "?", ".")
 BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("ray")
 
 import compactor.runtime
-from compactor.benching.http_load import closed_loop, run
+from compactor.benching.server.http_load import closed_loop, run
 from tests.runtime.serving.conftest import Server
 
 TEXTS = ["a gripping film", "what a bore", "it 's slow -- very , very slow", "fine " * 60]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from compactor.benching.queueing import Served, poisson_arrivals, serve
+from compactor.benching.server.queueing import Served, poisson_arrivals, serve
 
 
 class SimulatedTime:

@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("aiohttp")
 
-from compactor.benching import endpoints
-from compactor.benching.endpoints import (
+from compactor.benching.server import endpoints
+from compactor.benching.server.endpoints import (
     check_endpoint,
     find_targets,
     load_items,
@@ -20,9 +20,9 @@ from compactor.benching.endpoints import (
     read_texts,
     write_items,
 )
-from compactor.benching.urls import parse_url
+from compactor.benching.server.urls import parse_url
 from compactor.errors import ModelDirectoryError, UsageError
-from tests.compactor.benching.endpoint import endpoint
+from tests.compactor.benching.server.endpoint import endpoint
 
 PLAIN = parse_url("http://host/predict")
 V2 = parse_url("http://host/v2/models/small/infer")

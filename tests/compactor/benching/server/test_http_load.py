@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("aiohttp")
 
-from compactor.benching.http_load import (
+from compactor.benching.server.http_load import (
     NO_ANSWER,
     NO_CONNECTION,
     closed_loop,
@@ -22,7 +22,7 @@ from compactor.benching.http_load import (
     run,
     v2_body,
 )
-from tests.compactor.benching.endpoint import PLAIN_ROUTE, V2_ROUTE, endpoint
+from tests.compactor.benching.server.endpoint import PLAIN_ROUTE, V2_ROUTE, endpoint
 
 BODIES = [v2_body([text]) for text in ("one", "two", "three")]
 

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from compactor.benching.queueing import Served, percentile, poisson_arrivals, serve
+from compactor.benching.server.queueing import Served, percentile, poisson_arrivals, serve
 from compactor.benching.statistics import summarise
-from tests.compactor.benching.simulated import SimulatedTime
+from tests.compactor.benching.server.simulated import SimulatedTime
 
 loadgen = pytest.importorskip("mlperf_loadgen", reason="needs the package mlcommons-loadgen")
 

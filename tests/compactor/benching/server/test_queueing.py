@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from compactor.benching.queueing import WallTime, percentile, poisson_arrivals, serve
-from tests.compactor.benching.simulated import SimulatedTime, play
+from compactor.benching.server.queueing import WallTime, percentile, poisson_arrivals, serve
+from tests.compactor.benching.server.simulated import SimulatedTime, play
 
 SEEDS = range(8)
 

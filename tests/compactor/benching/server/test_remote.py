@@ -12,15 +12,15 @@ pytest.importorskip("aiohttp")
 
 import compactor
 from compactor.benching import bench as benching
-from compactor.benching.http_load import NO_ANSWER, NO_CONNECTION, Exchanges, v2_body
-from compactor.benching.remote import Endpoint, describe_failures, is_saturated, judge_exchanges, name_statuses
 from compactor.benching.report import report_problems
-from compactor.benching.serving import Load
+from compactor.benching.server.http_load import NO_ANSWER, NO_CONNECTION, Exchanges, v2_body
+from compactor.benching.server.remote import Endpoint, describe_failures, is_saturated, judge_exchanges, name_statuses
+from compactor.benching.server.serving import Load
 from compactor.errors import UsageError
 from compactor.reporting.markdown import render_markdown
 from compactor.reporting.page import render_html
 from compactor.runtime.sampling import Clock
-from tests.compactor.benching.endpoint import endpoint
+from tests.compactor.benching.server.endpoint import endpoint
 
 CLOCK = Clock(warm_up_s=0.05, warm_up_calls=1, measure_s=0.1, min_samples=1, max_samples=10)
 BODIES = [v2_body([text]) for text in ("one", "two", "a longer one")]

@@ -10,10 +10,18 @@ import numpy as np
 import pytest
 
 from compactor.benching.report import report_schema
-from compactor.benching.serving import TOLERANCE, combine, count_queries, find_rate, highest_percentile, judge, run
+from compactor.benching.server.serving import (
+    TOLERANCE,
+    combine,
+    count_queries,
+    find_rate,
+    highest_percentile,
+    judge,
+    run,
+)
 from compactor.runtime.bucketing import Examples
 from compactor.schema import schema_problems
-from tests.compactor.benching.simulated import SimulatedEngine, play
+from tests.compactor.benching.server.simulated import SimulatedEngine, play
 
 PAD = 7
 CLOCK = {"warm_up_s": 0.3, "warm_up_calls": 2, "measure_s": 1.0, "min_samples": 5, "max_samples": 100}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from compactor.benching.urls import is_url, parse_url, split_targets
+from compactor.benching.server.urls import is_url, parse_url, split_targets
 from compactor.errors import UsageError
 
 V2 = "http://127.0.0.1:8000/v2/models/small/infer"

@@ -1,0 +1,1 @@
+"""The server scenario: a batching server in this process, or a running endpoint over HTTP."""

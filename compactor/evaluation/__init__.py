@@ -1,0 +1,1 @@
+"""Labelled data, and how good the answers of a model to it are: for ``bench``, ``prune`` and ``predict``."""

@@ -1,0 +1,35 @@
+"""The figures of a report, one a file. One that has no data is not there.
+
+Every variant keeps its colour and its number through all figures, so that neither colours nor print are needed to tell
+them apart; the baseline is grey.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from compactor.reporting.figures.figure import Figure
+from compactor.reporting.figures.latency import latency_figure
+from compactor.reporting.figures.layer_times import layer_times_figure
+from compactor.reporting.figures.layers import layers_figure
+from compactor.reporting.figures.operators import operators_figure
+from compactor.reporting.figures.pareto import pareto_figure
+from compactor.reporting.figures.processes import processes_figure
+from compactor.reporting.figures.server import server_figure
+from compactor.reporting.figures.throughput import throughput_figure
+from compactor.reporting.words import Report
+
+
+def make_figures(report: Report) -> list[Figure]:
+    """All figures that ``report`` has data for, the most important first."""
+    makers: tuple[Callable[[Report], Figure | None], ...] = (
+        latency_figure,
+        server_figure,
+        pareto_figure,
+        throughput_figure,
+        layers_figure,
+        operators_figure,
+        layer_times_figure,
+        processes_figure,
+    )
+    return [figure for figure in (maker(report) for maker in makers) if figure is not None]
