@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from compactor.console import Console, format_bytes, format_count, format_ratio
@@ -142,8 +142,17 @@ def check_rows(verification: dict[str, Any]) -> list[Row]:
     return rows
 
 
-def operator_rows(stages: Iterable[dict[str, Any]]) -> tuple[Row, list[Row]]:
-    """Columns and rows of the operators of each stage, as saved and as ONNX Runtime runs them; most frequent first."""
+def operator_tables(stages: Sequence[dict[str, Any]]) -> list[tuple[str | None, Row, list[Row]]]:
+    """The operators of each stage, as saved and as ONNX Runtime runs them; most frequent first.
+
+    Returns:
+        For each graph, whose name is None where it is the only one: its name, the columns and the rows.
+    """
+    graphs = dict.fromkeys(stage.get("graph") for stage in stages)
+    return [(graph, *_operator_rows([stage for stage in stages if stage.get("graph") == graph])) for graph in graphs]
+
+
+def _operator_rows(stages: Iterable[dict[str, Any]]) -> tuple[Row, list[Row]]:
     counted = []
     for stage in stages:
         if stage["file"] is not None:

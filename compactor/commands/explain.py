@@ -13,7 +13,7 @@ import click
 from compactor.commands import debug_option, json_option
 from compactor.console import Console
 from compactor.manifest import load_manifest
-from compactor.summary import describe_layer, operator_rows, print_stages, print_verification, removed
+from compactor.summary import describe_layer, operator_tables, print_stages, print_verification, removed
 
 Manifest = dict[str, Any]
 
@@ -144,6 +144,6 @@ def _print_refusals(console: Console, manifest: Manifest) -> None:
 
 
 def _print_operators(console: Console, manifest: Manifest) -> None:
-    columns, rows = operator_rows(manifest["stages"])
-    console.heading("Operators: in the file, and as ONNX Runtime runs them")
-    console.table(columns, rows)
+    for graph, columns, rows in operator_tables(manifest["stages"]):
+        console.heading(f"Operators{f' of {graph}' if graph else ''}: in the file, and as ONNX Runtime runs them")
+        console.table(columns, rows)

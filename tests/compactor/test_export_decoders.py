@@ -227,6 +227,23 @@ def test_explain_tells_every_attention(pruned_bart: PrunedBart, capsys: pytest.C
     assert "attached-cache" in said
 
 
+def test_explain_has_a_table_of_operators_for_each_graph(
+    pruned_bart: PrunedBart, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("explain", pruned_bart.path) == 0
+    said = capsys.readouterr().out
+    stages = json.loads((pruned_bart.path / "compactor.json").read_text())["stages"]
+    for graph in (ENCODER, FIRST, NEXT):
+        _, _, table = said.partition(f"\nOperators of {graph}: in the file, and as ONNX Runtime runs them\n")
+        header, *rows = table.partition("\n\n")[0].splitlines()
+        assert header.split("  ")[0] == "operator" and header.count("compact, saved") == header.count("int8, run") == 1
+        compact = next(stage for stage in stages if (stage["name"], stage["graph"]) == ("compact", graph))
+        saved = {row.split()[0]: row.split()[1] for row in rows}
+        assert {name: number for name, number in saved.items() if number != "-"} == {
+            name: str(number) for name, number in compact["operators"].items()
+        }
+
+
 # What cannot be exported
 
 
