@@ -9,7 +9,13 @@ The Python API is what this module names; the modules behind it load when they a
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+if not Path(__file__).with_name("runtime").is_dir():
+    # This is the source tree, found before the installed package, as by ``python`` in a clone: there ``passes`` and
+    # ``runtime`` stand beside this folder.
+    __path__.append(str(Path(__file__).parents[1]))
 
 if TYPE_CHECKING:
     from compactor.benching.bench import bench

@@ -158,7 +158,8 @@ def run_worker(
         }
         file = folder / "spec.json"
         file.write_text(json.dumps(spec), encoding="utf-8")
-        code, stderr = _run([sys.executable, "-m", "compactor.benching.worker", str(file)], settings.threads)
+        # -P: the package that runs here, whatever the folder that we happen to be in holds.
+        code, stderr = _run([sys.executable, "-P", "-m", "compactor.benching.worker", str(file)], settings.threads)
         if not (folder / RESULT).is_file():
             return {"error": _death(code, stderr)}
         result: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))

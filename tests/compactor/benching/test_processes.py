@@ -75,6 +75,13 @@ def test_outputs_are_those_of_each_batch(variant, case, tmp_path):
             np.testing.assert_allclose(got["last_hidden_state"], expected, rtol=1e-6)
 
 
+def test_what_the_folder_we_are_in_holds_is_not_run(variant, case, tmp_path, monkeypatch):
+    (tmp_path / "compactor").mkdir()
+    (tmp_path / "compactor" / "__init__.py").write_text("raise RuntimeError('another package')")
+    monkeypatch.chdir(tmp_path)
+    assert "error" not in run_worker("time", variant, [case], SETTINGS)
+
+
 def test_a_variant_that_fails_is_out_and_the_others_go_on(variant, case, tmp_path):
     (tmp_path / "broken.onnx").write_bytes(b"nothing of the kind")
     said = []
