@@ -36,10 +36,14 @@ class Encoded:
     Attributes:
         windows: Its token sequences: one, or as many as it takes to cover a long context.
         text: What positions in the text count from: the text, of a question and its context the context.
+        role: Of a text that is searched with or for: ``query``, ``document``, or None where nobody said.
+        prompt_tokens: How many tokens at the beginning of its window are a prompt's, special ones included.
     """
 
     windows: tuple[Encoding, ...]
     text: str
+    role: str | None = None
+    prompt_tokens: int = 0
 
     @property
     def tokens(self) -> int:
@@ -183,7 +187,7 @@ class Collator:
                 if name == "input_ids":
                     array[row, :length] = window.ids
                 elif name == "attention_mask":
-                    array[row, :length] = 1
+                    array[row, :length] = window.attention_mask
                 else:
                     array[row, :length] = window.type_ids
         return feeds

@@ -253,7 +253,7 @@ def test_no_answer_wins_only_where_every_window_says_so():
     from tokenizers.processors import TemplateProcessing
 
     from compactor.runtime.encoding import Encoded
-    from compactor.runtime.reading import _AnswerReader
+    from compactor.runtime.reading.spans import AnswerReader
 
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(["[C]", "[U]", "q", "a", "b", "c"])}, "[U]"))
     tokenizer.pre_tokenizer = Whitespace()
@@ -266,7 +266,7 @@ def test_no_answer_wins_only_where_every_window_says_so():
         values[position] = 4.0
         return {"start_logits": values, "end_logits": values}
 
-    read = _AnswerReader()
+    read = AnswerReader()
     assert read(item, [logits(0), logits(3)]).text == "c"
     assert read(item, [logits(0), logits(0)]).text == ""
     assert read(item, [logits(2), logits(3)]).text in ("a", "c")

@@ -1,0 +1,42 @@
+"""From a graph's outputs to answers: one reader a task, on numpy arrays.
+
+A reader is made once for a model, and then called with items and the outputs of their windows; it keeps nothing, so
+threads may share it.
+"""
+
+from __future__ import annotations
+
+from ..artefacts import Artefact
+from ..encoding import QUESTIONS, TextEncoder
+from ..errors import ArtefactError
+from .entities import EntityReader
+from .fills import FillReader
+from .labels import LabelReader
+from .shared import Outputs, Reader
+from .spans import AnswerReader
+from .vectors import VectorReader
+
+__all__ = ["Outputs", "Reader", "make_reader"]
+
+
+def make_reader(artefact: Artefact, encoder: TextEncoder) -> Reader:
+    """What reads answers off the outputs of an artefact's graph.
+
+    Raises:
+        ArtefactError: No text has an answer by this task, or the folder's pooling is none of those known here.
+    """
+    if artefact.task == "text-classification":
+        return LabelReader(artefact)
+    if artefact.task == "token-classification":
+        return EntityReader(artefact)
+    if artefact.task == QUESTIONS:
+        return AnswerReader()
+    if artefact.task == "fill-mask":
+        return FillReader(artefact, encoder)
+    if artefact.task == "feature-extraction":
+        return VectorReader(artefact.folder)
+    raise ArtefactError(
+        f"models for {artefact.task} answer no texts",
+        where=str(artefact.folder),
+        todo="run the graph with compactor.runtime.sessions.open_session",
+    )
