@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .errors import ArtefactError
+from .folder import read_object
 from .machine import MachineInfo, describe_int8, describe_machine
 from .providers import not_run_reason
+from .tokenizer import read_limit
 
 MANIFEST = "compactor.json"
 PRECISIONS: Mapping[str, str] = {"compact": "fp32", "int8": "int8", "fp16": "fp16"}
 """The precision of each stage of the manifest."""
 
 _EXACT_INT8 = {"amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp"}  # int8 products that cannot saturate
-_MAX_BYTES = 64 * 2**20
-_UNLIMITED = 10**9
 _EXPORT = "give a folder that 'compactor export' wrote"
 
 
@@ -71,8 +70,10 @@ class Artefact:
         folder = Path(folder)
         if not folder.is_dir():
             raise ArtefactError("no such folder", where=str(folder), todo=_EXPORT)
-        manifest = _read_object(folder / MANIFEST, missing=f"there is no {MANIFEST}: no artefact lies there")
-        config = _read_object(folder / "config.json", missing="there is no config.json")
+        manifest = read_object(
+            folder / MANIFEST, missing=f"there is no {MANIFEST}: no artefact lies there", todo=_EXPORT
+        )
+        config = read_object(folder / "config.json", missing="there is no config.json", todo=_EXPORT)
         stages = manifest.get("stages")
         stages = stages if isinstance(stages, list) else []
         graphs: dict[str, str] = {}
@@ -89,7 +90,7 @@ class Artefact:
             graphs=graphs,
             config=config,
             labels=_labels(config, folder),
-            max_tokens=_max_tokens(folder),
+            max_tokens=read_limit(folder),
             generates=any(isinstance(stage, dict) and stage.get("graph") for stage in stages),
         )
 
@@ -147,14 +148,6 @@ def _labels(config: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
     return tuple(named.get(number, f"LABEL_{number}") for number in range(max(named, default=-1) + 1))
 
 
-def _max_tokens(folder: Path) -> int | None:
-    """The shortest of what the tokenizer and sentence-transformers say; the export writes what the model takes."""
-    stated = [_read_object(folder / "tokenizer_config.json").get("model_max_length")]
-    stated += [_read_object(path).get("max_seq_length") for path in sorted(folder.glob("sentence_*_config.json"))]
-    limits = [int(value) for value in stated if isinstance(value, int | float) and 1 <= value < _UNLIMITED]
-    return min(limits, default=None)
-
-
 def _inside(folder: Path, file: str) -> str:
     path = PurePosixPath(file)
     if path.is_absolute() or ".." in path.parts:
@@ -162,22 +155,3 @@ def _inside(folder: Path, file: str) -> str:
             f"the manifest names a file outside of the artefact: {file!r}", where=str(folder / MANIFEST)
         )
     return file
-
-
-def _read_object(path: Path, *, missing: str | None = None) -> dict[str, Any]:
-    """A JSON object; where the file is missing an empty one, or an error that says ``missing``."""
-    if not path.is_file():
-        if missing is None:
-            return {}
-        raise ArtefactError(missing, where=str(path.parent), todo=_EXPORT)
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise ValueError(f"it is larger than {_MAX_BYTES >> 20} MiB")
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("it is no JSON object")
-    except (ValueError, RecursionError) as error:
-        raise ArtefactError(
-            f"{path.name} is damaged: {error}", where=str(path), todo="export the model again"
-        ) from error
-    return content

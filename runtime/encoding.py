@@ -7,26 +7,28 @@ Uses the ``tokenizers`` library alone: no torch, no transformers, unless the art
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .answers import Refused
 from .errors import ArtefactError
-
-if TYPE_CHECKING:
-    from tokenizers import Encoding, Tokenizer
+from .tokenizer import SlowTokenizer, TokenizerSettings, Window, open_tokenizer
 
 QUESTIONS = "question-answering"
 
-_STRIDE = 128  # tokens of a context that two windows share, as in the paper's evaluation on SQuAD
+# Windows of a long context, as transformers' question-answering pipeline cuts them.
+_WINDOW = 384
+_STRIDE = 128
 _KEYS = {QUESTIONS: ("question", "context")}  # what a pair's parts are called
 _PAIR = ("text", "text_pair")
 _PAIRED = {QUESTIONS, "text-classification"}
+_OFFSETS = {QUESTIONS, "token-classification"}  # their answers are places in the text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Encoded:
         prompt_tokens: How many tokens at the beginning of its window are a prompt's, special ones included.
     """
 
-    windows: tuple[Encoding, ...]
+    windows: tuple[Window, ...]
     text: str
     role: str | None = None
     prompt_tokens: int = 0
@@ -58,11 +60,14 @@ class TextEncoder:
         folder: Where the tokenizer lies.
         task: What the model does.
         limit: Tokens of a sequence, at most; None sets no limit.
-        truncate: Cut what is longer, from its end, instead of refusing it.
+        truncate: Cut what is longer, as the tokenizer's own settings say, instead of refusing it.
         vocabulary: How many tokens the model knows; None where nothing says.
 
     Raises:
-        ArtefactError: There is no tokenizer, or it is damaged.
+        ArtefactError: There is no tokenizer, it is damaged, or it does not do what the task needs.
+
+    Attributes:
+        context_first: Whether of a question and its context the context comes first.
     """
 
     def __init__(
@@ -70,25 +75,35 @@ class TextEncoder:
     ) -> None:
         self.limit, self.truncate = limit, truncate
         self._keys, self._paired = _KEYS.get(task, _PAIR), task in _PAIRED
-        self._needs_pair = task == QUESTIONS
-        self.tokenizer = _open(folder)
+        self._asks = task == QUESTIONS
+        self.settings = settings = TokenizerSettings.read(folder)
+        self.context_first = self._asks and settings.padding_side == "left"
+        self.tokenizer = open_tokenizer(folder, settings)
+        if task in _OFFSETS and isinstance(self.tokenizer, SlowTokenizer):
+            raise ArtefactError(
+                f"this tokenizer does not say where in a text a token is, which {task} needs",
+                where=str(folder),
+                todo="use a tokenizer that has a tokenizer.json",
+            )
         # Where the tokenizer has tokens that the model does not know, a text with one would break its whole batch.
         self._known = vocabulary if vocabulary is not None and self.tokenizer.get_vocab_size() > vocabulary else None
-        self.tokenizer.no_padding()
-        self.tokenizer.no_truncation()
-        if limit is not None and self._needs_pair:
-            stride = min(_STRIDE, limit // 4)
-            self.tokenizer.enable_truncation(limit, stride=stride, strategy="only_second")
-            # Of a question too long for this, nothing of a context fits behind.
-            self._longest_question = limit - stride - self.tokenizer.num_special_tokens_to_add(is_pair=True) - 1
+        self._prompt_tokens = functools.lru_cache(maxsize=64)(self._count_prompt_tokens)
+        if self._asks:
+            window = min(limit or _WINDOW, _WINDOW)
+            stride = min(window // 2, _STRIDE)
+            self._truncate(window, "only_first" if self.context_first else "only_second", stride=stride)
+            # Of a question too long for this, nothing of a context fits beside it.
+            self._longest_question = window - stride - self.tokenizer.num_special_tokens_to_add(is_pair=True) - 1
         elif limit is not None and truncate:
-            self.tokenizer.enable_truncation(limit, strategy="longest_first")
+            self._truncate(limit, "longest_first")
 
-    def encode(self, items: Sequence[Any]) -> list[Encoded | Refused]:
+    def encode(self, items: Sequence[Any], *, prompt: str = "", role: str | None = None) -> list[Encoded | Refused]:
         """One entry an item, in their order.
 
         Args:
             items: Texts; pairs as tuples, lists or mappings (``text`` and ``text_pair``, ``question`` and ``context``).
+            prompt: What stands before each text; of a pair, before its first.
+            role: What the texts are for: ``query``, ``document``, or None.
         """
         found: list[Encoded | Refused | None] = []
         inputs: list[str | tuple[str, str]] = []
@@ -96,15 +111,33 @@ class TextEncoder:
             read = self._read(item)
             found.append(read if isinstance(read, Refused) else None)
             if not isinstance(read, Refused):
-                inputs.append(read)
+                inputs.append(prompt + read if isinstance(read, str) else (prompt + read[0], read[1]))
         encodings = iter(zip(inputs, self._run(inputs), strict=True))
-        return [self._check(*next(encodings)) if entry is None else entry for entry in found]
+        checked = (self._check(*next(encodings)) if entry is None else entry for entry in found)
+        if not prompt and role is None:
+            return list(checked)
+        added = self._prompt_tokens(prompt) if prompt else 0
+        return [
+            dataclasses.replace(each, role=role, prompt_tokens=added) if isinstance(each, Encoded) else each
+            for each in checked
+        ]
 
-    def _run(self, inputs: Sequence[str | tuple[str, str]]) -> Sequence[Encoding | Refused]:
+    def _truncate(self, length: int, strategy: str, stride: int = 0) -> None:
+        self.tokenizer.enable_truncation(
+            length, strategy=strategy, stride=stride, direction=self.settings.truncation_side
+        )
+
+    def _count_prompt_tokens(self, prompt: str) -> int:
+        """Tokens of a prompt alone, less a special one at its end, which stands behind the text."""
+        (window,) = self.tokenizer.encode_batch([prompt])
+        return len(window) - (1 if len(window) and window.special_tokens_mask[-1] else 0)
+
+    def _run(self, inputs: Sequence[str | tuple[str, str]]) -> Sequence[Window | Refused]:
         if not inputs:
             return []
         try:
-            return list(self.tokenizer.encode_batch(list(inputs)))
+            turned = [(each[1], each[0]) if self.context_first else each for each in inputs]
+            return list(self.tokenizer.encode_batch(turned))
         except Exception as error:  # the library's own bare one: of one item, and it names none
             if len(inputs) == 1:
                 return [Refused(f"the tokenizer refuses it: {error}")]
@@ -116,10 +149,10 @@ class TextEncoder:
         if isinstance(item, Mapping):
             if first not in item:
                 return Refused(f"expected '{first}' in the item, found {_listed(item)}")
-            single = item.get(second) is None and not self._needs_pair
+            single = item.get(second) is None and not self._asks
             item = item[first] if single else (item[first], item.get(second))
         if isinstance(item, str):
-            if self._needs_pair:
+            if self._asks:
                 return Refused(f"expected a {first} and a {second}, got a single text")
             return _readable(item, "text")
         if not isinstance(item, Sequence) or isinstance(item, bytes | bytearray):
@@ -132,23 +165,20 @@ class TextEncoder:
         refused = next((part for part in parts if isinstance(part, Refused)), None)
         return refused or (str(parts[0]), str(parts[1]))
 
-    def _check(self, text: str | tuple[str, str], encoding: Encoding | Refused) -> Encoded | Refused:
-        if isinstance(encoding, Refused):
-            return encoding
-        if all(encoding.special_tokens_mask):
+    def _check(self, text: str | tuple[str, str], window: Window | Refused) -> Encoded | Refused:
+        if isinstance(window, Refused):
+            return window
+        if all(window.special_tokens_mask):
             return Refused("the text is empty: no token is left of it")
-        if self._needs_pair and self.limit is not None:
-            question = encoding.sequence_ids.count(0)
+        if self._asks:
+            question = window.sequence_ids.count(1 if self.context_first else 0)
             if question > self._longest_question:
-                return Refused(
-                    f"the question has {question} tokens, which leaves no room for a context: "
-                    f"the model takes {self.limit} in all"
-                )
-        if self.limit is not None and len(encoding) > self.limit:
-            return Refused(f"the text is too long: {len(encoding)} tokens, and the model takes {self.limit}")
-        if self._known is not None and max(encoding.ids) >= self._known:
-            return Refused(f"it has token {max(encoding.ids)}, and the model knows {self._known}: a foreign tokenizer")
-        windows = (encoding, *encoding.overflowing) if self._needs_pair else (encoding,)
+                return Refused(f"the question has {question} tokens, which leaves no room for a context")
+        if self.limit is not None and len(window) > self.limit:
+            return Refused(f"the text is too long: {len(window)} tokens, and the model takes {self.limit}")
+        if self._known is not None and max(window.ids) >= self._known:
+            return Refused(f"it has token {max(window.ids)}, and the model knows {self._known}: a foreign tokenizer")
+        windows = (window, *window.overflowing) if self._asks else (window,)
         return Encoded(windows, text if isinstance(text, str) else text[1])
 
 
@@ -158,6 +188,7 @@ class Collator:
     Args:
         inputs: Name and numpy type of each input of the graph.
         padding: Token id at padded positions.
+        token_types: Whether the tokenizer's token types are the model's; else they are all 0.
 
     Raises:
         ArtefactError: The graph wants something that no text gives.
@@ -165,16 +196,16 @@ class Collator:
 
     _MADE = ("input_ids", "attention_mask", "token_type_ids")
 
-    def __init__(self, inputs: Mapping[str, type[np.generic]], padding: int) -> None:
+    def __init__(self, inputs: Mapping[str, type[np.generic]], padding: int, *, token_types: bool = True) -> None:
         foreign = [name for name in inputs if name not in self._MADE]
         if foreign:
             raise ArtefactError(
                 f"the graph takes '{foreign[0]}', which no text gives",
                 todo="this loads models of texts; run the graph with compactor.runtime.sessions",
             )
-        self._inputs, self._padding = inputs, padding
+        self._inputs, self._padding, self._token_types = inputs, padding, token_types
 
-    def __call__(self, windows: Sequence[Encoding]) -> dict[str, NDArray[Any]]:
+    def __call__(self, windows: Sequence[Window]) -> dict[str, NDArray[Any]]:
         """By input (B, S), S the longest of the B windows; padding is on the right."""
         longest = max(len(window) for window in windows)
         feeds = {
@@ -188,41 +219,9 @@ class Collator:
                     array[row, :length] = window.ids
                 elif name == "attention_mask":
                     array[row, :length] = window.attention_mask
-                else:
+                elif self._token_types:
                     array[row, :length] = window.type_ids
         return feeds
-
-
-def _open(folder: Path) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    path = folder / "tokenizer.json"
-    try:
-        if path.is_file():
-            return Tokenizer.from_file(str(path))
-        return _open_by_transformers(folder)
-    except ArtefactError:
-        raise
-    except Exception as error:  # the tokenizers library raises bare Exception on a damaged file
-        line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise ArtefactError(f"the tokenizer cannot be opened: {line}", where=str(folder), todo="repair it") from error
-
-
-def _open_by_transformers(folder: Path) -> Tokenizer:
-    """A tokenizer that lies there in an older form, converted."""
-    todo = "save the tokenizer with transformers: it writes a tokenizer.json"
-    if not (folder / "tokenizer_config.json").is_file():
-        raise ArtefactError("there is no tokenizer, so texts cannot become tokens", where=str(folder), todo=todo)
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise ArtefactError("there is no tokenizer.json", where=str(folder), todo=todo) from error
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise ArtefactError("this tokenizer has no fast form", where=str(folder), todo=todo)
-    converted: Tokenizer = type(backend).from_str(backend.to_str())  # one of our own
-    return converted
 
 
 def _readable(text: Any, name: str) -> str | Refused:

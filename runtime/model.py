@@ -173,7 +173,8 @@ class _Graph:
             raise ArtefactError("its graph is missing", where=str(path), todo="export the model again") from error
         inputs = {entry.name: _TYPES.get(entry.type, np.int64) for entry in session.get_inputs()}
         padding = artefact.config.get("pad_token_id")
-        return cls(session, Collator(inputs, padding if isinstance(padding, int) else 0), reader)
+        collate = Collator(inputs, padding if isinstance(padding, int) else 0, token_types=encoder.settings.token_types)
+        return cls(session, collate, reader)
 
     def answer(self, items: Sequence[Encoded], *, max_batch: int, batch_tokens: int) -> Answers:
         windows = [window for item in items for window in item.windows]
