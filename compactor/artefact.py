@@ -24,6 +24,7 @@ from typing import Any, Literal, Self
 from compactor.companions import copy_companions
 from compactor.errors import CompactorError, OutputError, UsageError
 from compactor.manifest import MANIFEST_NAME, dump_manifest
+from compactor.source_tokenizer import SourceTokenizer
 
 if sys.platform != "win32":
     import fcntl
@@ -103,6 +104,8 @@ class ArtefactWriter:
         config: dict[str, Any],
         *,
         model_folder: Path | None = None,
+        tokenizer: SourceTokenizer | None = None,
+        max_tokens: int | None = None,
         allow_pickle: bool = False,
     ) -> tuple[str, ...]:
         """Write ``config`` and copy what else consumers need beside the models; see ``companions.py``.
@@ -114,7 +117,13 @@ class ArtefactWriter:
             ModelDirectoryError: A file of the model directory is damaged or leads out of it.
         """
         return copy_companions(
-            Path(source), self.directory, config, model_folder=model_folder, allow_pickle=allow_pickle
+            Path(source),
+            self.directory,
+            config,
+            model_folder=model_folder,
+            tokenizer=tokenizer,
+            max_tokens=max_tokens,
+            allow_pickle=allow_pickle,
         )
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:

@@ -62,13 +62,17 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """What the manifest says of it, by the manifest's names; ``weights`` are files that several graphs share."""
+    """What the manifest says of it, by the manifest's names; ``weights`` are files that several graphs share.
+
+    ``max_tokens`` is how many tokens the model takes; None where nothing limits them, and for images.
+    """
 
     layers: list[dict[str, Any]]
     stages: list[dict[str, Any]]
     record: Record
     verification: dict[str, Any]
     opset: int
+    max_tokens: int | None
     weights: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
@@ -86,6 +90,7 @@ def build_encoder(job: Job) -> Built:
     references = References(loaded.cases, loaded.run, job.scratch)
     job.say("tracing")
     graph = trace(loaded)
+    max_tokens = loaded.max_tokens
     del loaded
 
     job.say("removing what cannot change the output")
@@ -121,7 +126,7 @@ def build_encoder(job: Job) -> Built:
         check_emission(stage, target=job.target, attentions=attentions, quantized=quantized[candidate.stage])
 
     job.say("verifying against the masked model")
-    return Built(layers, stages, record, verify_candidates(references, candidates), opset)
+    return Built(layers, stages, record, verify_candidates(references, candidates), opset, max_tokens)
 
 
 def count_attentions(graph: ir.Model) -> int:

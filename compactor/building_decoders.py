@@ -56,7 +56,7 @@ def build_encoder_decoder(job: Job) -> Built:
     encoder = trace_encoder(loaded)
     job.say("tracing the decoder")
     decoder = trace_decoder(loaded, encoder)
-    where = loaded.where
+    where, max_tokens = loaded.where, loaded.encoder.max_tokens
     del loaded
 
     job.say("removing what cannot change the output")
@@ -118,7 +118,7 @@ def build_encoder_decoder(job: Job) -> Built:
         for precision in job.precisions
     ]
     verification = verify_encoder_decoder(encoder_references, decoder_references, candidates)
-    return Built(layers, stages, record, verification, opset, weights)
+    return Built(layers, stages, record, verification, opset, max_tokens, weights)
 
 
 def _graphs(

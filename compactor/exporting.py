@@ -21,8 +21,10 @@ from compactor.building_decoders import build_encoder_decoder
 from compactor.checkpoint import Checkpoint, read_checkpoint
 from compactor.errors import UsageError
 from compactor.manifest import MANIFEST_NAME, SCHEMA_VERSION
+from compactor.source_tokenizer import read_tokenizer
 from compactor.targets import choose_precisions, find_target
 from compactor.tasks import find_task
+from compactor.trying import try_answers
 
 _PACKAGES = ("compactor", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "torch", "transformers")
 
@@ -115,6 +117,7 @@ def export(
         )
         if layout == triton.LAYOUT:
             triton.refuse_generation(found.name, checkpoint.path)
+        tokenizer = read_tokenizer(checkpoint, found)
         job = Job(checkpoint, found, chosen.name, precisions, packs, int8_budget, writer, Path(scratch), say)
         built = build_encoder_decoder(job) if found.generates else build_encoder(job)
         manifest = {
@@ -141,8 +144,13 @@ def export(
             checkpoint.path,
             _config(checkpoint, chosen.name),
             model_folder=checkpoint.model_path,
+            tokenizer=tokenizer,
+            max_tokens=built.max_tokens,
             allow_pickle=allow_pickle,
         )
+        writer.write_manifest(manifest)
+        say("answering texts with it")
+        try_answers(writer.directory, tokenizer, found)
         if layout == triton.LAYOUT:
             manifest = triton.arrange(writer.directory, manifest, triton.Request(model_name, threads))
         writer.write_manifest(manifest)

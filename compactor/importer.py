@@ -7,6 +7,7 @@ The dialect is what ``torch.onnx.export(dynamo=True, opset_version=23)`` writes:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from typing import Any
 
@@ -14,8 +15,8 @@ import onnx_ir as ir
 import torch
 
 from compactor.checkpoint import Checkpoint
-from compactor.companions import max_tokens
 from compactor.errors import ModelDirectoryError
+from compactor.limits import longest_sequence
 from compactor.loading import build_model
 from compactor.runtime.verification import Case, image_cases, text_cases
 from compactor.tasks import GENERATION, Task, find_task
@@ -41,6 +42,11 @@ class LoadedModel:
     input_names: tuple[str, ...]
     where: str
 
+    @functools.cached_property
+    def max_tokens(self) -> int | None:
+        """Tokens of a sequence, at most; None where nothing limits them, and for images."""
+        return None if self.task.image else longest_sequence(self.module, self.input_names)
+
     @property
     def cases(self) -> list[Case]:
         """The inputs on which an export is verified: three lengths, padded right, left and with holes."""
@@ -51,7 +57,7 @@ class LoadedModel:
         return text_cases(
             self.input_names,
             vocab_size=int(config.vocab_size),
-            max_length=_max_length(config),
+            max_length=self.max_tokens or max(_SEQUENCE_LENGTHS),
             pad_token_id=_padding(config),
             type_vocab_size=int(getattr(config, "type_vocab_size", None) or 1),
             lengths=_SEQUENCE_LENGTHS,
@@ -138,7 +144,7 @@ def trace(loaded: LoadedModel) -> ir.Model:
         example = {"pixel_values": torch.randn(_TRACE_BATCH, int(loaded.module.config.num_channels), height, width)}
         axes: dict[str, Any] = {"pixel_values": {0: torch.export.Dim("batch_size")}}
     else:
-        length = min(_TRACE_LENGTH, _max_length(loaded.module.config))
+        length = min(_TRACE_LENGTH, loaded.max_tokens or _TRACE_LENGTH)
         ids = torch.full((_TRACE_BATCH, length), int(loaded.module.config.vocab_size) // 2, dtype=torch.long)
         filled = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
         example = {name: filled[name] for name in loaded.input_names}
@@ -175,7 +181,3 @@ def _padding(config: Any) -> int:
     """The padding token's id; 0 where the config has none that is a token, such as -1."""
     stated = getattr(config, "pad_token_id", None)
     return stated if isinstance(stated, int) and 0 <= stated < int(config.vocab_size) else 0
-
-
-def _max_length(config: Any) -> int:
-    return max_tokens(config.to_dict()) or max(_SEQUENCE_LENGTHS)

@@ -68,31 +68,53 @@ class Model:
         self._encoder, self._runner = encoder, runner
 
     @overload
-    def __call__(self, items: str) -> Answer | Refused: ...
+    def __call__(
+        self, items: str, *, role: str | None = ..., prompt_name: str | None = ..., prompt: str | None = ...
+    ) -> Answer | Refused: ...
     @overload
-    def __call__(self, items: Iterable[Any]) -> list[Answer | Refused]: ...
+    def __call__(
+        self, items: Iterable[Any], *, role: str | None = ..., prompt_name: str | None = ..., prompt: str | None = ...
+    ) -> list[Answer | Refused]: ...
 
-    def __call__(self, items: str | Iterable[Any]) -> Answer | Refused | list[Answer | Refused]:
+    def __call__(
+        self,
+        items: str | Iterable[Any],
+        *,
+        role: str | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+    ) -> Answer | Refused | list[Answer | Refused]:
         """Answer a text, or each of many.
 
         Args:
             items: A text; or a list of texts, of pairs (text-classification), or of questions with their contexts
                 (question-answering), these as tuples or as mappings with ``text`` and ``text_pair``, or ``question``
                 and ``context``.
+            role: ``query`` or ``document``: what the texts are for, where a model of vectors tells them apart
+                (``encode_query`` and ``encode_document`` of sentence-transformers).
+            prompt_name: The folder's prompt that shall stand before each text; by default the one it names itself.
+            prompt: A prompt of one's own.
 
         Returns:
             For a text its answer, for many one each, in their order. Where an item is no text, empty or too long,
             that is a ``Refused`` with the reason.
         """
         single = isinstance(items, str)
-        encoded = self.encode([items] if single else list(items))
+        encoded = self.encode([items] if single else list(items), role=role, prompt_name=prompt_name, prompt=prompt)
         answers = iter(self.answer([item for item in encoded if isinstance(item, Encoded)]))
         found = [item if isinstance(item, Refused) else next(answers) for item in encoded]
         return found[0] if single else found
 
-    def encode(self, items: Sequence[Any]) -> list[Encoded | Refused]:
-        """The first half of a call: items to tokens, one entry an item."""
-        return self._encoder.encode(items)
+    def encode(
+        self,
+        items: Sequence[Any],
+        *,
+        role: str | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+    ) -> list[Encoded | Refused]:
+        """The first half of a call: items to tokens, one entry an item; the arguments are those of a call."""
+        return self._encoder.encode(items, prompt=prompt or "", role=role)
 
     def answer(self, items: Sequence[Encoded]) -> Answers:
         """The second half: tokens to answers, one an item."""

@@ -16,8 +16,8 @@ from compactor.benching.graphs import IMAGE
 from compactor.benching.names import Names, short_labels
 from compactor.benching.plan import Case, EngineName, ProviderName, Variant
 from compactor.benching.sources import Model, Target, read_target, search_settings
-from compactor.companions import max_tokens
 from compactor.errors import ModelDirectoryError, UsageError
+from compactor.positions import max_tokens
 
 PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino", "torch")
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compactor.companions import max_tokens
 from compactor.errors import ModelDirectoryError, UsageError
+from compactor.positions import max_tokens
 
 Feeds = dict[str, NDArray[Any]]
 

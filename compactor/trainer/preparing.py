@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from compactor.checkpoint.config import read_json_object
-from compactor.companions import max_tokens
 from compactor.errors import UsageError
+from compactor.positions import max_tokens
 from compactor.trainer.config import PruneConfig, steps_of
 from compactor.trainer.methods import Second, Shape
 from compactor.trainer.runs import CHECKPOINTS, Run, world_size

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from compactor.companions import copy_companions, max_tokens
+from compactor.companions import copy_companions
 from compactor.errors import ModelDirectoryError
+from compactor.positions import max_tokens
 
 BERT = {"model_type": "bert", "max_position_embeddings": 128}
 

@@ -1,0 +1,99 @@
+"""Open an artefact once before it is published: texts become the tokens that the checkpoint's tokenizer gives.
+
+What ``runtime.load`` would refuse is refused here, while the checkpoint is at hand and nothing is published.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from compactor.errors import ModelDirectoryError
+from compactor.loading import quiet
+from compactor.runtime.encoding import QUESTIONS, Encoded
+from compactor.runtime.errors import RuntimeSetupError
+from compactor.runtime.model import Model, load
+from compactor.source_tokenizer import SourceTokenizer
+from compactor.tasks import Task
+
+_TEXTS = (
+    "A gripping film, isn't it?",
+    "two  spaces,\ta tab and UPPER case: Ünïcödé, 東京 and 3.14 %",
+    "don't stop (now) ... e-mail me: someone@example.org",
+)
+_MOST = 1024  # tokens of the long text that is tried: more would take long, and tell little more
+
+
+def try_answers(folder: Path, tokenizer: SourceTokenizer | None, task: Task) -> None:
+    """Load the artefact in ``folder``, and have it answer.
+
+    Args:
+        folder: The artefact, complete, and not yet published.
+        tokenizer: The checkpoint's; None where it has none, and then only images can be answered.
+        task: What the model does.
+
+    Raises:
+        ModelDirectoryError: It does not load; its tokens are not the checkpoint's; or it fails on a text.
+    """
+    if tokenizer is None:
+        return
+    where = str(tokenizer.home)
+    try:
+        model = load(folder, precision="fp32", provider="cpu", threads=1)
+    except RuntimeSetupError as error:
+        raise ModelDirectoryError(error.what, where=where, todo=error.todo) from error
+    _compare(model, tokenizer, task, where)
+    if task.generates:
+        return  # writing takes long; the graphs were verified, and how they are searched is transformers'
+    for item in _items(model, tokenizer, task):
+        model([item])
+
+
+def _compare(model: Model, tokenizer: SourceTokenizer, task: Task, where: str) -> None:
+    """Raises ModelDirectoryError where a text or a pair has other tokens here than in the reference."""
+    reference = tokenizer.reference
+    pairs = list(itertools.pairwise(_TEXTS))
+    items: list[str | tuple[str, str]] = list(_TEXTS) if task.name != QUESTIONS else []
+    if task.name in (QUESTIONS, "text-classification"):
+        items += pairs
+    for item, found in zip(items, model.encode(items, prompt=""), strict=True):
+        if not isinstance(found, Encoded):
+            continue  # too long for a model this small
+        first, second = (item, None) if isinstance(item, str) else item
+        if task.name == QUESTIONS and reference.padding_side == "left":
+            first, second = second, first
+        with quiet():
+            expected = reference(first, second, return_token_type_ids=True, verbose=False)
+        window = found.windows[0]
+        if len(found.windows) == 1 and (window.ids, window.type_ids) != (
+            expected["input_ids"],
+            expected["token_type_ids"],
+        ):
+            raise ModelDirectoryError(
+                f"the tokenizer cannot be carried over: {item!r} becomes other tokens than in the checkpoint",
+                where=where,
+                todo="save the tokenizer with transformers (save_pretrained), and export again",
+            )
+
+
+def _items(model: Model, tokenizer: SourceTokenizer, task: Task) -> Iterator[Any]:
+    """A text, a pair where the task takes them, and a long one."""
+    long = _long(model)
+    if task.name == QUESTIONS:
+        yield from (("Who is it?", text) for text in (_TEXTS[0], long))
+        return
+    mask = f" {tokenizer.reference.mask_token}" if task.name == "fill-mask" else ""
+    yield from (f"{text}{mask}" for text in (_TEXTS[0], long))
+    if task.name == "text-classification":
+        yield (_TEXTS[0], _TEXTS[1])
+
+
+def _long(model: Model) -> str:
+    """A text of about as many tokens as the model takes."""
+    most = min(model.max_tokens or _MOST, _MOST)
+    texts = [" ".join(["a"] * count) for count in range(most, 0, -max(1, most // 32))]
+    return next(
+        (text for text, found in zip(texts, model.encode(texts), strict=True) if isinstance(found, Encoded)), "a"
+    )
