@@ -15,6 +15,7 @@ from typing import Any
 from compactor.checkpoint import Checkpoint
 from compactor.checkpoint.config import read_json_object
 from compactor.errors import ModelDirectoryError
+from compactor.tasks import GENERATION
 
 FILE_NAME = "generation_config.json"
 
@@ -67,6 +68,13 @@ def check_generation_settings(checkpoint: Checkpoint) -> None:
                 todo=f"set '{name}' to {json.dumps(neutral[-1])}, or remove it",
             )
     _check_tokens(settings, checkpoint.config.get("vocab_size"), path)
+    specific = checkpoint.config.get("task_specific_params")
+    if isinstance(specific, Mapping) and specific.get(GENERATION):
+        raise ModelDirectoryError(
+            f"'task_specific_params' of config.json has settings for {GENERATION}, which only transformers 4 reads",
+            where=str(checkpoint.model_path / "config.json"),
+            todo=f"move them into {FILE_NAME} (a 'prefix' into config.json), and remove them there",
+        )
 
 
 def _check_readable(settings: Mapping[str, Any], path: Path) -> None:

@@ -21,10 +21,10 @@ def copy_file(source: Path, directory: Path, name: str) -> None:
     """Copy a file that belongs to the model. Raises ModelDirectoryError where it is a link that leads elsewhere."""
     target = directory / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(_inside(source, name), target)
+    shutil.copyfile(inside(source, name), target)
 
 
-def _inside(source: Path, name: str) -> Path:
+def inside(source: Path, name: str) -> Path:
     """The real path of ``name``, which may be a link, but only to a file that belongs to the model.
 
     A model cache keeps a snapshot's files as links to ``../../blobs``; a link to anywhere else could carry a
@@ -47,7 +47,7 @@ MEND = "repair or remove this file"
 
 def read_json(source: Path, name: str, *, max_bytes: int = _MAX_JSON_BYTES) -> Any:
     """JSON of the model directory. Raises ModelDirectoryError where it is damaged, too large, or leads elsewhere."""
-    path = _inside(source, name)
+    path = inside(source, name)
     if path.stat().st_size > max_bytes:
         raise ModelDirectoryError(f"larger than {max_bytes >> 20} MiB", where=str(source / name), todo=MEND)
     try:

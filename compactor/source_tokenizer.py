@@ -16,7 +16,7 @@ from typing import Any
 from compactor.checkpoint import Checkpoint
 from compactor.errors import ModelDirectoryError
 from compactor.loading import quiet
-from compactor.model_files import copy_file, matching, read_object, write_json
+from compactor.model_files import copy_file, inside, matching, read_object, write_json
 from compactor.positions import stated_positions
 from compactor.runtime.tokenizer import CONFIG as TOKENIZER_CONFIG
 from compactor.runtime.tokenizer import is_limit
@@ -114,11 +114,13 @@ def read_tokenizer(checkpoint: Checkpoint, task: Task) -> SourceTokenizer | None
     """Open a checkpoint's tokenizer with transformers; None where it has none, and for images.
 
     Raises:
-        ModelDirectoryError: It cannot be opened, or does not do what the task needs.
+        ModelDirectoryError: It cannot be opened, does not do what the task needs, or leads out of the model directory.
     """
     home = checkpoint.model_path
     if task.image or not ((home / TOKENIZER_CONFIG).is_file() or matching(home, _FILES)):
         return None
+    for name in matching(home, (*_FILES, TOKENIZER_CONFIG)):
+        inside(home, name)
     reference = _open(home)
     sentences = _sentence_config(home) if (checkpoint.path / "modules.json").is_file() else {}
     backend = getattr(reference, "backend_tokenizer", None)

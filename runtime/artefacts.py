@@ -49,6 +49,7 @@ class Artefact:
         labels: Their names in the order of the logits; empty where the task has none.
         max_tokens: The longest sequence; None where nothing says.
         generates: Whether it is an encoder-decoder.
+        prefix: What stands before each text of an encoder-decoder.
     """
 
     folder: Path
@@ -59,6 +60,7 @@ class Artefact:
     labels: tuple[str, ...]
     max_tokens: int | None
     generates: bool
+    prefix: str
 
     @classmethod
     def open(cls, folder: str | Path) -> Artefact:
@@ -83,6 +85,8 @@ class Artefact:
                 graphs[precision] = _inside(folder, file)
         if not graphs:
             raise ArtefactError("the manifest names no graph", where=str(folder / MANIFEST), todo=_EXPORT)
+        generates = any(isinstance(stage, dict) and stage.get("graph") for stage in stages)
+        prefix = config.get("prefix") if generates else None
         return cls(
             folder=folder,
             task=str(manifest.get("task")),
@@ -91,7 +95,8 @@ class Artefact:
             config=config,
             labels=_labels(config, folder),
             max_tokens=read_limit(folder),
-            generates=any(isinstance(stage, dict) and stage.get("graph") for stage in stages),
+            generates=generates,
+            prefix=prefix if isinstance(prefix, str) else "",
         )
 
     def choose(

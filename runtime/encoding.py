@@ -62,6 +62,7 @@ class TextEncoder:
         limit: Tokens of a sequence, at most; None sets no limit.
         truncate: Cut what is longer, as the tokenizer's own settings say, instead of refusing it.
         vocabulary: How many tokens the model knows; None where nothing says.
+        prefix: What stands before every text.
 
     Raises:
         ArtefactError: There is no tokenizer, it is damaged, or it does not do what the task needs.
@@ -71,9 +72,16 @@ class TextEncoder:
     """
 
     def __init__(
-        self, folder: Path, *, task: str, limit: int | None, truncate: bool = False, vocabulary: int | None = None
+        self,
+        folder: Path,
+        *,
+        task: str,
+        limit: int | None,
+        truncate: bool = False,
+        vocabulary: int | None = None,
+        prefix: str = "",
     ) -> None:
-        self.limit, self.truncate = limit, truncate
+        self.limit, self.truncate, self._prefix = limit, truncate, prefix
         self._keys, self._paired = _KEYS.get(task, _PAIR), task in _PAIRED
         self._asks = task == QUESTIONS
         self.settings = settings = TokenizerSettings.read(folder)
@@ -105,6 +113,7 @@ class TextEncoder:
             prompt: What stands before each text; of a pair, before its first.
             role: What the texts are for: ``query``, ``document``, or None.
         """
+        prompt = self._prefix + prompt
         found: list[Encoded | Refused | None] = []
         inputs: list[str | tuple[str, str]] = []
         for item in items:

@@ -164,6 +164,7 @@ def load(
         limit=artefact.max_tokens,
         truncate=truncate,
         vocabulary=vocabulary if isinstance(vocabulary, int) else None,
+        prefix=artefact.prefix,
     )
     runner: _Graph | _Writer
     if artefact.generates:

@@ -36,48 +36,14 @@ def _write(folder: Path, **contents: object) -> None:
         path.write_text(json.dumps(content))
 
 
-def _length(target: Path) -> Any:
-    return json.loads((target / "tokenizer_config.json").read_text())["model_max_length"]
-
-
 def test_copies_what_consumers_read_and_nothing_else(source: Path, target: Path) -> None:
-    wanted = ["tokenizer.json", "vocab.txt", "merges.txt", "special_tokens_map.json", "spiece.model"]
-    wanted += ["preprocessor_config.json", "generation_config.json", "tokenizer_config.json"]
+    wanted = ["preprocessor_config.json", "generation_config.json"]
     unwanted = ["README.md", "model.safetensors", "pytorch_model.bin", "modeling_custom.py", "training_args.bin"]
     _write(source, **{name: {} for name in [*wanted, *unwanted]})
     names = copy_companions(source, target, {"model_type": "bert", "compactor": {"schema": 1}})
     assert sorted(names) == sorted(["config.json", *wanted])
     assert sorted(path.name for path in target.iterdir()) == sorted(names)
     assert json.loads((target / "config.json").read_text())["compactor"] == {"schema": 1}
-
-
-@pytest.mark.parametrize(
-    ("given", "config", "expected"),
-    [
-        pytest.param(64, BERT, 64, id="real"),
-        pytest.param(64.0, BERT, 64, id="real-as-float"),
-        pytest.param(10**30, BERT, 128, id="unknown-as-huge"),
-        pytest.param(None, BERT, 128, id="null"),
-        pytest.param(True, BERT, 128, id="not-a-number"),
-        pytest.param(10**30, {}, 512, id="nothing-known"),
-    ],
-)
-def test_model_max_length_is_a_real_integer(
-    source: Path, target: Path, given: object, config: dict[str, Any], expected: int
-) -> None:
-    _write(source, **{"tokenizer_config.json": {"model_max_length": given, "do_lower_case": True, "auto_map": {}}})
-    copy_companions(source, target, config)
-    assert _length(target) == expected
-    assert isinstance(_length(target), int)
-    content = json.loads((target / "tokenizer_config.json").read_text())
-    assert content["do_lower_case"] is True
-    assert "auto_map" not in content  # it points to code
-
-
-def test_a_tokenizer_without_a_config_gets_one(source: Path, target: Path) -> None:
-    (source / "vocab.txt").write_text("[PAD]\n")
-    copy_companions(source, target, BERT)
-    assert _length(target) == 128
 
 
 def test_a_model_without_a_tokenizer_gets_none(source: Path, target: Path) -> None:
@@ -135,7 +101,7 @@ def test_refuses_module_paths_that_lead_out(source: Path, target: Path, path: ob
         copy_companions(source, target, BERT)
 
 
-@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer_config.json", "modules.json"])
+@pytest.mark.parametrize("name", ["generation_config.json", "modules.json"])
 def test_refuses_links_that_lead_out(source: Path, target: Path, name: str, tmp_path: Path) -> None:
     (tmp_path / "id_rsa").write_text("private")
     (source / name).symlink_to(tmp_path / "id_rsa")
@@ -155,16 +121,14 @@ def test_follows_the_links_of_a_model_cache(tmp_path: Path, target: Path) -> Non
     blobs, snapshot = tmp_path / "models--x" / "blobs", tmp_path / "models--x" / "snapshots" / "abc"
     blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
-    (blobs / "123").write_text("[PAD]\n")
-    (snapshot / "vocab.txt").symlink_to("../../blobs/123")
+    (blobs / "123").write_text("{}\n")
+    (snapshot / "generation_config.json").symlink_to("../../blobs/123")
     copy_companions(snapshot, target, BERT)
-    assert (target / "vocab.txt").read_text() == "[PAD]\n"
-    assert not (target / "vocab.txt").is_symlink()
+    assert (target / "generation_config.json").read_text() == "{}\n"
+    assert not (target / "generation_config.json").is_symlink()
 
 
-@pytest.mark.parametrize(
-    ("name", "content"), [("tokenizer_config.json", "["), ("tokenizer_config.json", "[]"), ("modules.json", "{}")]
-)
+@pytest.mark.parametrize(("name", "content"), [("modules.json", "["), ("modules.json", "{}")])
 def test_refuses_damaged_files(source: Path, target: Path, name: str, content: str) -> None:
     (source / name).write_text(content)
     with pytest.raises(ModelDirectoryError) as caught:
@@ -178,12 +142,12 @@ def test_moves_the_transformer_of_an_old_sentence_transformers_folder_to_the_roo
         folder.mkdir(parents=True)
     modules = [{"idx": 0, "path": "0_Transformer"}, {"idx": 1, "path": "1_Pooling"}]
     (source / "modules.json").write_text(json.dumps(modules))
-    (source / "0_Transformer" / "vocab.txt").write_text("[PAD]\n")
+    (source / "0_Transformer" / "generation_config.json").write_text("{}")
     (source / "0_Transformer" / "model.safetensors").write_bytes(b"the masked weights, which the graph replaces")
     (source / "1_Pooling" / "config.json").write_text("{}")
 
     names = copy_companions(source, out, {"model_type": "bert"}, model_folder=source / "0_Transformer")
 
-    assert set(names) == {"config.json", "vocab.txt", "tokenizer_config.json", "modules.json", "1_Pooling/config.json"}
+    assert set(names) == {"config.json", "generation_config.json", "modules.json", "1_Pooling/config.json"}
     assert [module["path"] for module in json.loads((out / "modules.json").read_text())] == ["", "1_Pooling"]
     assert {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} == set(names)
