@@ -25,17 +25,8 @@ from compactor.tasks import Task
 _FAST = "tokenizer.json"
 _MAX_FAST_BYTES = 256 * 2**20
 _SPECIAL = "special_tokens_map.json"
-_FILES = (
-    _FAST,
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "bpe.codes",
-    "added_tokens.json",
-    _SPECIAL,
-    "*.model",  # sentencepiece
-    "*.spm",
-)
+_VOCABULARIES = (_FAST, "vocab.txt", "vocab.json", "bpe.codes", "*.model", "*.spm")  # the last two: sentencepiece
+_FILES = (*_VOCABULARIES, "merges.txt", "added_tokens.json", _SPECIAL)
 # Where sentence-transformers looks for its settings; the first that is there counts.
 SENTENCE_CONFIGS = tuple(
     f"sentence_{name}_config.json"
@@ -117,7 +108,7 @@ def read_tokenizer(checkpoint: Checkpoint, task: Task) -> SourceTokenizer | None
         ModelDirectoryError: It cannot be opened, does not do what the task needs, or leads out of the model directory.
     """
     home = checkpoint.model_path
-    if task.image or not ((home / TOKENIZER_CONFIG).is_file() or matching(home, _FILES)):
+    if task.image or not matching(home, _VOCABULARIES):
         return None
     for name in matching(home, (*_FILES, TOKENIZER_CONFIG)):
         inside(home, name)

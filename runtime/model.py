@@ -24,6 +24,7 @@ from .bucketing import by_length, restore
 from .encoding import Collator, Encoded, TextEncoder
 from .errors import ArtefactError
 from .reading import Outputs, Reader, make_reader
+from .remote_graph import RemoteGraph
 from .sessions import open_session
 from .threads import ThreadPlan, explain_threads
 
@@ -131,6 +132,7 @@ def load(
     allow_spinning: bool = True,
     max_batch: int = MAX_BATCH,
     batch_tokens: int = BATCH_TOKENS,
+    url: str | None = None,
 ) -> Model:
     """Open an artefact of ``compactor export`` to answer texts.
 
@@ -146,9 +148,12 @@ def load(
             sessions, which take turns, never do.
         max_batch: Texts that are run together, at most.
         batch_tokens: Positions of a batch, padding included, at most; a longer text has a batch of its own.
+        url: Of a server that runs the graph, such as Triton: ``folder`` is then its model repository
+            (``compactor export --layout triton``), and only texts and answers are made here.
 
     Raises:
         ArtefactError: The folder is no artefact, is damaged, or answers no texts.
+        RemoteGraphError: The server at ``url`` is not there, or has no such model.
         ProviderUnavailableError: The provider is not installed, or does not start.
         ValueError: A number is below one.
     """
@@ -167,7 +172,9 @@ def load(
         prefix=artefact.prefix,
     )
     runner: _Graph | _Writer
-    if artefact.generates:
+    if url is not None:
+        runner = _Graph.ask(artefact, url, choice, encoder)
+    elif artefact.generates:
         runner = _Writer.open(artefact, choice, plan.threads, encoder)
     else:
         runner = _Graph.open(artefact, choice, plan.threads, encoder, allow_spinning=allow_spinning)
@@ -188,16 +195,33 @@ class _Graph:
     def open(
         cls, artefact: Artefact, choice: Choice, threads: int, encoder: TextEncoder, *, allow_spinning: bool
     ) -> _Graph:
-        reader = make_reader(artefact, encoder)
         path = artefact.folder / artefact.graphs[choice.precision]
         try:
             session = open_session(path, provider=choice.provider, threads=threads, allow_spinning=allow_spinning)
         except FileNotFoundError as error:
             raise ArtefactError("its graph is missing", where=str(path), todo="export the model again") from error
+        return cls._of(session, artefact, encoder)
+
+    @classmethod
+    def ask(cls, artefact: Artefact, url: str, choice: Choice, encoder: TextEncoder) -> _Graph:
+        """The graph of a Triton repository, run by the server at ``url``."""
+        home = Path(artefact.graphs[choice.precision]).parts[0]
+        if artefact.generates or not (artefact.folder / home / "config.pbtxt").is_file():
+            raise ArtefactError(
+                "this is no model repository for Triton, so no server runs its graph",
+                where=str(artefact.folder),
+                todo="export with --layout triton, or leave the url",
+            )
+        padding = artefact.config.get("pad_token_id")
+        session = RemoteGraph(url, home, limit=encoder.limit, padding=padding if isinstance(padding, int) else 0)
+        return cls._of(session, artefact, encoder)
+
+    @classmethod
+    def _of(cls, session: Any, artefact: Artefact, encoder: TextEncoder) -> _Graph:
         inputs = {entry.name: _TYPES.get(entry.type, np.int64) for entry in session.get_inputs()}
         padding = artefact.config.get("pad_token_id")
         collate = Collator(inputs, padding if isinstance(padding, int) else 0, token_types=encoder.settings.token_types)
-        return cls(session, collate, reader)
+        return cls(session, collate, make_reader(artefact, encoder))
 
     def answer(self, items: Sequence[Encoded], *, max_batch: int, batch_tokens: int) -> Answers:
         windows = [window for item in items for window in item.windows]

@@ -68,7 +68,7 @@ def _run(graph: Path) -> np.ndarray:
 
 def test_of_a_checkpoint(model: Path, tmp_path: Path) -> None:
     result = export(model, tmp_path / "out", layout="triton")
-    companions = {"compactor.json", "config.json", "tokenizer_config.json"}
+    companions = {"compactor.json", "config.json"}
     assert _files(result.path) == {*companions, "bert/config.pbtxt", "bert/1/model.onnx"}
     assert result.manifest == load_manifest(result.path)
     assert _kept(result.manifest) == {"int8": "bert/1/model.onnx"}

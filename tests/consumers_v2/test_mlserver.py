@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 
 import compactor
 from compactor.runtime.model import load
-from examples.triton_client import BATCH, LENGTHS, Client
+from compactor.runtime.remote_graph import LENGTHS, MAX_BATCH
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENT = HERE.parents[1] / ".venv-v2" / "bin"
@@ -111,7 +110,7 @@ def texts(root: Path) -> list[str]:
 
 def test_the_proto_reads_what_was_meant(served: Served) -> None:
     config = served.config
-    assert (config["name"], config["backend"], config["max_batch_size"]) == ("sst2-small", "onnxruntime", BATCH)
+    assert (config["name"], config["backend"], config["max_batch_size"]) == ("sst2-small", "onnxruntime", MAX_BATCH)
     names = ["input_ids", "attention_mask", "token_type_ids"]
     assert config["input"] == [{"name": name, "data_type": "TYPE_INT64", "dims": ["-1"]} for name in names]
     assert config["output"] == [{"name": "logits", "data_type": "TYPE_FP32", "dims": ["2"]}]
@@ -131,43 +130,23 @@ def test_the_proto_reads_what_was_meant(served: Served) -> None:
     assert config["version_policy"] == {"latest": {"num_versions": 1}}
 
 
-def test_batches_answer_as_onnxruntime_does(served: Served, texts: list[str]) -> None:
-    client = Client(served.repository, served.url)
-    assert (
-        len(
-            {next(length for length in LENGTHS if len(text) <= length) for text in client.tokenizer.encode_batch(texts)}
-        )
-        >= 3
-    )
-    session = onnxruntime.InferenceSession(served.repository / served.name / "1" / "model.onnx")
-    asked: list[int] = []
-
-    def run(tokens: Any, length: int) -> dict[str, np.ndarray]:
-        asked.append(len(tokens))
-        rows = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-        feeds = {
-            name: np.array([[*getattr(text, field), *[0] * (length - len(text))] for text in tokens], np.int64)
-            for name, field in rows.items()
-        }
-        return {"logits": session.run(["logits"], feeds)[0]}
-
-    got = client.infer(texts)
-    client.ask = run  # type: ignore[method-assign]
-    expected = client.infer(texts)
-    assert sum(asked) == 50
-    for have, want in zip(got, expected, strict=True):
-        np.testing.assert_allclose(have["logits"], want["logits"], rtol=1e-5, atol=1e-5)
-
-
-def test_single_texts_answer_as_our_runtime_does(served: Served, artefact: Path, texts: list[str]) -> None:
-    """One text a request, as in a service: int8 scales by what is in a batch."""
-    client = Client(served.repository, served.url)
+def test_the_answers_are_those_of_the_graph_run_here(served: Served, artefact: Path, texts: list[str]) -> None:
+    """One text a request, as in a service: int8 scales by what is in a batch. Three lengths of padding at least."""
     precision = "fp32" if "compact" in kept(served.repository) else "int8"
-    model = load(artefact, precision=precision, threads=1, max_batch=1)
-    for text, expected in zip(texts, model(texts), strict=True):
-        ((label, score),) = client.classify([text])
-        assert label == expected.label
-        assert score == pytest.approx(expected.score, abs=1e-4)
+    here = load(artefact, precision=precision, threads=1, max_batch=1)
+    there = load(served.repository, url=served.url, max_batch=1)
+    lengths = {next(each for each in LENGTHS if item.tokens <= each) for item in there.encode(texts)}
+    assert len(lengths) >= 3
+    for have, want in zip(there(texts), here(texts), strict=True):
+        assert have.label == want.label
+        np.testing.assert_allclose(have.scores, want.scores, atol=1e-4)
+
+
+def test_batches_answer_too(served: Served, texts: list[str]) -> None:
+    alone = load(served.repository, url=served.url, max_batch=1)(texts)
+    together = load(served.repository, url=served.url)(texts)
+    same = sum(one.label == other.label for one, other in zip(alone, together, strict=True))
+    assert same >= 48  # of 50: int8 scales by what is in a batch
 
 
 def kept(repository: Path) -> set[str]:
