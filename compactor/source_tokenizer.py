@@ -124,7 +124,7 @@ def read_tokenizer(checkpoint: Checkpoint, task: Task) -> SourceTokenizer | None
             todo="use a tokenizer that has a tokenizer.json",
         )
     stated = sentences.get("max_seq_length")
-    limit = stated if is_limit(stated) else reference.model_max_length
+    limit: Any = stated if is_limit(stated) else reference.model_max_length
     return SourceTokenizer(
         home, reference, None if backend is None else backend.to_str(), int(limit) if is_limit(limit) else None
     )
@@ -170,7 +170,8 @@ def _lower(backend: Any, home: Path) -> None:
             where=str(home),
             todo="lower-case the texts yourself and set 'do_lower_case' to false, or use another tokenizer",
         )
-    before = backend.normalizer
-    steps = list(before) if isinstance(before, Sequence) else [] if before is None else [before]
+    before: Any = backend.normalizer
+    sequence: Any = Sequence  # it can be iterated, which its types do not say
+    steps = list(before) if isinstance(before, sequence) else [] if before is None else [before]
     if not any(isinstance(step, Lowercase) for step in steps):
         backend.normalizer = Sequence([Lowercase(), *steps])

@@ -61,6 +61,8 @@ def _compare(model: Model, tokenizer: SourceTokenizer, task: Task, where: str) -
     for item, found in zip(items, model.encode(items, prompt=""), strict=True):
         if not isinstance(found, Encoded):
             continue  # too long for a model this small
+        first: str | None
+        second: str | None
         first, second = (item, None) if isinstance(item, str) else item
         if task.name == QUESTIONS and reference.padding_side == "left":
             first, second = second, first

@@ -24,6 +24,7 @@ from .bucketing import by_length, restore
 from .encoding import Collator, Encoded, TextEncoder
 from .errors import ArtefactError
 from .reading import Outputs, Reader, make_reader
+from .reading.entities import AGGREGATIONS
 from .remote_graph import RemoteGraph
 from .sessions import open_session
 from .threads import ThreadPlan, explain_threads
@@ -133,6 +134,7 @@ def load(
     max_batch: int = MAX_BATCH,
     batch_tokens: int = BATCH_TOKENS,
     url: str | None = None,
+    aggregation: str = "simple",
 ) -> Model:
     """Open an artefact of ``compactor export`` to answer texts.
 
@@ -150,15 +152,19 @@ def load(
         batch_tokens: Positions of a batch, padding included, at most; a longer text has a batch of its own.
         url: Of a server that runs the graph, such as Triton: ``folder`` is then its model repository
             (``compactor export --layout triton``), and only texts and answers are made here.
+        aggregation: How tokens become entities, as ``aggregation_strategy`` of transformers' pipeline: ``simple``,
+            ``first``, ``average``, ``max``, or ``none``.
 
     Raises:
         ArtefactError: The folder is no artefact, is damaged, or answers no texts.
         RemoteGraphError: The server at ``url`` is not there, or has no such model.
         ProviderUnavailableError: The provider is not installed, or does not start.
-        ValueError: A number is below one.
+        ValueError: A number is below one, or there is no such aggregation.
     """
     if max_batch < 1 or batch_tokens < 1:
         raise ValueError(f"expected max_batch and batch_tokens of at least 1, got {max_batch} and {batch_tokens}")
+    if aggregation not in AGGREGATIONS:
+        raise ValueError(f"there is no aggregation '{aggregation}'; choose from {', '.join(AGGREGATIONS)}")
     artefact = Artefact.open(folder)
     choice = artefact.choose(precision, provider)
     plan = explain_threads(threads)
@@ -173,11 +179,13 @@ def load(
     )
     runner: _Graph | _Writer
     if url is not None:
-        runner = _Graph.ask(artefact, url, choice, encoder)
+        runner = _Graph.ask(artefact, url, choice, encoder, aggregation)
     elif artefact.generates:
         runner = _Writer.open(artefact, choice, plan.threads, encoder)
     else:
-        runner = _Graph.open(artefact, choice, plan.threads, encoder, allow_spinning=allow_spinning)
+        runner = _Graph.open(
+            artefact, choice, plan.threads, encoder, allow_spinning=allow_spinning, aggregation=aggregation
+        )
     return Model(artefact, choice, plan, encoder, runner, max_batch=max_batch, batch_tokens=batch_tokens)
 
 
@@ -193,17 +201,24 @@ class _Graph:
 
     @classmethod
     def open(
-        cls, artefact: Artefact, choice: Choice, threads: int, encoder: TextEncoder, *, allow_spinning: bool
+        cls,
+        artefact: Artefact,
+        choice: Choice,
+        threads: int,
+        encoder: TextEncoder,
+        *,
+        allow_spinning: bool,
+        aggregation: str,
     ) -> _Graph:
         path = artefact.folder / artefact.graphs[choice.precision]
         try:
             session = open_session(path, provider=choice.provider, threads=threads, allow_spinning=allow_spinning)
         except FileNotFoundError as error:
             raise ArtefactError("its graph is missing", where=str(path), todo="export the model again") from error
-        return cls._of(session, artefact, encoder)
+        return cls._of(session, artefact, encoder, aggregation)
 
     @classmethod
-    def ask(cls, artefact: Artefact, url: str, choice: Choice, encoder: TextEncoder) -> _Graph:
+    def ask(cls, artefact: Artefact, url: str, choice: Choice, encoder: TextEncoder, aggregation: str) -> _Graph:
         """The graph of a Triton repository, run by the server at ``url``."""
         home = Path(artefact.graphs[choice.precision]).parts[0]
         if artefact.generates or not (artefact.folder / home / "config.pbtxt").is_file():
@@ -214,14 +229,14 @@ class _Graph:
             )
         padding = artefact.config.get("pad_token_id")
         session = RemoteGraph(url, home, limit=encoder.limit, padding=padding if isinstance(padding, int) else 0)
-        return cls._of(session, artefact, encoder)
+        return cls._of(session, artefact, encoder, aggregation)
 
     @classmethod
-    def _of(cls, session: Any, artefact: Artefact, encoder: TextEncoder) -> _Graph:
+    def _of(cls, session: Any, artefact: Artefact, encoder: TextEncoder, aggregation: str) -> _Graph:
         inputs = {entry.name: _TYPES.get(entry.type, np.int64) for entry in session.get_inputs()}
         padding = artefact.config.get("pad_token_id")
         collate = Collator(inputs, padding if isinstance(padding, int) else 0, token_types=encoder.settings.token_types)
-        return cls(session, collate, make_reader(artefact, encoder))
+        return cls(session, collate, make_reader(artefact, encoder, aggregation))
 
     def answer(self, items: Sequence[Encoded], *, max_batch: int, batch_tokens: int) -> Answers:
         windows = [window for item in items for window in item.windows]

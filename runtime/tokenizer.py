@@ -72,7 +72,7 @@ def read_limit(folder: Path) -> int | None:
     Raises:
         ArtefactError: A file is damaged.
     """
-    stated = [read_object(folder / CONFIG).get("model_max_length")]
+    stated: list[Any] = [read_object(folder / CONFIG).get("model_max_length")]
     stated += [read_object(path).get("max_seq_length") for path in sorted(folder.glob("sentence_*_config.json"))]
     return min((int(value) for value in stated if is_limit(value)), default=None)
 

@@ -19,7 +19,7 @@ from .vectors import VectorReader
 __all__ = ["Outputs", "Reader", "make_reader"]
 
 
-def make_reader(artefact: Artefact, encoder: TextEncoder) -> Reader:
+def make_reader(artefact: Artefact, encoder: TextEncoder, aggregation: str = "simple") -> Reader:
     """What reads answers off the outputs of an artefact's graph.
 
     Raises:
@@ -28,9 +28,9 @@ def make_reader(artefact: Artefact, encoder: TextEncoder) -> Reader:
     if artefact.task == "text-classification":
         return LabelReader(artefact)
     if artefact.task == "token-classification":
-        return EntityReader(artefact)
+        return EntityReader(artefact, encoder, aggregation)
     if artefact.task == QUESTIONS:
-        return AnswerReader()
+        return AnswerReader(context_first=encoder.context_first)
     if artefact.task == "fill-mask":
         return FillReader(artefact, encoder)
     if artefact.task == "feature-extraction":

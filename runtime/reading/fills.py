@@ -19,6 +19,8 @@ _FILLS = 5
 
 
 class FillReader:
+    """The five likeliest tokens for each mask."""
+
     def __init__(self, artefact: Artefact, encoder: TextEncoder) -> None:
         config = artefact.folder / "tokenizer_config.json"
         content = json.loads(config.read_text("utf-8")) if config.is_file() else {}
@@ -30,6 +32,7 @@ class FillReader:
             raise ArtefactError(f"the tokenizer has no mask token '{self._token}'", where=str(artefact.folder))
 
     def __call__(self, item: Encoded, windows: Sequence[Outputs]) -> Answer | Refused:
+        """Of one text; its graph gives ``logits`` of shape (S, V)."""
         positions = [at for at, token in enumerate(item.windows[0].ids) if token == self._mask]
         if not positions:
             return Refused(f"the text holds no {self._token} to fill")

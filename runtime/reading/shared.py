@@ -14,6 +14,8 @@ from ..encoding import Encoded
 Outputs: TypeAlias = Mapping[str, NDArray[Any]]  # of one window, without a batch axis; token outputs without padding
 Reader: TypeAlias = Callable[[Encoded, Sequence[Outputs]], Answer | Refused]
 
+NOT_FINITE = "the model's output is not a finite number"
+
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     """Over the last axis."""
@@ -21,6 +23,12 @@ def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))
 
 
-def numbered(count: int) -> tuple[str, ...]:
-    """The names that transformers gives to labels without names."""
-    return tuple(f"LABEL_{number}" for number in range(count))
+def sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of each number; exact at both ends."""
+    half = 0.5 * np.tanh(0.5 * logits)
+    return np.asarray(0.5 + half)
+
+
+def named(labels: Sequence[str], count: int) -> tuple[str, ...]:
+    """``count`` labels, by the names that there are, and by those that transformers gives to labels without one."""
+    return tuple(labels[i] if i < len(labels) else f"LABEL_{i}" for i in range(count))

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..answers import Answer, Answered
 from ..encoding import Encoded
+from ..tokenizer import Window
 from .shared import Outputs, softmax
-
-if TYPE_CHECKING:
-    from tokenizers import Encoding
 
 MAX_ANSWER = 30  # tokens of an answer, as in SQuAD's usual evaluation
 
@@ -22,7 +19,11 @@ _CANDIDATES = 20  # starts and ends of an answer that are looked at
 class AnswerReader:
     """The span with the highest probability over all windows; none where every window says more surely "no answer"."""
 
+    def __init__(self, *, context_first: bool = False) -> None:
+        self._context = 0 if context_first else 1
+
     def __call__(self, item: Encoded, windows: Sequence[Outputs]) -> Answer:
+        """Of one question; its graph gives ``start_logits`` and ``end_logits`` of shape (S,)."""
         found = [self._best(encoding, outputs) for encoding, outputs in zip(item.windows, windows, strict=True)]
         score, start, end = max((span for span, _ in found), key=lambda span: span[0])
         none = min(none for _, none in found)
@@ -32,10 +33,9 @@ class AnswerReader:
             start += 1
         return Answered(item.text[start:end], score, start, end)
 
-    @staticmethod
-    def _best(encoding: Encoding, outputs: Outputs) -> tuple[tuple[float, int, int], float]:
+    def _best(self, encoding: Window, outputs: Outputs) -> tuple[tuple[float, int, int], float]:
         """The score and characters of a window's best span, and the probability that it holds no answer."""
-        inside = np.array([sequence == 1 for sequence in encoding.sequence_ids])
+        inside = np.array([sequence == self._context for sequence in encoding.sequence_ids])
         candidates = inside.copy()
         candidates[0] = True  # where models trained for it put "no answer"
         start, end = (

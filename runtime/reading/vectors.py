@@ -34,6 +34,7 @@ class VectorReader:
                 )
 
     def __call__(self, item: Encoded, windows: Sequence[Outputs]) -> Answer:
+        """Of one text; its graph gives one state a token, (S, width)."""
         states = next(iter(windows[0].values())).astype(np.float64)
         if self._pooling == "mean":
             vector = states.mean(axis=0)

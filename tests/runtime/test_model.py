@@ -168,7 +168,7 @@ def test_entities_are_the_tagged_words(text_artefact):
     masked, artefact = text_artefact("BertForTokenClassification")
     tokenizer, _feeds, outputs = reference(masked, "BertForTokenClassification", TEXTS[0])
     labels = outputs.logits[0].argmax(-1).tolist()
-    answer = compactor.runtime.load(artefact, precision="fp32", threads=1)(TEXTS[0])
+    answer = compactor.runtime.load(artefact, precision="fp32", threads=1, aggregation="first")(TEXTS[0])
     assert isinstance(answer, Tagged)
     # This model's labels are LABEL_0 and LABEL_1: no "O", so every word is in an entity of its first token's label.
     words = tokenizer(TEXTS[0]).word_ids()
@@ -192,7 +192,7 @@ def test_bio_tags_and_outside(text_artefact, tmp_path):
     tagged = sum(
         outputs.logits[0, i].argmax() == 1 for i, word in enumerate(words) if word is not None and words[i - 1] != word
     )
-    answer = compactor.runtime.load(tmp_path / "bio", precision="fp32", threads=1)(TEXTS[2])
+    answer = compactor.runtime.load(tmp_path / "bio", precision="fp32", threads=1, aggregation="first")(TEXTS[2])
     assert 0 < tagged < len(set(words)) - 1
     assert [entity.label for entity in answer.entities] == ["LOC"] * int(tagged)  # each B- begins a new one
 
