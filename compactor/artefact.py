@@ -19,12 +19,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from compactor.companions import copy_companions
 from compactor.errors import CompactorError, OutputError, UsageError
 from compactor.manifest import MANIFEST_NAME, dump_manifest
-from compactor.source_tokenizer import SourceTokenizer
+
+if TYPE_CHECKING:
+    from compactor.source_tokenizer import SourceTokenizer
 
 if sys.platform != "win32":
     import fcntl

@@ -6,12 +6,14 @@ Only files on the lists below are copied, only from inside the model directory, 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compactor.errors import ModelDirectoryError
 from compactor.manifest import is_inside_name
 from compactor.model_files import MEND, copy_file, matching, read_json, write_json
-from compactor.source_tokenizer import SourceTokenizer
+
+if TYPE_CHECKING:
+    from compactor.source_tokenizer import SourceTokenizer
 
 _OTHER_FILES = (
     "generation_config.json",

@@ -23,7 +23,7 @@ from compactor.errors import UsageError
 from compactor.manifest import MANIFEST_NAME, SCHEMA_VERSION
 from compactor.source_tokenizer import read_tokenizer
 from compactor.targets import choose_precisions, find_target
-from compactor.tasks import find_task
+from compactor.tasks import find_task, sentence_task
 from compactor.trying import try_answers
 
 _PACKAGES = ("compactor", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "torch", "transformers")
@@ -110,7 +110,7 @@ def export(
         say("reading the checkpoint")
         checkpoint = read_checkpoint(model_dir, allow_pickle=allow_pickle)
         found = find_task(
-            task,
+            task or sentence_task(checkpoint.path, checkpoint.config),
             checkpoint.config,
             where=str(checkpoint.path),
             sentence_transformers=(checkpoint.path / "modules.json").is_file(),

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from compactor.errors import ModelDirectoryError, UsageError
+from compactor.model_files import read_object
+from compactor.runtime.activation import is_cross_encoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +66,26 @@ TASKS: Mapping[str, Task] = {
         Task("feature-extraction", "AutoModel", ("Model",), ("last_hidden_state",), logits=False),
     )
 }
+
+
+def sentence_task(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """The task that a sentence-transformers folder says it is for, where that is none of vectors; else None.
+
+    Raises:
+        ModelDirectoryError: It is a kind of model whose answers are not built: sparse, or a vector a token.
+    """
+    name = "config_sentence_transformers.json"
+    if not (folder / "modules.json").is_file():
+        return None
+    sentences = read_object(folder, name) if (folder / name).is_file() else {}
+    kind = sentences.get("model_type", "SentenceTransformer")
+    if kind in ("SparseEncoder", "MultiVectorEncoder"):
+        raise ModelDirectoryError(
+            f"'model_type' is {kind}, whose answers are not built: this exports a SentenceTransformer or CrossEncoder",
+            where=str(folder / name),
+            todo="to export the transformer alone, copy it to a folder of its own, without modules.json",
+        )
+    return "text-classification" if is_cross_encoder(config, sentences) else None
 
 
 def find_task(name: str | None, config: Mapping[str, Any], *, where: str, sentence_transformers: bool = False) -> Task:

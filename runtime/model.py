@@ -23,6 +23,7 @@ from .artefacts import Artefact, Choice
 from .bucketing import by_length, restore
 from .encoding import Collator, Encoded, TextEncoder
 from .errors import ArtefactError
+from .prompts import Prompts
 from .reading import Outputs, Reader, make_reader
 from .reading.entities import AGGREGATIONS
 from .remote_graph import RemoteGraph
@@ -68,6 +69,7 @@ class Model:
         self.precision, self.threads = choice, threads
         self.max_tokens, self.max_batch, self.batch_tokens = encoder.limit, max_batch, batch_tokens
         self._encoder, self._runner = encoder, runner
+        self._prompts = Prompts.read(artefact.folder)
 
     @overload
     def __call__(
@@ -116,7 +118,7 @@ class Model:
         prompt: str | None = None,
     ) -> list[Encoded | Refused]:
         """The first half of a call: items to tokens, one entry an item; the arguments are those of a call."""
-        return self._encoder.encode(items, prompt=prompt or "", role=role)
+        return self._encoder.encode(items, prompt=self._prompts.choose(role, prompt_name, prompt), role=role)
 
     def answer(self, items: Sequence[Encoded]) -> Answers:
         """The second half: tokens to answers, one an item."""

@@ -17,16 +17,16 @@ Reader: TypeAlias = Callable[[Encoded, Sequence[Outputs]], Answer | Refused]
 NOT_FINITE = "the model's output is not a finite number"
 
 
-def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Over the last axis."""
+def softmax(logits: NDArray[Any]) -> NDArray[Any]:
+    """Over the last axis, in the precision of the logits."""
     exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))
 
 
-def sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of each number; exact at both ends."""
-    half = 0.5 * np.tanh(0.5 * logits)
-    return np.asarray(0.5 + half)
+def sigmoid(logits: NDArray[Any]) -> NDArray[Any]:
+    """Of each number, in its precision: no overflow at either end, and small numbers stay exact."""
+    small = np.exp(-np.abs(logits))
+    return np.asarray(np.where(logits >= 0, 1, small) / (1 + small))
 
 
 def named(labels: Sequence[str], count: int) -> tuple[str, ...]:

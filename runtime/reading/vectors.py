@@ -11,6 +11,7 @@ import numpy as np
 from ..answers import Answer, Embedded
 from ..encoding import Encoded
 from ..errors import ArtefactError
+from ..folder import read_object
 from .shared import Outputs
 
 
@@ -20,6 +21,8 @@ class VectorReader:
     def __init__(self, folder: Path) -> None:
         self._pooling, self._normalize = "mean", False
         path = folder / "modules.json"
+        width = read_object(folder / "config_sentence_transformers.json").get("truncate_dim")
+        self._width = width if path.is_file() and isinstance(width, int) and width > 0 else None
         for module in json.loads(path.read_text("utf-8")) if path.is_file() else []:
             kind = str(module.get("type")).rsplit(".", 1)[-1]
             if kind == "Pooling":
@@ -42,7 +45,7 @@ class VectorReader:
             vector = states[0] if self._pooling == "cls" else states.max(axis=0)
         if self._normalize:
             vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
-        return Embedded(vector.astype(np.float32))
+        return Embedded(vector[: self._width].astype(np.float32))
 
 
 def _pooling(path: Path) -> str:
