@@ -19,7 +19,7 @@ from compactor.loading import quiet
 from compactor.model_files import copy_file, inside, matching, read_object, write_json
 from compactor.positions import stated_positions
 from compactor.runtime.tokenizer import CONFIG as TOKENIZER_CONFIG
-from compactor.runtime.tokenizer import is_limit
+from compactor.runtime.tokenizer import clean_up, is_limit, special_token
 from compactor.tasks import Task
 
 _FAST = "tokenizer.json"
@@ -94,11 +94,24 @@ class SourceTokenizer:
         content["padding_side"] = self.reference.padding_side
         content["truncation_side"] = self.reference.truncation_side
         content["model_input_names"] = list(self.reference.model_input_names)
-        mask = self.reference.mask_token
-        named = (read_object(self.home, _SPECIAL) if (self.home / _SPECIAL).is_file() else {}) | content
-        if mask is not None and "mask_token" not in named:
-            content["mask_token"] = str(mask)
+        if content.get("clean_up_tokenization_spaces") and self.fast is not None:
+            content["clean_up_tokenization_spaces"] = self._cleans_up()
+        for name in ("cls_token", "mask_token", "unk_token"):  # what answers are read by
+            token = getattr(self.reference, name, None)
+            if token is not None and special_token(self.home, name) != str(token):
+                content[name] = str(token)
         return content
+
+    def _cleans_up(self) -> bool:
+        """Whether spaces before punctuation really go: transformers 5 leaves those of a BPE tokenizer."""
+        backend = self.reference.backend_tokenizer
+        texts = (
+            (number, backend.decode([number], skip_special_tokens=False)) for number in backend.get_vocab().values()
+        )
+        changed = next((number for number, text in texts if clean_up(text) != text), None)
+        return changed is None or self.reference.decode([changed]) != backend.decode(
+            [changed], skip_special_tokens=False
+        )
 
 
 def read_tokenizer(checkpoint: Checkpoint, task: Task) -> SourceTokenizer | None:

@@ -18,10 +18,10 @@ class Classified:
     """The label of a text.
 
     Attributes:
-        label: The most likely one; of a model with a single output its only label.
-        score: Its probability; of a model with a single output that number, as it is.
-        scores: (labels,) float32 of all of them, in the model's order. Probabilities are by softmax, for a model of
-            several labels at once by sigmoid.
+        label: The one with the highest score.
+        score: That score.
+        scores: (labels,) float32 of all of them, in the model's order. By softmax; for a model of several labels at
+            once, or of a single one, by sigmoid; for a regression as they are; for a CrossEncoder by its own activation.
         labels: Their names.
     """
 
@@ -31,8 +31,10 @@ class Classified:
     labels: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """``{"label", "score", "scores": {name: probability}}``."""
-        named = {name: float(score) for name, score in zip(self.labels, self.scores, strict=True)}
+        """``{"label", "score", "scores": {name: score}}``; a name that several have is told apart by a number."""
+        named: dict[str, float] = {}
+        for number, (name, score) in enumerate(zip(self.labels, self.scores, strict=True)):
+            named[f"{name} ({number})" if name in named else name] = float(score)
         return {"label": self.label, "score": self.score, "scores": named}
 
 
@@ -72,7 +74,8 @@ class Answered:
 
     Attributes:
         text: A piece of the context; empty where the model says that it holds no answer.
-        score: Its probability: that of its start times that of its end, among the tokens of its window.
+        score: Its probability: that of its start times that of its end, among the tokens of its window; summed over
+            the places and windows where the same is read.
         start: Its first character in the context; 0 without an answer.
         end: The one behind its last; 0 without an answer.
     """

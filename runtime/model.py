@@ -24,8 +24,7 @@ from .bucketing import by_length, restore
 from .encoding import Collator, Encoded, TextEncoder
 from .errors import ArtefactError
 from .prompts import Prompts
-from .reading import Outputs, Reader, make_reader
-from .reading.entities import AGGREGATIONS
+from .reading import Outputs, Reader, ReadingOptions, make_reader
 from .remote_graph import RemoteGraph
 from .sessions import open_session
 from .threads import ThreadPlan, explain_threads
@@ -137,6 +136,9 @@ def load(
     batch_tokens: int = BATCH_TOKENS,
     url: str | None = None,
     aggregation: str = "simple",
+    answer_tokens: int = 15,
+    no_answer: bool = False,
+    fills: int = 5,
 ) -> Model:
     """Open an artefact of ``compactor export`` to answer texts.
 
@@ -156,6 +158,10 @@ def load(
             (``compactor export --layout triton``), and only texts and answers are made here.
         aggregation: How tokens become entities, as ``aggregation_strategy`` of transformers' pipeline: ``simple``,
             ``first``, ``average``, ``max``, or ``none``.
+        answer_tokens: Tokens of the answer to a question, at most (``max_answer_len`` of the pipeline).
+        no_answer: Whether a question may have no answer (``handle_impossible_answer``); then that is an ``Answered``
+            with an empty text.
+        fills: How many tokens for each mask (``top_k``).
 
     Raises:
         ArtefactError: The folder is no artefact, is damaged, or answers no texts.
@@ -165,8 +171,7 @@ def load(
     """
     if max_batch < 1 or batch_tokens < 1:
         raise ValueError(f"expected max_batch and batch_tokens of at least 1, got {max_batch} and {batch_tokens}")
-    if aggregation not in AGGREGATIONS:
-        raise ValueError(f"there is no aggregation '{aggregation}'; choose from {', '.join(AGGREGATIONS)}")
+    options = ReadingOptions(aggregation, answer_tokens, no_answer, fills)
     artefact = Artefact.open(folder)
     choice = artefact.choose(precision, provider)
     plan = explain_threads(threads)
@@ -181,13 +186,11 @@ def load(
     )
     runner: _Graph | _Writer
     if url is not None:
-        runner = _Graph.ask(artefact, url, choice, encoder, aggregation)
+        runner = _Graph.ask(artefact, url, choice, encoder, options)
     elif artefact.generates:
         runner = _Writer.open(artefact, choice, plan.threads, encoder)
     else:
-        runner = _Graph.open(
-            artefact, choice, plan.threads, encoder, allow_spinning=allow_spinning, aggregation=aggregation
-        )
+        runner = _Graph.open(artefact, choice, plan.threads, encoder, allow_spinning=allow_spinning, options=options)
     return Model(artefact, choice, plan, encoder, runner, max_batch=max_batch, batch_tokens=batch_tokens)
 
 
@@ -210,17 +213,17 @@ class _Graph:
         encoder: TextEncoder,
         *,
         allow_spinning: bool,
-        aggregation: str,
+        options: ReadingOptions,
     ) -> _Graph:
         path = artefact.folder / artefact.graphs[choice.precision]
         try:
             session = open_session(path, provider=choice.provider, threads=threads, allow_spinning=allow_spinning)
         except FileNotFoundError as error:
             raise ArtefactError("its graph is missing", where=str(path), todo="export the model again") from error
-        return cls._of(session, artefact, encoder, aggregation)
+        return cls._of(session, artefact, encoder, options)
 
     @classmethod
-    def ask(cls, artefact: Artefact, url: str, choice: Choice, encoder: TextEncoder, aggregation: str) -> _Graph:
+    def ask(cls, artefact: Artefact, url: str, choice: Choice, encoder: TextEncoder, options: ReadingOptions) -> _Graph:
         """The graph of a Triton repository, run by the server at ``url``."""
         home = Path(artefact.graphs[choice.precision]).parts[0]
         if artefact.generates or not (artefact.folder / home / "config.pbtxt").is_file():
@@ -231,14 +234,14 @@ class _Graph:
             )
         padding = artefact.config.get("pad_token_id")
         session = RemoteGraph(url, home, limit=encoder.limit, padding=padding if isinstance(padding, int) else 0)
-        return cls._of(session, artefact, encoder, aggregation)
+        return cls._of(session, artefact, encoder, options)
 
     @classmethod
-    def _of(cls, session: Any, artefact: Artefact, encoder: TextEncoder, aggregation: str) -> _Graph:
+    def _of(cls, session: Any, artefact: Artefact, encoder: TextEncoder, options: ReadingOptions) -> _Graph:
         inputs = {entry.name: _TYPES.get(entry.type, np.int64) for entry in session.get_inputs()}
         padding = artefact.config.get("pad_token_id")
         collate = Collator(inputs, padding if isinstance(padding, int) else 0, token_types=encoder.settings.token_types)
-        return cls(session, collate, make_reader(artefact, encoder, aggregation))
+        return cls(session, collate, make_reader(artefact, encoder, options))
 
     def answer(self, items: Sequence[Encoded], *, max_batch: int, batch_tokens: int) -> Answers:
         windows = [window for item in items for window in item.windows]
@@ -301,4 +304,4 @@ class _Writer:
         feeds = self._collate([item.windows[0] for item in items])
         sequences = self._model.generate(**{name: torch.from_numpy(array) for name, array in feeds.items()})
         texts = self._encoder.tokenizer.decode_batch(sequences.tolist(), skip_special_tokens=True)
-        return [Written(text.strip()) for text in texts]
+        return [Written(text) for text in texts]

@@ -32,6 +32,7 @@ class TokenizerSettings:
         truncation_side: Where a text that is too long is cut.
         token_types: Whether the tokenizer's token types reach the model; else they are all 0.
         splits_special: Whether a special token's text is read as any other text.
+        cleans_up: Whether spaces before punctuation go, where tokens become text.
     """
 
     limit: int | None = None
@@ -39,6 +40,7 @@ class TokenizerSettings:
     truncation_side: str = "right"
     token_types: bool = True
     splits_special: bool = False
+    cleans_up: bool = False
 
     @classmethod
     def read(cls, folder: Path) -> TokenizerSettings:
@@ -55,6 +57,7 @@ class TokenizerSettings:
             truncation_side=config.get("truncation_side") or "right",
             token_types=not isinstance(names, list) or _TOKEN_TYPES in names,
             splits_special=config.get("split_special_tokens") is True,
+            cleans_up=config.get("clean_up_tokenization_spaces") is True,
         )
         for name in ("padding_side", "truncation_side"):
             if getattr(settings, name) not in _SIDES:
@@ -75,6 +78,34 @@ def read_limit(folder: Path) -> int | None:
     stated: list[Any] = [read_object(folder / CONFIG).get("model_max_length")]
     stated += [read_object(path).get("max_seq_length") for path in sorted(folder.glob("sentence_*_config.json"))]
     return min((int(value) for value in stated if is_limit(value)), default=None)
+
+
+def special_token(folder: Path, name: str) -> str | None:
+    """The text of a special token (``mask_token``, ``unk_token``, ...); None where no file names it.
+
+    Raises:
+        ArtefactError: A file is damaged.
+    """
+    for file in (CONFIG, "special_tokens_map.json"):
+        token = read_object(folder / file).get(name)
+        token = token.get("content") if isinstance(token, Mapping) else token
+        if isinstance(token, str):
+            return token
+    return None
+
+
+_CLEANED = (
+    *((f" {mark}", mark) for mark in ".?!,"),
+    (" ' ", "'"),
+    *((f" {ending}", ending) for ending in ("n't", "'m", "'s", "'ve", "'re")),
+)
+
+
+def clean_up(text: str) -> str:
+    """A text without spaces before its punctuation, as ``clean_up_tokenization_spaces`` of transformers leaves it."""
+    for spaced, close in _CLEANED:
+        text = text.replace(spaced, close)
+    return text
 
 
 def is_limit(value: object) -> bool:
@@ -117,6 +148,12 @@ class Window(Protocol):
     def overflowing(self) -> Sequence[Window]:
         """The further windows of a text that was cut."""
 
+    def token_to_word(self, token_index: int, /) -> int | None:
+        """The word of a token; None of a special one."""
+
+    def word_to_chars(self, word_index: int, sequence_index: int = 0, /) -> tuple[int, int] | None:
+        """The first character of a word in a text of a pair, and the one behind its last."""
+
     def __len__(self) -> int:
         """S."""
 
@@ -158,6 +195,14 @@ class SlowWindow:
     word_ids: list[int | None] = dataclasses.field(default_factory=list)
     sequence_ids: list[int | None] = dataclasses.field(default_factory=list)
     overflowing: Sequence[Window] = ()
+
+    def token_to_word(self, token_index: int, /) -> int | None:
+        """Not known."""
+        return None
+
+    def word_to_chars(self, word_index: int, sequence_index: int = 0, /) -> tuple[int, int] | None:
+        """Not known."""
+        return None
 
     def __len__(self) -> int:
         return len(self.ids)

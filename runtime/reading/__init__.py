@@ -9,17 +9,19 @@ from __future__ import annotations
 from ..artefacts import Artefact
 from ..encoding import QUESTIONS, TextEncoder
 from ..errors import ArtefactError
+from ..tokenizer import special_token
 from .entities import EntityReader
 from .fills import FillReader
 from .labels import LabelReader
+from .options import AGGREGATIONS, ReadingOptions
 from .shared import Outputs, Reader
 from .spans import AnswerReader
 from .vectors import VectorReader
 
-__all__ = ["Outputs", "Reader", "make_reader"]
+__all__ = ["AGGREGATIONS", "Outputs", "Reader", "ReadingOptions", "make_reader"]
 
 
-def make_reader(artefact: Artefact, encoder: TextEncoder, aggregation: str = "simple") -> Reader:
+def make_reader(artefact: Artefact, encoder: TextEncoder, options: ReadingOptions) -> Reader:
     """What reads answers off the outputs of an artefact's graph.
 
     Raises:
@@ -28,11 +30,11 @@ def make_reader(artefact: Artefact, encoder: TextEncoder, aggregation: str = "si
     if artefact.task == "text-classification":
         return LabelReader(artefact)
     if artefact.task == "token-classification":
-        return EntityReader(artefact, encoder, aggregation)
+        return EntityReader(artefact, encoder, options)
     if artefact.task == QUESTIONS:
-        return AnswerReader(context_first=encoder.context_first)
+        return AnswerReader(options, context_first=encoder.context_first, classifier=_classifier(artefact, encoder))
     if artefact.task == "fill-mask":
-        return FillReader(artefact, encoder)
+        return FillReader(artefact, encoder, options)
     if artefact.task == "feature-extraction":
         return VectorReader(artefact.folder)
     raise ArtefactError(
@@ -40,3 +42,9 @@ def make_reader(artefact: Artefact, encoder: TextEncoder, aggregation: str = "si
         where=str(artefact.folder),
         todo="run the graph with compactor.runtime.sessions.open_session",
     )
+
+
+def _classifier(artefact: Artefact, encoder: TextEncoder) -> int | None:
+    token = special_token(artefact.folder, "cls_token")
+    number: int | None = encoder.tokenizer.token_to_id(token) if token else None
+    return number

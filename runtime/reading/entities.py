@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from ..answers import Answer, Entity, Refused, Tagged
 from ..artefacts import Artefact
 from ..encoding import Encoded, TextEncoder
-from ..tokenizer import Window
+from ..tokenizer import Window, special_token
+from .options import ReadingOptions
 from .shared import NOT_FINITE, Outputs, named, softmax
-
-AGGREGATIONS = ("simple", "first", "average", "max", "none")
 
 _OUTSIDE = "O"
 
@@ -42,15 +41,16 @@ class EntityReader:
     Args:
         artefact: The model.
         encoder: Its tokenizer.
-        aggregation: One of ``AGGREGATIONS``.
+        options: How tokens are joined.
     """
 
-    def __init__(self, artefact: Artefact, encoder: TextEncoder, aggregation: str) -> None:
-        self._labels, self._aggregation = artefact.labels, aggregation
+    def __init__(self, artefact: Artefact, encoder: TextEncoder, options: ReadingOptions) -> None:
+        self._labels, self._aggregation = artefact.labels, options.aggregation
         self._tokenizer = encoder.tokenizer
         model = json.loads(self._tokenizer.to_str())["model"]
         self._marks_pieces = bool(model.get("continuing_subword_prefix"))
-        self._unknown = _unknown(self._tokenizer, model)
+        unknown = special_token(artefact.folder, "unk_token")
+        self._unknown = None if unknown is None else self._tokenizer.token_to_id(unknown)
 
     def __call__(self, item: Encoded, windows: Sequence[Outputs]) -> Answer | Refused:
         """Of one text; its graph gives ``logits`` of shape (S, labels)."""
@@ -97,15 +97,6 @@ class EntityReader:
             word = scores[0]
         best = int(word.argmax())
         return _Piece(labels[best], float(word[best]), spans[0][0], spans[-1][1])
-
-
-def _unknown(tokenizer: object, model: dict[str, object]) -> int | None:
-    """The number of the token for what the tokenizer does not know."""
-    if isinstance(model.get("unk_id"), int):
-        return int(model["unk_id"])  # type: ignore[call-overload, no-any-return]
-    token = model.get("unk_token")
-    number: int | None = tokenizer.token_to_id(token) if isinstance(token, str) else None  # type: ignore[attr-defined]
-    return number
 
 
 def _words(inner: Sequence[bool]) -> list[list[int]]:

@@ -1,54 +1,93 @@
-"""The answer to a question: a span of its context."""
+"""The answer to a question: a span of its context.
+
+As transformers' question-answering pipeline finds it (version 4.57, the last that has one): the probability of a span
+is that of its start times that of its end among the tokens of its window; the best spans of all windows are widened to
+whole words, and those that read the same add up.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..answers import Answer, Answered
+from ..answers import Answer, Answered, Refused
 from ..encoding import Encoded
 from ..tokenizer import Window
-from .shared import Outputs, softmax
+from .options import ReadingOptions
+from .shared import NOT_FINITE, Outputs, softmax
 
-MAX_ANSWER = 30  # tokens of an answer, as in SQuAD's usual evaluation
+# Spans of a window that are looked at, as the pipeline's ``top_k * 2 + 10`` for one answer.
+_CANDIDATES = 12
 
-_CANDIDATES = 20  # starts and ends of an answer that are looked at
+_OUTSIDE = -10_000.0  # the logit of a token that is none of the context's
 
 
 class AnswerReader:
-    """The span with the highest probability over all windows; none where every window says more surely "no answer"."""
+    """The best span over all windows.
 
-    def __init__(self, *, context_first: bool = False) -> None:
-        self._context = 0 if context_first else 1
+    Args:
+        options: How long it may be, and whether there may be none.
+        context_first: Whether the context stands before the question.
+        classifier: The number of the tokenizer's CLS token, where some models put "no answer"; None without one.
+    """
 
-    def __call__(self, item: Encoded, windows: Sequence[Outputs]) -> Answer:
+    def __init__(self, options: ReadingOptions, *, context_first: bool = False, classifier: int | None = None) -> None:
+        self._options, self._context, self._classifier = options, 0 if context_first else 1, classifier
+
+    def __call__(self, item: Encoded, windows: Sequence[Outputs]) -> Answer | Refused:
         """Of one question; its graph gives ``start_logits`` and ``end_logits`` of shape (S,)."""
-        found = [self._best(encoding, outputs) for encoding, outputs in zip(item.windows, windows, strict=True)]
-        score, start, end = max((span for span, _ in found), key=lambda span: span[0])
-        none = min(none for _, none in found)
-        if none > score:
-            return Answered("", none, 0, 0)
-        while start < end and item.text[start].isspace():
-            start += 1
-        return Answered(item.text[start:end], score, start, end)
+        answers: dict[str, Answered] = {}
+        none = 1.0
+        for window, outputs in zip(item.windows, windows, strict=True):
+            starts, ends = outputs["start_logits"], outputs["end_logits"]
+            if not (np.isfinite(starts).all() and np.isfinite(ends).all()):
+                return Refused(NOT_FINITE)
+            allowed = self._allowed(window)
+            start, end = (softmax(np.where(allowed, logits.astype(np.float64), _OUTSIDE)) for logits in (starts, ends))
+            none = min(none, float(start[0] * end[0]))
+            for score, first, last in self._best(start, end, allowed):
+                begin, stop = self._characters(window, first, last)
+                text = item.text[begin:stop]
+                known = answers.get(text.lower())
+                answers[text.lower()] = (
+                    Answered(text, score, begin, stop)
+                    if known is None
+                    else Answered(known.text, known.score + score, known.start, known.end)
+                )
+        found = list(answers.values())
+        if self._options.no_answer or not found:
+            found.append(Answered("", none, 0, 0))
+        return max(found, key=lambda answer: answer.score)
 
-    def _best(self, encoding: Window, outputs: Outputs) -> tuple[tuple[float, int, int], float]:
-        """The score and characters of a window's best span, and the probability that it holds no answer."""
-        inside = np.array([sequence == self._context for sequence in encoding.sequence_ids])
-        candidates = inside.copy()
-        candidates[0] = True  # where models trained for it put "no answer"
-        start, end = (
-            softmax(np.where(candidates, outputs[name].astype(np.float64), -np.inf))
-            for name in ("start_logits", "end_logits")
-        )
-        best = (0.0, 0, 0)
-        for first in np.argsort(-np.where(inside, start, -1), kind="stable")[:_CANDIDATES]:
-            reach = slice(int(first), int(first) + MAX_ANSWER)
-            if not inside[first]:
-                continue
-            last = int(first) + int(np.where(inside[reach], end[reach], -1).argmax())
-            score = float(start[first] * end[last])
-            if score > best[0]:
-                best = (score, encoding.offsets[first][0], encoding.offsets[last][1])
-        return best, float(start[0] * end[0])
+    def _allowed(self, window: Window) -> NDArray[np.bool_]:
+        """(S,) where an answer may begin and end: the context, and CLS."""
+        inside = [
+            seen != 0 and (sequence == self._context or token == self._classifier)
+            for token, sequence, seen in zip(window.ids, window.sequence_ids, window.attention_mask, strict=True)
+        ]
+        return np.array(inside)
+
+    def _best(
+        self, start: NDArray[Any], end: NDArray[Any], allowed: NDArray[np.bool_]
+    ) -> Iterator[tuple[float, int, int]]:
+        """The likeliest spans of a window, best first: probability, first and last token."""
+        start, end = start.copy(), end.copy()
+        start[0] = end[0] = 0.0
+        spans = np.tril(np.triu(np.outer(start, end)), self._options.answer_tokens - 1)
+        order = np.argsort(-spans, axis=None, kind="stable")[:_CANDIDATES]
+        for first, last in zip(*np.unravel_index(order, spans.shape), strict=True):
+            if allowed[first] and allowed[last]:
+                yield float(spans[first, last]), int(first), int(last)
+
+    def _characters(self, window: Window, first: int, last: int) -> tuple[int, int]:
+        """Of a span, widened to whole words; where the tokenizer knows none, those of its tokens."""
+        words = window.token_to_word(first), window.token_to_word(last)
+        if words[0] is not None and words[1] is not None:
+            begin = window.word_to_chars(words[0], self._context)
+            stop = window.word_to_chars(words[1], self._context)
+            if begin is not None and stop is not None:
+                return begin[0], stop[1]
+        return window.offsets[first][0], window.offsets[last][1]

@@ -211,7 +211,13 @@ def test_answers_are_spans_of_the_context(text_artefact):
         for j in range(i, len(inside))
     )
     none = float(start[0] * end[0])
-    model = compactor.runtime.load(artefact, precision="fp32", threads=1)
+    # Both forms of the item, with an answer and with the choice of none; no two spans of this text read the same.
+    for no_answer in (False, True):
+        model = compactor.runtime.load(artefact, precision="fp32", threads=1, no_answer=no_answer)
+        _check_answer(model, context, encoding, best, none if no_answer else 0.0)
+
+
+def _check_answer(model, context, encoding, best, none):
     for item in ({"question": "where was it made ?", "context": context}, ("where was it made ?", context)):
         answer = model([item])[0]
         assert isinstance(answer, Answered)
@@ -253,6 +259,7 @@ def test_no_answer_wins_only_where_every_window_says_so():
     from tokenizers.processors import TemplateProcessing
 
     from compactor.runtime.encoding import Encoded
+    from compactor.runtime.reading import ReadingOptions
     from compactor.runtime.reading.spans import AnswerReader
 
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(["[C]", "[U]", "q", "a", "b", "c"])}, "[U]"))
@@ -266,7 +273,7 @@ def test_no_answer_wins_only_where_every_window_says_so():
         values[position] = 4.0
         return {"start_logits": values, "end_logits": values}
 
-    read = AnswerReader()
+    read = AnswerReader(ReadingOptions(no_answer=True), classifier=0)
     assert read(item, [logits(0), logits(3)]).text == "c"
     assert read(item, [logits(0), logits(0)]).text == ""
     assert read(item, [logits(2), logits(3)]).text in ("a", "c")
@@ -283,7 +290,7 @@ def test_masks_are_filled(text_artefact):
     positions = (feeds["input_ids"][0] == tokenizer.mask_token_id).nonzero()[:, 0]
     for position, fills in zip(positions, answer.fills, strict=True):
         scores, ids = outputs.logits[0, position].softmax(-1).topk(5)
-        assert [fill.token for fill in fills] == [tokenizer.decode([int(i)]).strip() for i in ids]
+        assert [fill.token for fill in fills] == [tokenizer.decode([int(i)]) for i in ids]
         np.testing.assert_allclose([fill.score for fill in fills], scores.numpy(), rtol=1e-3)
     refused = model(["no mask here", text])
     assert isinstance(refused[0], Refused) and "[MASK]" in refused[0].reason
