@@ -8,9 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compactor.errors import ModelDirectoryError
-from compactor.manifest import is_inside_name
-from compactor.model_files import MEND, copy_file, matching, read_json, write_json
+from compactor.model_files import copy_file, matching, write_json
 
 if TYPE_CHECKING:
     from compactor.source_tokenizer import SourceTokenizer
@@ -22,8 +20,7 @@ _OTHER_FILES = (
     "config_sentence_transformers.json",
     "sentence_*_config.json",
 )
-_MODULES = "modules.json"
-_MODULE_SUFFIXES = (".json", ".safetensors", ".txt", ".model")
+MODULES = "modules.json"
 
 
 def copy_companions(
@@ -64,49 +61,8 @@ def copy_companions(
             names.append(name)
     if tokenizer is not None:
         names.extend(tokenizer.write(directory, max_tokens=max_tokens, config=config))
-    if (source / _MODULES).is_file():
-        transformer = "" if home == source else home.relative_to(source).as_posix()
-        names.extend(_copy_modules(source, directory, transformer, allow_pickle=allow_pickle))
+    if (source / MODULES).is_file():
+        from compactor.sentence_modules import copy_modules  # it loads torch
+
+        names.extend(copy_modules(source, home, directory, allow_pickle=allow_pickle))
     return tuple(dict.fromkeys(names))
-
-
-def _copy_modules(source: Path, directory: Path, transformer: str, *, allow_pickle: bool) -> list[str]:
-    """Copy ``modules.json`` and the folders it names (pooling, normalisation, dense layers), less the transformer's."""
-    modules = read_json(source, _MODULES)
-    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
-        raise ModelDirectoryError("expected a list of modules", where=str(source / _MODULES), todo=MEND)
-    for module in modules:
-        if module.get("path") == transformer:
-            module["path"] = ""
-    write_json(directory / _MODULES, modules)
-    names = [_MODULES]
-    for module in modules:
-        folder = module.get("path", "")
-        if folder == "":  # the transformer itself, which lies in the root
-            continue
-        if not isinstance(folder, str) or not is_inside_name(folder):
-            raise ModelDirectoryError(
-                f"module path {folder!r} leads out of the model directory", where=str(source / _MODULES), todo=MEND
-            )
-        (directory / folder).mkdir(parents=True, exist_ok=True)  # a normalisation's folder is empty, yet looked for
-        for name in _module_files(source, folder, allow_pickle=allow_pickle):
-            copy_file(source, directory, name)
-            names.append(name)
-    return names
-
-
-def _module_files(source: Path, folder: str, *, allow_pickle: bool) -> list[str]:
-    if not (source / folder).is_dir():
-        return []
-    present = sorted(path.name for path in (source / folder).iterdir() if path.is_file())
-    chosen = [name for name in present if name.endswith(_MODULE_SUFFIXES)]
-    has_weights = any(name.endswith(".safetensors") for name in chosen)
-    if "pytorch_model.bin" in present and not has_weights:
-        if not allow_pickle:
-            raise ModelDirectoryError(
-                "the weights of this module are pickled, and loading them can run any code",
-                where=str(source / folder / "pytorch_model.bin"),
-                todo="save the model again with safetensors, or pass --allow-pickle if you trust it",
-            )
-        chosen.append("pytorch_model.bin")
-    return [f"{folder}/{name}" for name in chosen]

@@ -21,9 +21,12 @@ from compactor.building_decoders import build_encoder_decoder
 from compactor.checkpoint import Checkpoint, read_checkpoint
 from compactor.errors import UsageError
 from compactor.manifest import MANIFEST_NAME, SCHEMA_VERSION
+from compactor.routes import take_route
+from compactor.runtime.sentences import Roles, SentenceSettings
+from compactor.sentence_modules import read_sentences
 from compactor.source_tokenizer import read_tokenizer
 from compactor.targets import choose_precisions, find_target
-from compactor.tasks import find_task, sentence_task
+from compactor.tasks import find_task
 from compactor.trying import try_answers
 
 _PACKAGES = ("compactor", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "torch", "transformers")
@@ -51,6 +54,7 @@ def export(
     int8_budget: float | None = None,
     model_name: str | None = None,
     threads: int | None = None,
+    route: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> ExportResult:
     """Export a masked checkpoint as compact, verified ONNX.
@@ -70,6 +74,7 @@ def export(
         int8_budget: Fail when int8 differs from the masked model by more than this share of the largest output.
         model_name: In a Triton repository; None takes the name of the checkpoint's folder.
         threads: Of one operator, in a Triton repository; None takes this machine's usable cores.
+        route: Of a Router of sentence-transformers, which of its chains of modules.
         progress: Called with a line at each step.
 
     Raises:
@@ -84,7 +89,7 @@ def export(
     if threads is not None and threads < 1:
         raise UsageError(f"{threads} threads run nothing", todo="give at least one")
     if is_artefact(model_dir):
-        compiled = {"task": task, "target": target, "pack": pack, "int8_budget": int8_budget}
+        compiled = {"task": task, "target": target, "pack": pack, "int8_budget": int8_budget, "route": route}
         _refuse_compiling_again(model_dir, layout, [name for name, value in compiled.items() if value is not None])
         request = triton.Request(model_name, threads, precision)
         with ArtefactWriter(out_dir, overwrite=overwrite, layout=layout, source=model_dir) as writer:
@@ -108,13 +113,11 @@ def export(
         tempfile.TemporaryDirectory(prefix="compactor-") as scratch,
     ):
         say("reading the checkpoint")
-        checkpoint = read_checkpoint(model_dir, allow_pickle=allow_pickle)
-        found = find_task(
-            task or sentence_task(checkpoint.path, checkpoint.config),
-            checkpoint.config,
-            where=str(checkpoint.path),
-            sentence_transformers=(checkpoint.path / "modules.json").is_file(),
-        )
+        checkpoint = read_checkpoint(take_route(Path(model_dir), route, Path(scratch)), allow_pickle=allow_pickle)
+        sentences = read_sentences(checkpoint, task=task, allow_pickle=allow_pickle)
+        task = sentences.task if sentences is not None else task
+        found = find_task(task, checkpoint.config, where=str(checkpoint.path))
+        packs = packs and not _looks_at_masked_tokens(checkpoint.model_path, sentences, pack)
         if layout == triton.LAYOUT:
             triton.refuse_generation(found.name, checkpoint.path)
         tokenizer = read_tokenizer(checkpoint, found)
@@ -170,6 +173,23 @@ def _refuse_compiling_again(artefact: str | Path, layout: Layout, options: Seque
             where=str(artefact),
             todo="leave the option, or give the checkpoint",
         )
+
+
+def _looks_at_masked_tokens(folder: Path, sentences: SentenceSettings | None, pack: bool | None) -> bool:
+    """Whether answers need the states of tokens that the model itself does not look at, which packing leaves out.
+
+    Raises:
+        UsageError: They do, and packing is asked for.
+    """
+    expansion = Roles.read(folder, sentences).expansion
+    needed = expansion is not None and not expansion.attend
+    if needed and pack:
+        raise UsageError(
+            "--pack leaves out the tokens that 'query_expansion' adds, and they have vectors of their own",
+            where=str(folder),
+            todo="leave --pack",
+        )
+    return needed
 
 
 def _source(checkpoint: Checkpoint) -> dict[str, Any]:

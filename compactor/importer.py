@@ -19,6 +19,7 @@ from compactor.errors import ModelDirectoryError
 from compactor.limits import longest_sequence
 from compactor.loading import build_model
 from compactor.runtime.verification import Case, image_cases, text_cases
+from compactor.sentence_modules import sentence_task
 from compactor.tasks import GENERATION, Task, find_task
 from compactor.tracing import trace_module
 
@@ -106,9 +107,8 @@ def load_model(checkpoint: Checkpoint, task_name: str | None = None) -> LoadedMo
         UsageError: There is no such task.
     """
     where = str(checkpoint.path)
-    task = find_task(
-        task_name, checkpoint.config, where=where, sentence_transformers=(checkpoint.path / "modules.json").is_file()
-    )
+    task_name = task_name or sentence_task(checkpoint.path, checkpoint.model_path)
+    task = find_task(task_name, checkpoint.config, where=where)
     module = build_model(checkpoint, task)
     config = module.config
     if getattr(config, "is_encoder_decoder", False) and not task.generates:

@@ -18,6 +18,7 @@ from compactor.errors import ModelDirectoryError
 from compactor.loading import quiet
 from compactor.model_files import copy_file, inside, matching, read_object, write_json
 from compactor.positions import stated_positions
+from compactor.runtime.sentences.settings import TRANSFORMER_CONFIGS
 from compactor.runtime.tokenizer import CONFIG as TOKENIZER_CONFIG
 from compactor.runtime.tokenizer import clean_up, is_limit, special_token
 from compactor.tasks import Task
@@ -27,11 +28,6 @@ _MAX_FAST_BYTES = 256 * 2**20
 _SPECIAL = "special_tokens_map.json"
 _VOCABULARIES = (_FAST, "vocab.txt", "vocab.json", "bpe.codes", "*.model", "*.spm")  # the last two: sentencepiece
 _FILES = (*_VOCABULARIES, "merges.txt", "added_tokens.json", _SPECIAL)
-# Where sentence-transformers looks for its settings; the first that is there counts.
-SENTENCE_CONFIGS = tuple(
-    f"sentence_{name}_config.json"
-    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-)
 _FALLBACK_LENGTH = 512
 _NEED_OFFSETS = {"token-classification", "question-answering"}
 
@@ -145,7 +141,7 @@ def read_tokenizer(checkpoint: Checkpoint, task: Task) -> SourceTokenizer | None
 
 def _sentence_config(home: Path) -> dict[str, Any]:
     """The first that is not empty, as sentence-transformers reads them."""
-    found = (read_object(home, name) for name in SENTENCE_CONFIGS if (home / name).is_file())
+    found = (read_object(home, name) for name in TRANSFORMER_CONFIGS if (home / name).is_file())
     return next((config for config in found if config), {})
 
 

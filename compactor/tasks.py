@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from compactor.errors import ModelDirectoryError, UsageError
-from compactor.model_files import read_object
-from compactor.runtime.activation import is_cross_encoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,34 +65,13 @@ TASKS: Mapping[str, Task] = {
 }
 
 
-def sentence_task(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """The task that a sentence-transformers folder says it is for, where that is none of vectors; else None.
-
-    Raises:
-        ModelDirectoryError: It is a kind of model whose answers are not built: sparse, or a vector a token.
-    """
-    name = "config_sentence_transformers.json"
-    if not (folder / "modules.json").is_file():
-        return None
-    sentences = read_object(folder, name) if (folder / name).is_file() else {}
-    kind = sentences.get("model_type", "SentenceTransformer")
-    if kind in ("SparseEncoder", "MultiVectorEncoder"):
-        raise ModelDirectoryError(
-            f"'model_type' is {kind}, whose answers are not built: this exports a SentenceTransformer or CrossEncoder",
-            where=str(folder / name),
-            todo="to export the transformer alone, copy it to a folder of its own, without modules.json",
-        )
-    return "text-classification" if is_cross_encoder(config, sentences) else None
-
-
-def find_task(name: str | None, config: Mapping[str, Any], *, where: str, sentence_transformers: bool = False) -> Task:
+def find_task(name: str | None, config: Mapping[str, Any], *, where: str) -> Task:
     """The task called ``name``, or the one the config's ``architectures`` stand for.
 
     Args:
         name: What the user asked for; None infers it.
         config: ``config.json``.
         where: The folder, for messages.
-        sentence_transformers: Whether the folder has a ``modules.json``; its graph then gives token embeddings.
 
     Raises:
         UsageError: There is no task of that name.
@@ -106,8 +82,6 @@ def find_task(name: str | None, config: Mapping[str, Any], *, where: str, senten
         if name not in TASKS:
             raise UsageError(f"there is no task '{name}'", todo=f"choose one of: {known}")
         return TASKS[name]
-    if sentence_transformers:
-        return TASKS["feature-extraction"]
     architectures = config.get("architectures") or []
     if not architectures:
         raise ModelDirectoryError(

@@ -21,7 +21,7 @@ class Classified:
         label: The one with the highest score.
         score: That score.
         scores: (labels,) float32 of all of them, in the model's order. By softmax; for a model of several labels at
-            once, or of a single one, by sigmoid; for a regression as they are; for a CrossEncoder by its own activation.
+            once, or of a single one, by sigmoid; for a regression as they are; for a CrossEncoder by its activation.
         labels: Their names.
     """
 
@@ -121,6 +121,34 @@ class Embedded:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sparse:
+    """The sparse vector of a text; what is not listed is 0.
+
+    Attributes:
+        indices: (N,) int64, ascending: tokens of the vocabulary.
+        weights: (N,) float32, one each.
+    """
+
+    indices: NDArray[np.int64]
+    weights: NDArray[np.float32]
+
+    def to_json(self) -> dict[str, Any]:
+        """``{"indices": [...], "weights": [...]}``."""
+        return {"indices": self.indices.tolist(), "weights": self.weights.tolist()}
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenVectors:
+    """One vector for each token of a text that counts: (T, width) float32."""
+
+    vectors: NDArray[np.float32]
+
+    def to_json(self) -> dict[str, Any]:
+        """``{"vectors": [[...], ...]}``."""
+        return {"vectors": self.vectors.tolist()}
+
+
+@dataclasses.dataclass(frozen=True)
 class Written:
     """The text that an encoder-decoder wrote."""
 
@@ -142,5 +170,5 @@ class Refused:
         return {"error": self.reason}
 
 
-Answer: TypeAlias = Classified | Tagged | Answered | Filled | Embedded | Written
+Answer: TypeAlias = Classified | Tagged | Answered | Filled | Embedded | Sparse | TokenVectors | Written
 Answers: TypeAlias = Sequence[Answer | Refused]

@@ -11,14 +11,17 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .answers import Refused
 from .errors import ArtefactError
-from .tokenizer import SlowTokenizer, TokenizerSettings, Window, open_tokenizer
+from .tokenizer import PlainWindow, SlowTokenizer, TokenizerSettings, Window, open_tokenizer
+
+if TYPE_CHECKING:
+    from .sentences.roles import Expansion, Roles
 
 QUESTIONS = "question-answering"
 
@@ -40,12 +43,14 @@ class Encoded:
         text: What positions in the text count from: the text, of a question and its context the context.
         role: Of a text that is searched with or for: ``query``, ``document``, or None where nobody said.
         prompt_tokens: How many tokens at the beginning of its window are a prompt's, special ones included.
+        filled: How many tokens at the end of its window fill a query up.
     """
 
     windows: tuple[Window, ...]
     text: str
     role: str | None = None
     prompt_tokens: int = 0
+    filled: int = 0
 
     @property
     def tokens(self) -> int:
@@ -63,6 +68,7 @@ class TextEncoder:
         truncate: Cut what is longer, as the tokenizer's own settings say, instead of refusing it.
         vocabulary: How many tokens the model knows; None where nothing says.
         prefix: What stands before every text.
+        roles: How long queries and documents may be, and what fills a query up.
 
     Raises:
         ArtefactError: There is no tokenizer, it is damaged, or it does not do what the task needs.
@@ -80,6 +86,7 @@ class TextEncoder:
         truncate: bool = False,
         vocabulary: int | None = None,
         prefix: str = "",
+        roles: Roles | None = None,
     ) -> None:
         self.limit, self.truncate, self._prefix = limit, truncate, prefix
         self._keys, self._paired = _KEYS.get(task, _PAIR), task in _PAIRED
@@ -96,14 +103,25 @@ class TextEncoder:
         # Where the tokenizer has tokens that the model does not know, a text with one would break its whole batch.
         self._known = vocabulary if vocabulary is not None and self.tokenizer.get_vocab_size() > vocabulary else None
         self._prompt_tokens = functools.lru_cache(maxsize=64)(self._count_prompt_tokens)
+        limits = roles.limits if roles is not None else {}
+        self._limits = {role: min(limit or most, most) for role, most in limits.items()}
+        self._by_role: dict[str, Any] = {}
+        self._expansion = roles.expansion if roles is not None else None
+        if self._expansion is not None:
+            self._check_expansion(self._expansion, folder)
         if self._asks:
             window = min(limit or _WINDOW, _WINDOW)
             stride = min(window // 2, _STRIDE)
-            self._truncate(window, "only_first" if self.context_first else "only_second", stride=stride)
+            strategy = "only_first" if self.context_first else "only_second"
+            _cut(self.tokenizer, settings, window, strategy, stride=stride)
             # Of a question too long for this, nothing of a context fits beside it.
             self._longest_question = window - stride - self.tokenizer.num_special_tokens_to_add(is_pair=True) - 1
-        elif limit is not None and truncate:
-            self._truncate(limit, "longest_first")
+        elif truncate:
+            if limit is not None:
+                _cut(self.tokenizer, settings, limit)
+            for role, most in self._limits.items():  # one each: a tokenizer in use by threads is never changed
+                self._by_role[role] = open_tokenizer(folder, settings)
+                _cut(self._by_role[role], settings, most)
 
     def encode(self, items: Sequence[Any], *, prompt: str = "", role: str | None = None) -> list[Encoded | Refused]:
         """One entry an item, in their order.
@@ -121,36 +139,60 @@ class TextEncoder:
             found.append(read if isinstance(read, Refused) else None)
             if not isinstance(read, Refused):
                 inputs.append(prompt + read if isinstance(read, str) else (prompt + read[0], read[1]))
-        encodings = iter(zip(inputs, self._run(inputs), strict=True))
-        checked = (self._check(*next(encodings)) if entry is None else entry for entry in found)
+        tokenizer = self._by_role.get(role or "", self.tokenizer)
+        limit = self._limits.get(role or "", self.limit)
+        encodings = iter(zip(inputs, self._run(tokenizer, inputs), strict=True))
+        checked = (self._check(*next(encodings), limit) if entry is None else entry for entry in found)
         if not prompt and role is None:
             return list(checked)
         added = self._prompt_tokens(prompt) if prompt else 0
         return [
-            dataclasses.replace(each, role=role, prompt_tokens=added) if isinstance(each, Encoded) else each
+            self._fill(dataclasses.replace(each, role=role, prompt_tokens=added)) if isinstance(each, Encoded) else each
             for each in checked
         ]
 
-    def _truncate(self, length: int, strategy: str, stride: int = 0) -> None:
-        self.tokenizer.enable_truncation(
-            length, strategy=strategy, stride=stride, direction=self.settings.truncation_side
+    def _fill(self, item: Encoded) -> Encoded:
+        """A query, filled up where the folder says so."""
+        expansion, window = self._expansion, item.windows[0]
+        if expansion is None or item.role != "query" or len(window) >= expansion.length:
+            return item
+        count = expansion.length - len(window)
+        filled = PlainWindow(
+            [*window.ids, *[self.tokenizer.token_to_id(expansion.token)] * count],
+            [*window.type_ids, *[0] * count],
+            [*window.attention_mask, *[int(expansion.attend)] * count],
+            [*window.special_tokens_mask, *[1] * count],
         )
+        return dataclasses.replace(item, windows=(filled,), filled=count)
+
+    def _check_expansion(self, expansion: Expansion, folder: Path) -> None:
+        wrong = None
+        if self.tokenizer.token_to_id(expansion.token) is None:
+            wrong = f"the tokenizer has no token '{expansion.token}'"
+        elif self.limit is not None and expansion.length > self.limit:
+            wrong = f"the model takes {self.limit} tokens, and its length is {expansion.length}"
+        elif self.settings.padding_side == "left":
+            wrong = "the tokenizer pads on the left, which is not built"
+        if wrong is not None:
+            raise ArtefactError(
+                f"'query_expansion' cannot be honoured: {wrong}", where=str(folder), todo="set it to null, or repair it"
+            )
 
     def _count_prompt_tokens(self, prompt: str) -> int:
         """Tokens of a prompt alone, less a special one at its end, which stands behind the text."""
         (window,) = self.tokenizer.encode_batch([prompt])
         return len(window) - (1 if len(window) and window.special_tokens_mask[-1] else 0)
 
-    def _run(self, inputs: Sequence[str | tuple[str, str]]) -> Sequence[Window | Refused]:
+    def _run(self, tokenizer: Any, inputs: Sequence[str | tuple[str, str]]) -> Sequence[Window | Refused]:
         if not inputs:
             return []
         try:
             turned = [(each[1], each[0]) if self.context_first else each for each in inputs]
-            return list(self.tokenizer.encode_batch(turned))
+            return list(tokenizer.encode_batch(turned))
         except Exception as error:  # the library's own bare one: of one item, and it names none
             if len(inputs) == 1:
                 return [Refused(f"the tokenizer refuses it: {error}")]
-        return [self._run([each])[0] for each in inputs]
+        return [self._run(tokenizer, [each])[0] for each in inputs]
 
     def _read(self, item: Any) -> str | tuple[str, str] | Refused:
         """The text or pair that ``item`` is."""
@@ -174,7 +216,7 @@ class TextEncoder:
         refused = next((part for part in parts if isinstance(part, Refused)), None)
         return refused or (str(parts[0]), str(parts[1]))
 
-    def _check(self, text: str | tuple[str, str], window: Window | Refused) -> Encoded | Refused:
+    def _check(self, text: str | tuple[str, str], window: Window | Refused, limit: int | None) -> Encoded | Refused:
         if isinstance(window, Refused):
             return window
         if all(window.special_tokens_mask):
@@ -183,8 +225,8 @@ class TextEncoder:
             question = window.sequence_ids.count(1 if self.context_first else 0)
             if question > self._longest_question:
                 return Refused(f"the question has {question} tokens, which leaves no room for a context")
-        if self.limit is not None and len(window) > self.limit:
-            return Refused(f"the text is too long: {len(window)} tokens, and the model takes {self.limit}")
+        if limit is not None and len(window) > limit:
+            return Refused(f"the text is too long: {len(window)} tokens, and the model takes {limit}")
         if self._known is not None and max(window.ids) >= self._known:
             return Refused(f"it has token {max(window.ids)}, and the model knows {self._known}: a foreign tokenizer")
         windows = (window, *window.overflowing) if self._asks else (window,)
@@ -231,6 +273,12 @@ class Collator:
                 elif self._token_types:
                     array[row, :length] = window.type_ids
         return feeds
+
+
+def _cut(
+    tokenizer: Any, settings: TokenizerSettings, length: int, strategy: str = "longest_first", stride: int = 0
+) -> None:
+    tokenizer.enable_truncation(length, strategy=strategy, stride=stride, direction=settings.truncation_side)
 
 
 def _readable(text: Any, name: str) -> str | Refused:

@@ -23,9 +23,9 @@ from .artefacts import Artefact, Choice
 from .bucketing import by_length, restore
 from .encoding import Collator, Encoded, TextEncoder
 from .errors import ArtefactError
-from .prompts import Prompts
 from .reading import Outputs, Reader, ReadingOptions, make_reader
 from .remote_graph import RemoteGraph
+from .sentences import Prompts, Roles, SentenceSettings
 from .sessions import open_session
 from .threads import ThreadPlan, explain_threads
 
@@ -183,6 +183,7 @@ def load(
         truncate=truncate,
         vocabulary=vocabulary if isinstance(vocabulary, int) else None,
         prefix=artefact.prefix,
+        roles=Roles.read(artefact.folder, SentenceSettings.read(artefact.folder)),
     )
     runner: _Graph | _Writer
     if url is not None:

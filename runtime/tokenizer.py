@@ -184,8 +184,8 @@ def open_tokenizer(folder: Path, settings: TokenizerSettings) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class SlowWindow:
-    """A ``Window`` of a ``SlowTokenizer``, which does not say where in the text a token is."""
+class PlainWindow:
+    """A ``Window`` that is made here: of a ``SlowTokenizer``, which says nothing of places in a text, or filled up."""
 
     ids: list[int]
     type_ids: list[int]
@@ -226,11 +226,11 @@ class SlowTokenizer:
 
     def encode_batch(
         self, inputs: Sequence[str | tuple[str, str]], *, add_special_tokens: bool = True
-    ) -> list[SlowWindow]:
+    ) -> list[PlainWindow]:
         """One sequence a text or pair."""
         return [self._encode(each, add_special_tokens) for each in inputs]
 
-    def encode(self, text: str) -> SlowWindow:
+    def encode(self, text: str) -> PlainWindow:
         """The sequence of a text."""
         return self._encode(text, True)
 
@@ -255,7 +255,7 @@ class SlowTokenizer:
         """Beside those of the text or pair."""
         return int(self._tokenizer.num_special_tokens_to_add(pair=is_pair))
 
-    def _encode(self, item: str | tuple[str, str], add_special_tokens: bool) -> SlowWindow:
+    def _encode(self, item: str | tuple[str, str], add_special_tokens: bool) -> PlainWindow:
         first, second = (item, None) if isinstance(item, str) else item
         found: Mapping[str, list[int]] = self._tokenizer(
             first,
@@ -267,7 +267,7 @@ class SlowTokenizer:
             **self._truncation,
         )
         ids = found["input_ids"]
-        return SlowWindow(ids, found["token_type_ids"], [1] * len(ids), found["special_tokens_mask"])
+        return PlainWindow(ids, found["token_type_ids"], [1] * len(ids), found["special_tokens_mask"])
 
 
 def _open_slow(folder: Path) -> SlowTokenizer:

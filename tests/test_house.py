@@ -24,6 +24,8 @@ PYTHON_FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rgl
 ALLOWED = {
     "passes": {"onnx_ir", "numpy", "compactor.passes"},
     "runtime": {"onnxruntime", "numpy", "onnx", "onnx_ir", "tokenizers", "torch", "transformers", "compactor.runtime"},
+    "runtime/reading": {"numpy", "compactor.runtime"},
+    "runtime/sentences": {"numpy", "safetensors", "compactor.runtime"},
     "runtime/serving": {"fastapi", "ray", "starlette", "compactor.runtime"},
 }
 

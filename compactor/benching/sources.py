@@ -12,6 +12,7 @@ from compactor.benching.graphs import GraphFacts, read_graph
 from compactor.errors import ModelDirectoryError
 from compactor.manifest import MANIFEST_NAME, artefact_file_problems, load_manifest
 from compactor.runtime.decoding import ENCODER
+from compactor.sentence_modules import sentence_task
 from compactor.tasks import GENERATION, find_task
 
 _SEARCH_SETTINGS = "generation_config.json"
@@ -158,7 +159,7 @@ def _read_model_directory(path: Path, label: str) -> Target:
     check_config(config, where)
     open_weights(folder)
     try:
-        task = find_task(None, config, where=where, sentence_transformers=(path / "modules.json").is_file())
+        task = find_task(sentence_task(path, folder), config, where=where)
     except ModelDirectoryError as error:
         todo = "name the model's class in 'architectures', as save_pretrained does"
         raise ModelDirectoryError(error.what, where=where, todo=todo) from error

@@ -68,6 +68,9 @@ def _split_commas(ctx: click.Context, param: click.Parameter, value: str | None)
     metavar="N",
     help="Threads that Triton gives an operator; by default one for each usable core of this machine.",
 )
+@click.option(
+    "--route", metavar="NAME", help="Of a sentence-transformers Router, the route to export, such as query or document."
+)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export in OUT_DIR.")
 @commands.allow_pickle_option
 @commands.json_option
@@ -84,6 +87,7 @@ def command(
     int8_budget: float | None,
     model_name: str | None,
     threads: int | None,
+    route: str | None,
     overwrite: bool,
     allow_pickle: bool,
     as_json: bool,
@@ -122,6 +126,7 @@ def command(
             int8_budget=int8_budget,
             model_name=model_name,
             threads=threads,
+            route=route,
             progress=progress,
         )
     if as_json:

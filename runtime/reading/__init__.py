@@ -9,6 +9,8 @@ from __future__ import annotations
 from ..artefacts import Artefact
 from ..encoding import QUESTIONS, TextEncoder
 from ..errors import ArtefactError
+from ..sentences import SentenceSettings, read_chain
+from ..sentences.settings import SCORES, SPARSE, TOKEN_VECTORS
 from ..tokenizer import special_token
 from .entities import EntityReader
 from .fills import FillReader
@@ -16,6 +18,8 @@ from .labels import LabelReader
 from .options import AGGREGATIONS, ReadingOptions
 from .shared import Outputs, Reader
 from .spans import AnswerReader
+from .sparse import SparseReader
+from .token_vectors import TokenVectorReader
 from .vectors import VectorReader
 
 __all__ = ["AGGREGATIONS", "Outputs", "Reader", "ReadingOptions", "make_reader"]
@@ -27,6 +31,14 @@ def make_reader(artefact: Artefact, encoder: TextEncoder, options: ReadingOption
     Raises:
         ArtefactError: No text has an answer by this task, or the folder's pooling is none of those known here.
     """
+    sentences = SentenceSettings.read(artefact.folder)
+    if sentences is not None and sentences.task == artefact.task and sentences.kind != SCORES:
+        chain = read_chain(artefact.folder, sentences, encoder.tokenizer)
+        if sentences.kind == SPARSE:
+            return SparseReader(chain, sentences.active)
+        if sentences.kind == TOKEN_VECTORS:
+            return TokenVectorReader(chain)
+        return VectorReader(chain, sentences.width)
     if artefact.task == "text-classification":
         return LabelReader(artefact)
     if artefact.task == "token-classification":
@@ -36,7 +48,7 @@ def make_reader(artefact: Artefact, encoder: TextEncoder, options: ReadingOption
     if artefact.task == "fill-mask":
         return FillReader(artefact, encoder, options)
     if artefact.task == "feature-extraction":
-        return VectorReader(artefact.folder)
+        return VectorReader(None, None)
     raise ArtefactError(
         f"models for {artefact.task} answer no texts",
         where=str(artefact.folder),

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from compactor.companions import copy_companions
 from compactor.errors import ModelDirectoryError
@@ -74,13 +76,15 @@ def test_copies_the_modules_of_sentence_transformers(source: Path, target: Path)
             "config_sentence_transformers.json": {},
             "1_Pooling/config.json": {"pooling_mode_mean_tokens": True},
             "2_Dense/config.json": {},
-            "2_Dense/model.safetensors": "weights",
             "2_Dense/pytorch_model.bin": "pickle",
             "2_Dense/code.py": "print()",
             "unnamed/config.json": {},
         },
     )
+    weight = torch.randn(2, 3, dtype=torch.float16)
+    save_file({"linear.weight": weight}, source / "2_Dense/model.safetensors")
     names = copy_companions(source, target, BERT)
+    assert torch.equal(load_file(target / "2_Dense/model.safetensors")["linear.weight"], weight.float())
     assert {"1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"} <= set(names)
     assert {path.name for path in (target / "2_Dense").iterdir()} == {"config.json", "model.safetensors"}
     assert (target / "3_Normalize").is_dir()  # the source has none, as git keeps no empty folders
@@ -91,7 +95,12 @@ def test_pickled_module_weights_need_permission(source: Path, target: Path) -> N
     _write(source, **{"modules.json": [{"path": "2_Dense"}], "2_Dense/pytorch_model.bin": "pickle"})
     with pytest.raises(ModelDirectoryError, match="pickled"):
         copy_companions(source, target, BERT)
-    assert "2_Dense/pytorch_model.bin" in copy_companions(source, target, BERT, allow_pickle=True)
+    with pytest.raises(ModelDirectoryError, match="cannot be read"):
+        copy_companions(source, target, BERT, allow_pickle=True)
+    weight = torch.randn(2, 3)
+    torch.save({"linear.weight": weight}, source / "2_Dense/pytorch_model.bin")
+    assert "2_Dense/model.safetensors" in copy_companions(source, target, BERT, allow_pickle=True)
+    assert torch.equal(load_file(target / "2_Dense/model.safetensors")["linear.weight"], weight)
 
 
 @pytest.mark.parametrize("path", ["../secret", "/etc", "a/../../b", "..\\x", 3])

@@ -25,13 +25,8 @@ def test_the_architecture_stands_for_a_task(architecture: str, task: str) -> Non
 
 def test_what_is_asked_for_goes_before_what_is_written() -> None:
     config = {"architectures": ["BertForMaskedLM"]}
-    assert find_task("feature-extraction", config, where="x", sentence_transformers=True).name == "feature-extraction"
+    assert find_task("feature-extraction", config, where="x").name == "feature-extraction"
     assert find_task("fill-mask", {}, where="x").name == "fill-mask"
-
-
-def test_a_sentence_transformers_folder_gives_token_embeddings() -> None:
-    config = {"architectures": ["BertForMaskedLM"]}
-    assert find_task(None, config, where="x", sentence_transformers=True).name == "feature-extraction"
 
 
 @pytest.mark.parametrize("config", [{}, {"architectures": []}, {"architectures": None}])

@@ -328,16 +328,14 @@ def test_unknown_pooling_is_refused(text_artefact, tmp_path):
     _, artefact = text_artefact("BertModel")
     folder = tmp_path / "vectors"
     shutil.copytree(artefact, folder)
-    dense = [{"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]
-    (folder / "modules.json").write_text(json.dumps(dense))
-    with pytest.raises(ArtefactError, match="'Dense'"):
-        compactor.runtime.load(folder)
-    (folder / "modules.json").write_text(json.dumps([{"type": "x.Pooling", "path": "1"}]))
-    (folder / "1").mkdir()
-    both = {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}
-    (folder / "1/config.json").write_text(json.dumps(both))
-    with pytest.raises(ArtefactError, match="mean, max"):
-        compactor.runtime.load(folder)
+    first = {"type": "sentence_transformers.models.Transformer", "path": ""}
+    for kind, says in (("models.CNN", "'CNN' is not built"), ("models.Dense", "activation_function")):
+        (folder / "1").mkdir(exist_ok=True)
+        (folder / "1/config.json").write_text(json.dumps({"activation_function": "torch.nn.Softshrink"}))
+        modules = [first, {"type": f"sentence_transformers.{kind}", "path": "1"}]
+        (folder / "modules.json").write_text(json.dumps(modules))
+        with pytest.raises(ArtefactError, match=says):
+            compactor.runtime.load(folder)
 
 
 def test_an_encoder_decoder_writes(pruned_bart, tmp_path):

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from .errors import ArtefactError
-from .folder import read_object
+from ..errors import ArtefactError
+from ..folder import read_object
 
 CONFIG = "config_sentence_transformers.json"
 
