@@ -69,6 +69,8 @@ def _config(checkpoint: Checkpoint, where: str) -> Any:
         if hasattr(config, key):
             setattr(config, key, False)
     config.return_dict = True
+    if hasattr(config, "chunk_size_feed_forward"):
+        config.chunk_size_feed_forward = 0  # it changes no number, and a trace of it holds for one length alone
     if getattr(config, "is_decoder", False) or (not config.is_encoder_decoder and _only_generates(config)):
         raise ModelDirectoryError(
             "decoder-only models are not supported",
