@@ -9,6 +9,7 @@ from __future__ import annotations
 from ..artefacts import Artefact
 from ..encoding import QUESTIONS, TextEncoder
 from ..errors import ArtefactError
+from ..images import ImageEncoder
 from .entities import EntityReader
 from .fills import FillReader
 from .labels import LabelReader
@@ -19,13 +20,13 @@ from .vectors import VectorReader
 __all__ = ["Outputs", "Reader", "make_reader"]
 
 
-def make_reader(artefact: Artefact, encoder: TextEncoder, aggregation: str = "simple") -> Reader:
+def make_reader(artefact: Artefact, encoder: TextEncoder | ImageEncoder, aggregation: str = "simple") -> Reader:
     """What reads answers off the outputs of an artefact's graph.
 
     Raises:
         ArtefactError: No text has an answer by this task, or the folder's pooling is none of those known here.
     """
-    if artefact.task == "text-classification":
+    if artefact.task == "text-classification" or isinstance(encoder, ImageEncoder):
         return LabelReader(artefact)
     if artefact.task == "token-classification":
         return EntityReader(artefact, encoder, aggregation)
