@@ -131,7 +131,7 @@ def output_types(task: str) -> dict[str, str]:
     return types.get(task, {"text": "BYTES"})
 
 
-def read_plain(body: Any, task: str, most: int) -> list[Any]:
+def read_plain(body: Any, most: int, task: str = "") -> list[Any]:
     """The items of a request to the plain route: ``{"inputs": "text"}``, or a list of texts, pairs or questions.
 
     Of a model of images each is a text of base64.

@@ -1,0 +1,288 @@
+"""What an artefact does to an image is what the checkpoint's processor does; or the export says what it cannot do."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import transformers
+from transformers.image_utils import load_image
+
+from compactor import image_processors
+from compactor.errors import ModelDirectoryError
+from compactor.exporting import export
+from compactor.image_processors import write_image_processor
+from compactor.runtime.answers import Classified, Refused
+from compactor.runtime.images import ImageCollator, ImageEncoder
+from compactor.runtime.model import load
+from tests.compactor import families
+from tests.runtime.pictures import picture
+
+SIZE = 24
+SQUARE = {"height": SIZE, "width": SIZE}
+SHAPES = ((33, 50), (97, 5), (9, 61), (SIZE, SIZE), (200, 131), (17, 16), (2, 5))
+NEWER = importlib.util.find_spec("transformers.image_processing_backends") is not None  # every class has every step
+
+
+def vit(**changes: Any) -> dict[str, Any]:
+    return {"image_processor_type": "ViTImageProcessor", "size": SQUARE, **changes}
+
+
+def clip(**changes: Any) -> dict[str, Any]:
+    return {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 30}, "crop_size": SQUARE, **changes}
+
+
+def of(name: str, **settings: Any) -> dict[str, Any]:
+    return {"image_processor_type": f"{name}ImageProcessor", **settings}
+
+
+def checkpoint(folder: Path, settings: Any, *, name: str = "preprocessor_config.json") -> Path:
+    """A folder with a processor's settings."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "vit", "architectures": ["ViTModel"]}))
+    (folder / name).write_text(settings if isinstance(settings, str) else json.dumps(settings))
+    return folder
+
+
+def artefact(folder: Path, *shape: Any, name: str = "pixel_values") -> Path:
+    """A folder with a graph that takes images of ``shape``."""
+    kind = onnx.TensorProto.FLOAT
+    taken, given = (onnx.helper.make_tensor_value_info(each, kind, ["batch_size", *shape]) for each in (name, "logits"))
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", [name], ["logits"])], "g", [taken], [given])
+    (folder / "onnx").mkdir(parents=True)
+    onnx.save(onnx.helper.make_model(graph), folder / "onnx" / "model.onnx")
+    return folder
+
+
+def carried(home: Path, size: int | tuple[int, int] = SIZE) -> ImageEncoder:
+    height, width = (size, size) if isinstance(size, int) else size
+    out = artefact(home.with_name("out"), 3, height, width)
+    assert write_image_processor(home, out) == ["preprocessor_config.json"]
+    return ImageEncoder(out, {})
+
+
+def refusal(home: Path, size: int = SIZE) -> ModelDirectoryError:
+    out = artefact(home.with_name("out"), 3, size, size)
+    with pytest.raises(ModelDirectoryError) as raised:
+        write_image_processor(home, out)
+    assert not (out / "preprocessor_config.json").exists()
+    return raised.value
+
+
+def check(home: Path, encoder: ImageEncoder) -> None:
+    """The pixels of images in many shapes, against the reference."""
+    reference = transformers.AutoImageProcessor.from_pretrained(str(home), use_fast=False)
+
+    class Graph:
+        name, type, shape = "pixel_values", "tensor(float)", ("batch", 3, "height", "width")
+
+    collate = ImageCollator([Graph()], encoder.steps)
+    for mode in ("RGB", "L", "RGBA"):
+        for height, width in SHAPES:
+            image = picture(height, width, mode)
+            (item,) = encoder.encode([image])
+            assert not isinstance(item, Refused), item
+            found = collate(list(item.windows))["pixel_values"]
+            expected = reference(images=load_image(image), return_tensors="np")["pixel_values"]
+            assert expected.std() > 0
+            np.testing.assert_array_equal(found, expected.astype(np.float32))
+
+
+HONOURED = [
+    *(vit(resample=number) for number in range(6)),
+    vit(),
+    vit(size=SIZE),
+    vit(size={"height": 24, "width": 36}),
+    {"feature_extractor_type": "ViTFeatureExtractor", "size": SIZE},
+    vit(image_processor_type="ViTImageProcessorFast", do_convert_rgb=None, default_to_square=True),
+    vit(do_rescale=False),
+    vit(do_normalize=False),
+    vit(do_rescale=False, do_normalize=False),
+    vit(rescale_factor=1 / 127.5, image_mean=[1.0, 0.9, 0.8], image_std=[0.3, 0.5, 0.7]),
+    vit(image_mean=0.4, image_std=0.3),
+    of("DeiT", size={"height": 30, "width": 28}, crop_size=SQUARE),
+    of("DeiT", size={"height": 9, "width": 40}, crop_size=SIZE),
+    of("DeiT", size={"height": 9, "width": 10}, crop_size={"height": 24, "width": 23}),
+    of("DeiT", do_resize=False, crop_size=SQUARE),
+    of("DeiT", size=SQUARE, do_center_crop=False),
+    clip(),
+    clip(size=27, crop_size=SIZE),
+    clip(do_convert_rgb=False, size=SQUARE, do_center_crop=False),
+    of("Bit", size={"shortest_edge": 20}, crop_size=SQUARE),
+    of("Beit", size=SQUARE, do_center_crop=True, crop_size=SQUARE, do_reduce_labels=True),
+    of("Siglip", size=SQUARE),
+    of("Pvt", size=SQUARE),
+    of("MobileNetV1", size={"shortest_edge": 30}, crop_size=SQUARE),
+    of("MobileNetV2", size={"shortest_edge": 30}, crop_size=SQUARE),
+    of("Segformer", size=SQUARE, do_reduce_labels=True),
+    of("Levit", size={"shortest_edge": 24}, crop_size=SQUARE),
+    of("Levit", size={"height": 29, "width": 27}, crop_size=SQUARE),
+    of("ConvNext", size={"shortest_edge": 24}),
+    of("ConvNext", size={"shortest_edge": 24}, crop_pct=0.6),
+    of("PoolFormer", size={"shortest_edge": 24}, crop_size=SQUARE),
+    of("PoolFormer", size=SQUARE, crop_size=SQUARE, crop_pct=0.7),
+    of("PoolFormer", size={"height": 24, "width": 30}, crop_size=SQUARE, crop_pct=0.8),
+    of("EfficientNet", size=SQUARE, rescale_offset=True, rescale_factor=1 / 127.5),
+    of("EfficientNet", size=SQUARE, include_top=False, image_std=[0.3, 0.5, 0.7]),
+    of("EfficientNet", size={"height": 40, "width": 30}, do_center_crop=True, crop_size=SQUARE, do_normalize=False),
+    of("MobileViT", size={"shortest_edge": 30}, crop_size=SQUARE),
+    of("MobileViT", size={"shortest_edge": 20}, crop_size=SQUARE, do_flip_channel_order=False, do_rescale=False),
+]
+
+
+@pytest.mark.parametrize("settings", HONOURED, ids=lambda settings: json.dumps(settings)[:90])
+def test_pixels_are_the_references(tmp_path: Path, settings: dict[str, Any]) -> None:
+    home = checkpoint(tmp_path / "model", settings)
+    size = settings.get("size")
+    height, width = (24, 36) if size == {"height": 24, "width": 36} else (24, 24)
+    if settings.get("crop_size") == {"height": 24, "width": 23}:
+        width = 23
+    check(home, carried(home, (height, width)))
+
+
+def test_a_large_convnext_is_warped_and_not_cropped(tmp_path: Path) -> None:
+    home = checkpoint(tmp_path / "model", of("ConvNext"))  # its class says 384
+    check(home, carried(home, 384))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        vit(do_center_crop=True, size={"height": 30, "width": 30}, crop_size=SQUARE),
+        clip(size={"shortest_edge": 30, "longest_edge": 40}),
+        clip(size={"shortest_edge": 30, "longest_edge": 400}),
+        clip(size={"max_height": 40, "max_width": 30}),
+    ],
+    ids=lambda settings: json.dumps(settings)[:90],
+)
+def test_what_only_some_versions_follow_is_followed_or_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
+    home = checkpoint(tmp_path / "model", settings)
+    if NEWER:
+        check(home, carried(home))
+    elif settings["size"] == {"shortest_edge": 30, "longest_edge": 400}:
+        assert "other pixels" in refusal(home).what  # the first that are tried are wide enough
+    else:
+        assert any(words in refusal(home).what for words in ("other pixels", "fails on"))
+
+
+def test_what_a_class_leaves_to_its_defaults_is_written_out(tmp_path: Path) -> None:
+    home = checkpoint(
+        tmp_path / "model", {"image_processor_type": "ViTImageProcessor", "auto_map": {"AutoConfig": "x.y"}}
+    )
+    carried(home, 224)
+    written = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    assert written["size"] == {"height": 224, "width": 224} and written["resample"] == 2
+    assert written["image_mean"] == [0.5] * 3 and written["rescale_factor"] == 1 / 255
+    assert [written[name] for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize")] == [
+        *(True, False, True, True),
+    ]
+    assert "auto_map" not in written
+    again = transformers.AutoImageProcessor.from_pretrained(str(tmp_path / "out"), use_fast=False)
+    first = transformers.AutoImageProcessor.from_pretrained(str(home), use_fast=False)
+    image = picture(33, 50)
+    pixels = [each(images=image, return_tensors="np")["pixel_values"] for each in (first, again)]
+    np.testing.assert_array_equal(*pixels)
+
+
+def test_the_settings_inside_of_a_processors_file_go_first(tmp_path: Path) -> None:
+    home = checkpoint(tmp_path / "model", {"image_processor": vit(resample=0)}, name="processor_config.json")
+    checkpoint(home, vit(resample=3))
+    encoder = carried(home)
+    assert encoder.steps.resample == 0
+    check(home, encoder)
+
+
+def test_a_folder_without_a_processor_has_none(tmp_path: Path) -> None:
+    home = checkpoint(tmp_path / "model", {"processor_class": "X"}, name="processor_config.json")
+    out = artefact(tmp_path / "out", 3, SIZE, SIZE)
+    assert write_image_processor(home, out) == []
+    assert not (out / "preprocessor_config.json").exists()
+
+
+def test_a_graph_of_texts_has_none(tmp_path: Path) -> None:
+    home = checkpoint(tmp_path / "model", {"image_processor_type": "DonutImageProcessor"})
+    assert write_image_processor(home, artefact(tmp_path / "out", "sequence_length", name="input_ids")) == []
+    assert write_image_processor(home, tmp_path / "nothing") == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (of("Donut", size=SQUARE), "'DonutImageProcessor' is not built"),
+        (of("Perceiver", size=SQUARE), "'PerceiverImageProcessor' is not built"),
+        (of("Nobody"), "transformers cannot open the image processor"),
+        (vit(do_pad=True, pad_size=SQUARE), "'do_pad' is true, which is not built for ViTImageProcessor"),
+        (vit(do_sharpen=True), "'do_sharpen' is true" if not NEWER else None),
+        (of("MobileViT", size={"shortest_edge": 30}, crop_size=SQUARE, do_normalize=True), "'do_normalize' is true"),
+        (of("Segformer", size=SQUARE, do_center_crop=True, crop_size=SQUARE), "'do_center_crop' is true"),
+        (of("ConvNext", size=SQUARE), "takes 'shortest_edge' alone"),
+        (clip(do_center_crop=False), "keep their shapes"),
+        (vit(do_resize=False), "keep their shapes"),
+        (clip(size={"longest_edge": 30}), "which is not built for CLIPImageProcessor"),
+        (vit(size={"height": 32, "width": 32}), "3 x 32 x 32, and the graph takes 3 x 24 x 24"),
+        (vit(size={"height": 10**6, "width": 10**6}), "no number of pixels"),
+        (clip(size={"shortest_edge": 32768}), "refused: the image is too narrow"),
+        (vit(resample=9), "'resample' is 9"),
+        (vit(image_mean=[0.5]), "'image_mean' has 1 numbers"),
+        (vit(image_std=[0.5, 0.0, 0.5]), "'image_std' holds 0"),
+        (vit(rescale_factor="1/255"), None),
+        (vit(size="large"), None),
+        (of("PoolFormer", size=SQUARE, crop_size=SQUARE, crop_pct=0.0), "no share of an image"),
+        ("{", None),
+        ("[]", "expected a JSON object"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_what_cannot_be_honoured_is_refused_by_name(tmp_path: Path, settings: Any, words: str | None) -> None:
+    home = checkpoint(tmp_path / "model", settings)
+    if words is None and settings == vit(do_sharpen=True):
+        check(home, carried(home))  # no setting of the class, which drops it
+        return
+    error = refusal(home)
+    assert words is None or words in error.what
+    assert "preprocessor_config.json" in str(error.where) and error.todo
+
+
+def test_a_file_that_leads_elsewhere_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "private.json").write_text(json.dumps(vit()))
+    home = checkpoint(tmp_path / "model", vit())
+    (home / "preprocessor_config.json").unlink()
+    (home / "preprocessor_config.json").symlink_to(tmp_path / "private.json")
+    assert "leads out" in refusal(home).what
+
+
+def test_what_is_built_here_is_tried_against_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = checkpoint(tmp_path / "model", vit())
+    resolve = image_processors._resolved
+    monkeypatch.setattr(image_processors, "_resolved", lambda reference: resolve(reference) | {"resample": 3})
+    assert "ViTImageProcessor" in refusal(home).what and "97 x 23" in refusal_text(tmp_path)
+
+
+def refusal_text(folder: Path) -> str:
+    with pytest.raises(ModelDirectoryError) as raised:
+        write_image_processor(folder / "model", folder / "out")
+    return raised.value.what
+
+
+def test_an_export_carries_the_processor(tmp_path: Path) -> None:
+    model = families.build("vit", "ForImageClassification")
+    model.save_pretrained(tmp_path / "model")
+    plain = export(tmp_path / "model", tmp_path / "plain", precision=["fp32"]).path
+    assert not (plain / "preprocessor_config.json").exists()
+
+    wrong = vit(size={"height": 16, "width": 16})
+    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(wrong))
+    with pytest.raises(ModelDirectoryError, match="3 x 16 x 16, and the graph takes 3 x 8 x 8"):
+        export(tmp_path / "model", tmp_path / "wrong", precision=["fp32"])
+    assert not (tmp_path / "wrong").exists()
+
+    right = vit(size={"height": families.IMAGE, "width": families.IMAGE})
+    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(right))
+    for layout in ("hf", "flat"):
+        path = export(tmp_path / "model", tmp_path / layout, precision=["fp32"], layout=layout).path
+        assert isinstance(load(path, threads=1)(picture(33, 50)), Classified)
