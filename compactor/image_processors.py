@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from compactor.errors import ModelDirectoryError
 from compactor.loading import quiet
-from compactor.model_files import inside, read_object, write_json
+from compactor.model_files import read_object, write_json
 from compactor.runtime.answers import Refused
 from compactor.runtime.errors import RuntimeSetupError
 from compactor.runtime.image_files import pillow, read_image
 from compactor.runtime.image_steps import CONFIG, ImageSteps
 
-_WHOLE = "processor_config.json"  # may hold the image processor's settings, and then they go before the other file
+_WHOLE = "processor_config.json"  # may hold the image processor's settings
 _PIXELS = "pixel_values"
 _GRAPH = "model.onnx"  # fp32, which every export writes
 _INSTEAD = "remove the processor's file to export the graph alone, and give it pixels of your own"
@@ -42,20 +42,25 @@ def write_image_processor(home: Path, directory: Path) -> list[str]:
         The name of the file, or nothing where there is no processor.
 
     Raises:
-        ModelDirectoryError: The processor cannot be opened, does what is not built, or makes images of another size than
-            the graph takes.
+        ModelDirectoryError: The processor cannot be opened, does what is not built, or makes images of another size
+            than the graph takes.
     """
-    file = next((name for name in (_WHOLE, CONFIG) if _holds_processor(home, name)), None)
-    size = None if file is None else _image_size(directory)
-    if file is None or size is None:
+    if not any((home / name).is_file() for name in (CONFIG, _WHOLE)):
         return []
-    where = str(home / file)
+    size = _image_size(directory)
+    if size is None:
+        return []
+    stated = _stated(home)
+    if stated is None:
+        return []
+    name, content = stated
+    where = str(home / name)
     reference = _open(home, where)
-    settings = _resolved(reference)
+    settings = _resolved(reference, content)
     try:
         steps = ImageSteps.read(settings, where=where)
     except RuntimeSetupError as error:
-        raise ModelDirectoryError(error.what, where=error.where or where, todo=error.todo) from error
+        raise ModelDirectoryError(error.what, where=where, todo=error.todo) from error
     made = (3, *steps.size)
     if made != size:
         raise ModelDirectoryError(
@@ -63,17 +68,31 @@ def write_image_processor(home: Path, directory: Path) -> list[str]:
             where=where,
             todo=f"let its sizes and the config's 'image_size' agree, or {_INSTEAD}",
         )
-    _try(reference, steps, type(reference).__name__, where)
+    _try(reference, steps, settings.get("size"), where)
     write_json(directory / CONFIG, settings)
     return [CONFIG]
 
 
-def _holds_processor(home: Path, name: str) -> bool:
-    if not (home / name).is_file():
-        return False
-    inside(home, name)
-    content = read_object(home, name)
-    return name == CONFIG or isinstance(content.get("image_processor"), dict)
+def _stated(home: Path) -> tuple[str, dict[str, Any]] | None:
+    """The file that holds the processor's settings, and what it says of them; None where none does.
+
+    Raises:
+        ModelDirectoryError: Two files do, and differ.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name in (CONFIG, _WHOLE):
+        if (home / name).is_file():
+            content = read_object(home, name)
+            inner = content if name == CONFIG else content.get("image_processor")
+            if isinstance(inner, dict):
+                found[name] = {key: value for key, value in inner.items() if key != "processor_class"}
+    if len(found) > 1 and found[CONFIG] != found[_WHOLE]:
+        raise ModelDirectoryError(
+            f"{CONFIG} and {_WHOLE} differ in the image processor, and which of them counts depends on transformers",
+            where=str(home),
+            todo="remove the one that is wrong",
+        )
+    return next(iter(found.items()), None)
 
 
 def _image_size(directory: Path) -> tuple[Any, ...] | None:
@@ -114,10 +133,14 @@ def _require_pillow(where: str) -> None:
         raise ModelDirectoryError(error.what, where=where, todo=error.todo) from error
 
 
-def _resolved(reference: Any) -> dict[str, Any]:
-    """Every setting, without pointers to code; a step that is not taken is written as such."""
+def _resolved(reference: Any, stated: dict[str, Any]) -> dict[str, Any]:
+    """Every setting, without pointers to code; a step that is not taken is written as such.
+
+    A step that the file states and the class drops is kept, so that it is refused by its name.
+    """
     settings: dict[str, Any] = json.loads(reference.to_json_string())
     settings.pop("auto_map", None)
+    settings = {name: value for name, value in stated.items() if name.startswith("do_") and value} | settings
     steps = [name for name in dir(reference) if name.startswith("do_") and getattr(reference, name) is None]
     settings |= dict.fromkeys(steps, False)
     for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
@@ -125,11 +148,12 @@ def _resolved(reference: Any) -> dict[str, Any]:
     return settings
 
 
-def _try(reference: Any, steps: ImageSteps, name: str, where: str) -> None:
+def _try(reference: Any, steps: ImageSteps, size: Any, where: str) -> None:
     """Raises ModelDirectoryError where an image becomes other pixels here than in the reference."""
     from transformers.image_utils import load_image
 
-    for mode, width, height in _TRIED:
+    name = type(reference).__name__
+    for mode, width, height in (*_TRIED, *_narrow(size)):
         image = _picture(mode, width, height)
         what = f"an image of {width} x {height} pixels in mode {mode}"
         own = read_image(image)
@@ -155,6 +179,13 @@ def _try(reference: Any, steps: ImageSteps, name: str, where: str) -> None:
                 where=where,
                 todo=f"remove settings that this version of transformers does not follow; or {_INSTEAD}",
             )
+
+
+def _narrow(size: Any) -> list[tuple[str, int, int]]:
+    """An image whose longer edge is bounded, where one is: a bound that only some versions of transformers keep."""
+    edges = size if isinstance(size, dict) else {}
+    shortest, longest = edges.get("shortest_edge"), edges.get("longest_edge")
+    return [("RGB", 4 * longest // shortest + 4, 2)] if shortest and longest else []
 
 
 def _same(expected: NDArray[Any], found: NDArray[np.float32]) -> bool:

@@ -51,7 +51,7 @@ _WITHOUT_EFFECT = frozenset({"do_convert_rgb", "do_reduce_labels"})
 _FILTERS = range(6)  # Pillow's numbers: nearest, Lanczos, bilinear, bicubic, box, Hamming
 _BILINEAR = 2
 _WARPED = 384  # ConvNeXT's: an image of at least this many pixels is not cropped
-_LARGEST = 1 << 15
+_LARGEST = 1 << 12  # of an edge: more fills the memory with one image
 _LEVIT = 256 / 224
 
 Size = tuple[int, int]
