@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import PIL.Image
 import pytest
 import transformers
@@ -25,6 +26,7 @@ from compactor.runtime.errors import ArtefactError
 from compactor.runtime.image_files import from_base64, is_image, read_image
 from compactor.runtime.images import IMAGES, ImageCollator, ImageEncoder
 from compactor.runtime.model import Model
+from compactor.runtime.remote_graph import RemoteGraph
 from compactor.runtime.serving import protocol
 from compactor.runtime.serving.protocol import BadRequest
 from tests.compactor import families
@@ -341,6 +343,34 @@ def test_a_graph_of_something_else_is_refused(artefact: Path) -> None:
 
 
 # Behind HTTP
+
+
+def test_a_server_may_run_the_graph(
+    artefact: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = export(artefact, tmp_path / "vit", layout="triton", precision=["fp32"]).path
+    assert (repository / "preprocessor_config.json").read_bytes() == (
+        artefact / "preprocessor_config.json"
+    ).read_bytes()
+    session = onnxruntime.InferenceSession(next(repository.glob("*/1/model.onnx")))
+    asked = []
+
+    def ask(graph: RemoteGraph, body: dict[str, Any] | None) -> dict[str, Any]:
+        if body is None:
+            taken = {"name": "pixel_values", "datatype": "FP32", "shape": [-1, 3, SIZE, SIZE]}
+            return {"inputs": [taken], "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, 3]}]}
+        (tensor,) = body["inputs"]
+        asked.append(tensor["shape"])
+        pixels = np.array(tensor["data"], np.float32).reshape(tensor["shape"])
+        (logits,) = session.run(None, {"pixel_values": pixels})
+        output = {"name": "logits", "datatype": "FP32", "shape": list(logits.shape), "data": logits.ravel().tolist()}
+        return {"outputs": [output]}
+
+    monkeypatch.setattr(RemoteGraph, "_ask", ask)
+    images = [picture(*shape) for shape in SHAPES]
+    found = compactor.runtime.load(repository, url="http://127.0.0.1:1")(images)
+    assert [answer.score for answer in found] == pytest.approx([answer.score for answer in model(images)], abs=1e-5)
+    assert asked == [[5, 3, SIZE, SIZE]]
 
 
 def test_a_client_sends_base64_and_never_a_path(model: Model, tmp_path: Path) -> None:
