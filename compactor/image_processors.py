@@ -58,7 +58,7 @@ def write_image_processor(home: Path, directory: Path) -> list[str]:
     reference = _open(home, where)
     settings = _resolved(reference, content)
     try:
-        steps = ImageSteps.read(settings, where=where)
+        steps = ImageSteps.read(settings, where=where, todo=f"change the setting, or {_INSTEAD}")
     except RuntimeSetupError as error:
         raise ModelDirectoryError(error.what, where=where, todo=error.todo) from error
     made = (3, *steps.size)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from .answers import Refused
 from .errors import ArtefactError
 
+_PROGRAMS = ("EPS", "PS")  # Pillow has Ghostscript run them
 _CHANNELS = (1, 3, 4)  # the sizes of an axis that the reference takes for the channels
 
 
@@ -123,6 +124,8 @@ def _opened(source: Path | io.BytesIO) -> NDArray[np.uint8] | Refused:
 def _upright(image: Any) -> NDArray[np.uint8] | Refused:
     import PIL.ImageOps
 
+    if image.format in _PROGRAMS:
+        return Refused("it is PostScript, a program, and is not run: save it as PNG")
     if 0 in image.size:
         return Refused("the image has no pixels")
     limit = pillow().MAX_IMAGE_PIXELS

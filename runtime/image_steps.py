@@ -83,12 +83,13 @@ class ImageSteps:
     flip: bool
 
     @classmethod
-    def read(cls, settings: Mapping[str, Any], *, where: str) -> ImageSteps:
+    def read(cls, settings: Mapping[str, Any], *, where: str, todo: str) -> ImageSteps:
         """The steps of a processor whose settings are all written out.
 
         Args:
             settings: The content of ``preprocessor_config.json``.
             where: The file, for messages.
+            todo: What one does about a setting that is not built, likewise.
 
         Raises:
             ArtefactError: A setting is none of those that are built, or damaged.
@@ -96,11 +97,7 @@ class ImageSteps:
         try:
             return _read(settings)
         except _Unknown as error:
-            raise ArtefactError(
-                str(error),
-                where=where,
-                todo="change the setting, or remove the processor's file and give the graph pixels of your own",
-            ) from error
+            raise ArtefactError(str(error), where=where, todo=todo) from error
 
     def shape(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8] | Refused:
         """The first half, (H, W, 3) to (3, *size): what can be done in whole numbers, which take little memory."""

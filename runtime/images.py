@@ -61,7 +61,11 @@ class ImageEncoder:
             missing=f"there is no {CONFIG}: nothing says how an image becomes the numbers that the graph takes",
             todo="put the checkpoint's image processor into its folder (save_pretrained), and export it again",
         )
-        self.steps = ImageSteps.read(settings, where=str(folder / CONFIG))
+        self.steps = ImageSteps.read(
+            settings,
+            where=str(folder / CONFIG),
+            todo="export the model again; or run the graph with pixels of your own",
+        )
         patch = config.get("patch_size")
         side = patch if type(patch) is int and patch > 0 else _PATCH
         height, width = self.steps.size

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 import transformers
 from transformers.image_utils import load_image
 
@@ -155,6 +156,7 @@ def test_a_large_convnext_is_warped_and_not_cropped(tmp_path: Path) -> None:
     [
         vit(do_center_crop=True, size={"height": 30, "width": 30}, crop_size=SQUARE),
         clip(size={"shortest_edge": 30, "longest_edge": 40}),
+        clip(size={"shortest_edge": 30, "longest_edge": 60}),
         clip(size={"shortest_edge": 30, "longest_edge": 400}),
         clip(size={"max_height": 40, "max_width": 30}),
     ],
@@ -269,6 +271,41 @@ def test_what_is_built_here_is_tried_against_the_reference(tmp_path: Path, monke
     what = refusal(home).what
     assert what.startswith("ViTImageProcessor")
     assert "an image of 97 x 23 pixels in mode RGB becomes other" in what
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("DeiT", of("DeiT", size={"height": 40, "width": 36}, crop_size={"height": 32, "width": 32})),
+        ("Beit", of("Beit", size={"height": 32, "width": 32}, do_center_crop=False)),
+        ("Dinov2", of("Bit", size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32})),
+        ("Swin", vit(size={"height": 32, "width": 32})),
+    ],
+)
+def test_other_families_have_the_pipelines_answers(tmp_path: Path, family: str, settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "image_size": 32, "num_labels": 3}
+    sizes |= {"patch_size": 8} if family != "Swin" else {"patch_size": 4, "embed_dim": 16, "window_size": 4}
+    if family == "Swin":
+        sizes = {name: size for name, size in sizes.items() if "hidden" not in name and "attention" not in name}
+        sizes |= {"depths": [1, 1], "num_heads": [2, 4]}
+    config = getattr(transformers, f"{family}Config")(**sizes)
+    model = getattr(transformers, f"{family}ForImageClassification")(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" not in name.lower() or name.endswith("bias"):
+                parameter.normal_(std=0.2)
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(settings))
+    path = export(tmp_path / "model", tmp_path / "out", precision=["fp32"]).path
+    images = [picture(height, width) for height, width in SHAPES]
+    pipeline = transformers.pipeline(
+        "image-classification", str(tmp_path / "model"), device="cpu", use_fast=False, top_k=3
+    )
+    for image, answer in zip(images, load(path, threads=1)(images), strict=True):
+        assert isinstance(answer, Classified)
+        scores = {entry["label"]: entry["score"] for entry in pipeline(image)}
+        assert dict(zip(answer.labels, answer.scores.tolist(), strict=True)) == pytest.approx(scores, abs=1e-5)
 
 
 def test_an_export_carries_the_processor(tmp_path: Path) -> None:

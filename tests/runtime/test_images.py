@@ -105,6 +105,14 @@ def test_batches_are_measured_by_patches(artefact: Path, model: Model) -> None:
     assert [each.score for each in small(images)] == pytest.approx([each.score for each in model(images)])
 
 
+def test_labels_are_no_positions(artefact: Path, model: Model, tmp_path: Path) -> None:
+    shutil.copytree(artefact, tmp_path / "out")
+    config = json.loads((artefact / "config.json").read_text())
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config | {"patch_size": 8}))  # fewer patches than labels
+    found = compactor.runtime.load(tmp_path / "out", precision="fp32", threads=1)(picture(33, 50))
+    assert found.scores == pytest.approx(model(picture(33, 50)).scores)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -217,6 +225,7 @@ def test_a_single_pixel_is_an_image(model: Model, height: int) -> None:
         (b"no image at all", "no image"),
         (encoded(picture(30, 30), "PNG")[:200], "cannot be read"),
         (encoded(picture(30, 30), "JPEG")[:300], "cannot be read"),
+        (encoded(picture(30, 30), "EPS"), "PostScript"),
         ("", "path is empty"),
         ("no/such/file.png", "no file 'no/such/file.png'"),
         ("x" * 5000, "..."),
@@ -296,6 +305,7 @@ def test_an_artefact_without_a_processor_says_so(artefact: Path, tmp_path: Path)
         ({"image_mean": [0.5, 0.5]}, "'image_mean' has 2 numbers"),
         ({"image_std": [0.5, 0, 0.5]}, "'image_std' holds 0"),
         ({"rescale_factor": None}, "'rescale_factor' is None"),
+        ({"rescale_factor": float("nan")}, "'rescale_factor' is nan"),
     ],
     ids=lambda value: str(value)[:40],
 )
