@@ -274,6 +274,23 @@ def test_pillows_warning_is_a_refusal_here(model: Model, monkeypatch: pytest.Mon
     assert isinstance(found, Refused) and "30 x 30" in found.reason
 
 
+@pytest.mark.parametrize("bounded", [False, True])
+def test_an_image_too_narrow_to_be_resized_is_refused(
+    artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bounded: bool
+) -> None:
+    settings = json.loads((artefact / "preprocessor_config.json").read_text())
+    size = {"shortest_edge": 30} | ({"longest_edge": 40} if bounded else {})
+    crop = {"height": SIZE, "width": SIZE}
+    settings |= {"size": size, "do_center_crop": True, "crop_size": crop}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    encoder = ImageEncoder(tmp_path, {})
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 2000)
+    narrow, wide = encoder.encode([picture(2, 200), picture(20, 31)])
+    assert isinstance(narrow, Refused) and "too narrow" in narrow.reason
+    assert ("0 x 40" if bounded else "30 x 3000") in narrow.reason
+    assert not isinstance(wide, Refused)
+
+
 def test_what_one_image_is() -> None:
     for item in (picture(2, 2), noise(2, 2), noise(2, 2)[..., 0], b"a", bytearray(b"a"), "a", Path("a"), np.zeros(())):
         assert is_image(item)
