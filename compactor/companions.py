@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compactor.manifest import MANIFEST_NAME
 from compactor.model_files import copy_file, matching, write_json
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ def copy_companions(
         for name in matching(folder, _OTHER_FILES):
             copy_file(folder, directory, name)
             names.append(name)
+    if not (source / MANIFEST_NAME).is_file():  # an earlier artefact's says all already
+        from compactor.image_processors import write_image_processor  # it brings torch
+
+        names.extend(write_image_processor(home, directory))
     if tokenizer is not None:
         names.extend(tokenizer.write(directory, max_tokens=max_tokens, config=config))
     if (source / MODULES).is_file():

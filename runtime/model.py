@@ -23,6 +23,8 @@ from .artefacts import Artefact, Choice
 from .bucketing import by_length, restore
 from .encoding import Collator, Encoded, TextEncoder
 from .errors import ArtefactError
+from .image_files import is_image
+from .images import IMAGES, ImageCollator, ImageEncoder
 from .reading import Outputs, Reader, ReadingOptions, make_reader
 from .remote_graph import RemoteGraph
 from .sentences import Prompts, Roles, SentenceSettings
@@ -57,7 +59,7 @@ class Model:
         artefact: Artefact,
         choice: Choice,
         threads: ThreadPlan,
-        encoder: TextEncoder,
+        encoder: TextEncoder | ImageEncoder,
         runner: _Graph | _Writer,
         *,
         max_batch: int,
@@ -92,7 +94,8 @@ class Model:
         Args:
             items: A text; or a list of texts, of pairs (text-classification), or of questions with their contexts
                 (question-answering), these as tuples or as mappings with ``text`` and ``text_pair``, or ``question``
-                and ``context``.
+                and ``context``. Of a model of images: an image, or a list of them, each as ``PIL.Image.Image``, array
+                of uint8 (H, W, 3), bytes of a file, or path.
             role: ``query`` or ``document``: what the texts are for, where a model of vectors tells them apart
                 (``encode_query`` and ``encode_document`` of sentence-transformers).
             prompt_name: The folder's prompt that shall stand before each text; by default the one it names itself.
@@ -102,7 +105,7 @@ class Model:
             For a text its answer, for many one each, in their order. Where an item is no text, empty or too long,
             that is a ``Refused`` with the reason.
         """
-        single = isinstance(items, str)
+        single = is_image(items) if isinstance(self._encoder, ImageEncoder) else isinstance(items, str)
         encoded = self.encode([items] if single else list(items), role=role, prompt_name=prompt_name, prompt=prompt)
         answers = iter(self.answer([item for item in encoded if isinstance(item, Encoded)]))
         found = [item if isinstance(item, Refused) else next(answers) for item in encoded]
@@ -176,19 +179,23 @@ def load(
     choice = artefact.choose(precision, provider)
     plan = explain_threads(threads)
     vocabulary = artefact.config.get("vocab_size")
-    encoder = TextEncoder(
-        artefact.folder,
-        task=artefact.task,
-        limit=artefact.max_tokens,
-        truncate=truncate,
-        vocabulary=vocabulary if isinstance(vocabulary, int) else None,
-        prefix=artefact.prefix,
-        roles=Roles.read(artefact.folder, SentenceSettings.read(artefact.folder)),
-    )
+    encoder: TextEncoder | ImageEncoder
+    if artefact.task == IMAGES:
+        encoder = ImageEncoder(artefact.folder, artefact.config)
+    else:
+        encoder = TextEncoder(
+            artefact.folder,
+            task=artefact.task,
+            limit=artefact.max_tokens,
+            truncate=truncate,
+            vocabulary=vocabulary if isinstance(vocabulary, int) else None,
+            prefix=artefact.prefix,
+            roles=Roles.read(artefact.folder, SentenceSettings.read(artefact.folder)),
+        )
     runner: _Graph | _Writer
     if url is not None:
         runner = _Graph.ask(artefact, url, choice, encoder, options)
-    elif artefact.generates:
+    elif artefact.generates and isinstance(encoder, TextEncoder):
         runner = _Writer.open(artefact, choice, plan.threads, encoder)
     else:
         runner = _Graph.open(artefact, choice, plan.threads, encoder, allow_spinning=allow_spinning, options=options)
@@ -198,12 +205,15 @@ def load(
 class _Graph:
     """One graph that answers in one pass."""
 
-    def __init__(self, session: Any, collate: Collator, reader: Reader) -> None:
+    def __init__(self, session: Any, collate: Collator | ImageCollator, reader: Reader) -> None:
         self._session, self._collate, self._reader = session, collate, reader
         self._outputs = [output.name for output in session.get_outputs()]
         # Which outputs have one entry a token: their second axis is as long as the inputs'.
-        length = session.get_inputs()[0].shape[1]
-        self._by_token = [len(output.shape) > 1 and output.shape[1] == length for output in session.get_outputs()]
+        length = session.get_inputs()[0].shape[1] if isinstance(collate, Collator) else None
+        self._by_token = [
+            length is not None and len(output.shape) > 1 and output.shape[1] == length
+            for output in session.get_outputs()
+        ]
 
     @classmethod
     def open(
@@ -211,7 +221,7 @@ class _Graph:
         artefact: Artefact,
         choice: Choice,
         threads: int,
-        encoder: TextEncoder,
+        encoder: TextEncoder | ImageEncoder,
         *,
         allow_spinning: bool,
         options: ReadingOptions,
@@ -224,7 +234,9 @@ class _Graph:
         return cls._of(session, artefact, encoder, options)
 
     @classmethod
-    def ask(cls, artefact: Artefact, url: str, choice: Choice, encoder: TextEncoder, options: ReadingOptions) -> _Graph:
+    def ask(
+        cls, artefact: Artefact, url: str, choice: Choice, encoder: TextEncoder | ImageEncoder, options: ReadingOptions
+    ) -> _Graph:
         """The graph of a Triton repository, run by the server at ``url``."""
         home = Path(artefact.graphs[choice.precision]).parts[0]
         if artefact.generates or not (artefact.folder / home / "config.pbtxt").is_file():
@@ -238,7 +250,12 @@ class _Graph:
         return cls._of(session, artefact, encoder, options)
 
     @classmethod
-    def _of(cls, session: Any, artefact: Artefact, encoder: TextEncoder, options: ReadingOptions) -> _Graph:
+    def _of(
+        cls, session: Any, artefact: Artefact, encoder: TextEncoder | ImageEncoder, options: ReadingOptions
+    ) -> _Graph:
+        if isinstance(encoder, ImageEncoder):
+            pixels = ImageCollator(session.get_inputs(), encoder.steps)
+            return cls(session, pixels, make_reader(artefact, encoder, options))
         inputs = {entry.name: _TYPES.get(entry.type, np.int64) for entry in session.get_inputs()}
         padding = artefact.config.get("pad_token_id")
         collate = Collator(inputs, padding if isinstance(padding, int) else 0, token_types=encoder.settings.token_types)

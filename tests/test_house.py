@@ -23,7 +23,10 @@ PYTHON_FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rgl
 # What a file in the folder may import beside the standard library; everything else waits for someone to need it.
 ALLOWED = {
     "passes": {"onnx_ir", "numpy", "compactor.passes"},
-    "runtime": {"onnxruntime", "numpy", "onnx", "onnx_ir", "tokenizers", "torch", "transformers", "compactor.runtime"},
+    "runtime": {
+        *("onnxruntime", "numpy", "onnx", "onnx_ir", "tokenizers", "torch", "transformers", "compactor.runtime"),
+        "PIL",  # of images alone
+    },
     "runtime/reading": {"numpy", "compactor.runtime"},
     "runtime/sentences": {"numpy", "safetensors", "compactor.runtime"},
     "runtime/serving": {"fastapi", "ray", "starlette", "compactor.runtime"},

@@ -12,6 +12,7 @@ import pyarrow as pa
 from compactor.errors import UsageError
 from compactor.predicting.columns import ERROR
 from compactor.runtime.answers import Refused
+from compactor.runtime.images import IMAGES
 from compactor.tasks import GENERATION
 
 _LABELS = b"compactor.labels"  # in the metadata of 'scores': the labels, in the order of the numbers
@@ -30,8 +31,14 @@ _ENTITY = pa.struct(
 _FILL = pa.struct([("token", pa.string()), ("score", pa.float32())])
 
 # By task: the columns, and what of an answer's JSON stands in them. ``scores`` and ``vector`` are taken as arrays.
+_CLASSIFIED: Mapping[str, pa.DataType] = {
+    "label": pa.string(),
+    "score": pa.float32(),
+    "scores": pa.list_(pa.float32()),
+}
 _COLUMNS: Mapping[str, Mapping[str, pa.DataType]] = {
-    "text-classification": {"label": pa.string(), "score": pa.float32(), "scores": pa.list_(pa.float32())},
+    "text-classification": _CLASSIFIED,
+    IMAGES: _CLASSIFIED,
     "token-classification": {"entities": pa.list_(_ENTITY)},
     "question-answering": {"answer": pa.string(), "score": pa.float32(), "start": pa.int64(), "end": pa.int64()},
     "fill-mask": {"fills": pa.list_(pa.list_(_FILL))},

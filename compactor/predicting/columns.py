@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from compactor.errors import UsageError
 from compactor.evaluation.texts import DOCUMENTS, PAIRS, QUESTIONS, SINGLES
 from compactor.predicting.inputs import InputFile
+from compactor.runtime.images import IMAGES
 from compactor.tasks import GENERATION
 
 ROW = "row"
 ERROR = "error"
+PATHS = ("image", "path", "file", "image_path", "file_name", "filename")
 _PREFIX = "input_"  # of a kept column that is called like one of the answer's
 
 
@@ -24,14 +27,18 @@ class Columns:
         texts: The column of the text; or of the two texts, of the question and its context.
         kept: The columns that stay.
         kept_as: What they are called in the output.
+        folder: Of images: what their paths count from, the folder of the file.
     """
 
     texts: tuple[str, ...]
     kept: tuple[str, ...]
     kept_as: tuple[str, ...]
+    folder: Path | None = None
 
     def items(self, texts: Sequence[Sequence[Any]]) -> list[Any]:
-        """What the model gets for each row: a text, or a pair of texts."""
+        """What the model gets for each row: a text, a pair of texts, or the path of an image."""
+        if self.folder is not None:
+            return [self.folder / value if _is_path(value) else value for value in texts[0]]
         return list(texts[0]) if len(texts) == 1 else list(zip(*texts, strict=True))
 
 
@@ -51,6 +58,8 @@ def choose_columns(
     Raises:
         UsageError: A column is missing.
     """
+    if task == IMAGES and pair is not None:
+        raise UsageError("--pair names a second text, and this model takes images", todo="leave it")
     if text is None and pair is not None:
         raise UsageError("--pair names the second text, and no --text the first", todo="name both")
     texts = _usual(source, task) if text is None else tuple(_find(source, name) for name in (text, pair) if name)
@@ -62,7 +71,12 @@ def choose_columns(
         raise UsageError(
             f"two of the columns to keep would be called '{twice}'", where=str(source.path), todo="rename one of them"
         )
-    return Columns(texts, kept, kept_as)
+    return Columns(texts, kept, kept_as, source.path.parent if task == IMAGES else None)
+
+
+def _is_path(value: Any) -> bool:
+    """Whether it is one that can be joined to a folder; of what is not the model says why."""
+    return isinstance(value, str) and value != "" and "://" not in value
 
 
 def _usual(source: InputFile, task: str) -> tuple[str, ...]:
@@ -71,6 +85,8 @@ def _usual(source: InputFile, task: str) -> tuple[str, ...]:
     wanted: list[tuple[str, ...]]
     if task == "question-answering":
         wanted, what = [QUESTIONS], f"{' and '.join(QUESTIONS)}"
+    elif task == IMAGES:
+        wanted, what = [(name,) for name in PATHS], f"paths of images: none of {', '.join(PATHS)}"
     elif task == GENERATION:
         names = tuple(dict.fromkeys((*DOCUMENTS, *SINGLES)))
         wanted, what = [(name,) for name in names], f"documents: none of {', '.join(names)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from ..artefacts import Artefact
 from ..encoding import QUESTIONS, TextEncoder
 from ..errors import ArtefactError
+from ..images import ImageEncoder
 from ..sentences import SentenceSettings, read_chain
 from ..sentences.settings import SCORES, SPARSE, TOKEN_VECTORS
 from ..tokenizer import special_token
@@ -25,12 +26,14 @@ from .vectors import VectorReader
 __all__ = ["AGGREGATIONS", "Outputs", "Reader", "ReadingOptions", "make_reader"]
 
 
-def make_reader(artefact: Artefact, encoder: TextEncoder, options: ReadingOptions) -> Reader:
+def make_reader(artefact: Artefact, encoder: TextEncoder | ImageEncoder, options: ReadingOptions) -> Reader:
     """What reads answers off the outputs of an artefact's graph.
 
     Raises:
         ArtefactError: No text has an answer by this task, or the folder's pooling is none of those known here.
     """
+    if isinstance(encoder, ImageEncoder):
+        return LabelReader(artefact)
     sentences = SentenceSettings.read(artefact.folder)
     if sentences is not None and sentences.task == artefact.task and sentences.kind != SCORES:
         chain = read_chain(artefact.folder, sentences, encoder.tokenizer)

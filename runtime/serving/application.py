@@ -127,7 +127,7 @@ class Texts:
         """One answer a text, in their order; ``{"error"}`` in place of what could not be answered."""
 
         async def answer(body: Any) -> tuple[Any, int]:
-            items = protocol.read_plain(body, self.settings.max_texts)
+            items = protocol.read_plain(body, self.settings.max_texts, self.task)
             answers = await self._answer(items)
             if all(isinstance(found, Refused) for found in answers):
                 raise BadRequest(protocol.first_refusal(answers) or "", 422)

@@ -1,7 +1,8 @@
 """Requests to texts and answers to replies: the Open Inference Protocol (KServe V2), and a plain JSON route.
 
 https://github.com/kserve/open-inference-protocol, REST. Texts are BYTES tensors in JSON; pairs and questions have two
-of one shape. Binary tensors are not taken.
+of one shape. Binary tensors are not taken. An image is its file in base64: never a path, or a client would name which
+of the server's files are read.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any
 
 from ..answers import Answer, Answered, Classified, Embedded, Filled, Refused, Tagged, Written
 from ..encoding import QUESTIONS
+from ..image_files import from_base64
+from ..images import IMAGES
 
 VERSION = "1"
 
@@ -44,6 +47,8 @@ def input_names(task: str) -> tuple[str, ...]:
     """The tensors of a request; the last may be missing where pairs are optional."""
     if task == QUESTIONS:
         return ("question", "context")
+    if task == IMAGES:
+        return ("image",)
     return ("text", "text_pair") if task == "text-classification" else ("text",)
 
 
@@ -76,7 +81,7 @@ def read_inference(body: Any, task: str, most: int) -> tuple[list[Any], str | No
         raise BadRequest("the inputs differ in shape")
     items = list(zip(*(tensors[name] for name in input_names(task) if name in tensors), strict=True))
     outputs = _read_outputs(body.get("outputs"), task)
-    return [item[0] if len(item) == 1 else item for item in items], request_id, outputs
+    return _decoded([item[0] if len(item) == 1 else item for item in items], task), request_id, outputs
 
 
 def write_inference(
@@ -114,8 +119,10 @@ def describe_model(name: str, task: str, labels: Sequence[str]) -> dict[str, Any
 
 def output_types(task: str) -> dict[str, str]:
     """Name and type of a task's V2 outputs."""
+    labels = {"label": "BYTES", "score": "FP32", "scores": "FP32"}
     types = {
-        "text-classification": {"label": "BYTES", "score": "FP32", "scores": "FP32"},
+        "text-classification": labels,
+        IMAGES: labels,
         "token-classification": {"entities": "BYTES"},
         QUESTIONS: {"answer": "BYTES", "score": "FP32", "start": "INT64", "end": "INT64"},
         "fill-mask": {"fills": "BYTES"},
@@ -124,8 +131,10 @@ def output_types(task: str) -> dict[str, str]:
     return types.get(task, {"text": "BYTES"})
 
 
-def read_plain(body: Any, most: int) -> list[Any]:
+def read_plain(body: Any, most: int, task: str = "") -> list[Any]:
     """The items of a request to the plain route: ``{"inputs": "text"}``, or a list of texts, pairs or questions.
+
+    Of a model of images each is a text of base64.
 
     Raises:
         BadRequest: There is nothing to answer, or too much.
@@ -138,7 +147,12 @@ def read_plain(body: Any, most: int) -> list[Any]:
         raise BadRequest("'inputs' is empty", 422)
     if len(items) > most:
         raise BadRequest(f"a request holds {most} texts at most, this one {len(items)}", 413)
-    return items
+    return _decoded(items, task)
+
+
+def _decoded(items: list[Any], task: str) -> list[Any]:
+    """Of images their bytes; what is no base64 is refused in its place."""
+    return [from_base64(item) for item in items] if task == IMAGES else items
 
 
 def _read_tensor(tensor: Any, known: Sequence[str], most: int) -> tuple[str, list[Any]]:

@@ -67,6 +67,10 @@ def test_the_labels_stand_beside_the_scores() -> None:
     assert scores.metadata == {b"compactor.labels": b'["no", "yes"]'}
 
 
-def test_images_have_no_texts() -> None:
-    with pytest.raises(UsageError, match="image-classification answer no texts"):
-        answer_fields("image-classification", LABELS)
+def test_images_are_classified_as_texts_are() -> None:
+    assert answer_fields("image-classification", LABELS) == answer_fields("text-classification", LABELS)
+
+
+def test_a_task_without_answers_is_refused() -> None:
+    with pytest.raises(UsageError, match="image-segmentation answer no texts"):
+        answer_fields("image-segmentation", LABELS)
