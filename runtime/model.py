@@ -25,7 +25,7 @@ from .encoding import Collator, Encoded, TextEncoder
 from .errors import ArtefactError
 from .image_files import is_image
 from .images import IMAGES, ImageCollator, ImageEncoder
-from .reading import Outputs, Reader, ReadingOptions, make_reader
+from .reading import Outputs, Reader, ReadingOptions, answer_type, make_reader
 from .remote_graph import RemoteGraph
 from .sentences import Prompts, Roles, SentenceSettings
 from .sessions import open_session
@@ -46,6 +46,7 @@ class Model:
     Attributes:
         name: The artefact's folder name.
         task: For example ``text-classification``.
+        answer_type: The record that an item is answered with.
         labels: The names of its labels, in the order of the logits; empty where the task has none.
         precision: Which graph was chosen, and why.
         threads: How many threads an operator gets, and why.
@@ -66,7 +67,7 @@ class Model:
         batch_tokens: int,
     ) -> None:
         self.name = artefact.folder.resolve().name
-        self.task, self.labels = artefact.task, artefact.labels
+        self.task, self.labels, self.answer_type = artefact.task, artefact.labels, answer_type(artefact)
         self.precision, self.threads = choice, threads
         self.max_tokens, self.max_batch, self.batch_tokens = encoder.limit, max_batch, batch_tokens
         self._encoder, self._runner = encoder, runner

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from compactor.errors import ModelDirectoryError, UsageError
+from compactor.runtime.reading_options import AGGREGATIONS
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -53,6 +54,32 @@ def allow_pickle_option(function: Function) -> Function:
         is_flag=True,
         help="Also read pickled weights (with weights_only). Only for files that you trust.",
     )(function)
+
+
+def reading_options(function: Function) -> Function:
+    """How answers are read: ``--aggregation``, ``--answer-tokens``, ``--no-answer``, ``--fills``."""
+    number = click.IntRange(1, 10_000)
+    for option in (
+        click.option("--fills", type=number, default=5, show_default=True, metavar="N", help="Tokens for each mask."),
+        click.option("--no-answer", is_flag=True, help="Let a question have no answer."),
+        click.option(
+            "--answer-tokens",
+            type=number,
+            default=15,
+            show_default=True,
+            metavar="N",
+            help="Tokens of the answer to a question, at most.",
+        ),
+        click.option(
+            "--aggregation",
+            type=click.Choice(AGGREGATIONS),
+            default="simple",
+            show_default=True,
+            help="How tokens are joined to entities.",
+        ),
+    ):
+        function = option(function)
+    return function
 
 
 def verbosity_options(function: Function) -> Function:

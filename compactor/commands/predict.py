@@ -41,6 +41,9 @@ def _names(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
 )
 @click.option("--provider", type=click.Choice(["cpu", "cuda"]), help="Likewise.")
 @click.option("--truncate", is_flag=True, help="Cut texts that are too long, instead of refusing them.")
+@click.option("--role", type=click.Choice(["query", "document"]), help="What the texts are for, to a model of vectors.")
+@click.option("--prompt-name", metavar="NAME", help="The folder's prompt before each text; by default its own choice.")
+@commands.reading_options
 @click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="Of a process; by default, the cores.")
 @click.option(
     "--chunk-rows",
@@ -67,6 +70,12 @@ def command(
     precision: str | None,
     provider: str | None,
     truncate: bool,
+    role: str | None,
+    prompt_name: str | None,
+    aggregation: str,
+    answer_tokens: int,
+    no_answer: bool,
+    fills: int,
     threads: int | None,
     chunk_rows: int | None,
     on_ray: bool,
@@ -106,6 +115,12 @@ def command(
                 precision=precision,
                 provider=provider,
                 truncate=truncate,
+                role=role,
+                prompt_name=prompt_name,
+                aggregation=aggregation,
+                answer_tokens=answer_tokens,
+                no_answer=no_answer,
+                fills=fills,
                 threads=threads,
                 chunk_rows=chunk_rows,
                 ray=RayOptions(workers, ray_address) if on_ray else None,

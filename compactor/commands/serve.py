@@ -28,6 +28,7 @@ def _at_least(lowest: int) -> click.IntRange:
 )
 @click.option("--provider", type=click.Choice(["cpu", "cuda"]), help="By default, what the artefact is for.")
 @click.option("--truncate", is_flag=True, help="Cut texts that are too long instead of refusing them.")
+@commands.reading_options
 @click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="Of a replica; by default 1.")
 @click.option(
     "--min-replicas",

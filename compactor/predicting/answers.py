@@ -1,4 +1,4 @@
-"""Answers as columns: one set of columns a task."""
+"""Answers as columns: one set of columns for each kind of answer."""
 
 from __future__ import annotations
 
@@ -9,11 +9,19 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from compactor.errors import UsageError
 from compactor.predicting.columns import ERROR
-from compactor.runtime.answers import Refused
-from compactor.runtime.images import IMAGES
-from compactor.tasks import GENERATION
+from compactor.runtime.answers import (
+    Answer,
+    Answered,
+    Classified,
+    Embedded,
+    Filled,
+    Refused,
+    Sparse,
+    Tagged,
+    TokenVectors,
+    Written,
+)
 
 _LABELS = b"compactor.labels"  # in the metadata of 'scores': the labels, in the order of the numbers
 
@@ -30,38 +38,29 @@ _ENTITY = pa.struct(
 )
 _FILL = pa.struct([("token", pa.string()), ("score", pa.float32())])
 
-# By task: the columns, and what of an answer's JSON stands in them. ``scores`` and ``vector`` are taken as arrays.
-_CLASSIFIED: Mapping[str, pa.DataType] = {
-    "label": pa.string(),
-    "score": pa.float32(),
-    "scores": pa.list_(pa.float32()),
+# What of an answer's JSON stands in which column. ``scores`` and vectors are taken as arrays.
+_COLUMNS: Mapping[type[Answer], Mapping[str, pa.DataType]] = {
+    Classified: {"label": pa.string(), "score": pa.float32(), "scores": pa.list_(pa.float32())},
+    Tagged: {"entities": pa.list_(_ENTITY)},
+    Answered: {"answer": pa.string(), "score": pa.float32(), "start": pa.int64(), "end": pa.int64()},
+    Filled: {"fills": pa.list_(pa.list_(_FILL))},
+    Embedded: {"vector": pa.list_(pa.float32())},
+    Sparse: {"indices": pa.list_(pa.int64()), "weights": pa.list_(pa.float32())},
+    TokenVectors: {"vectors": pa.list_(pa.list_(pa.float32()))},
+    Written: {"text": pa.string()},
 }
-_COLUMNS: Mapping[str, Mapping[str, pa.DataType]] = {
-    "text-classification": _CLASSIFIED,
-    IMAGES: _CLASSIFIED,
-    "token-classification": {"entities": pa.list_(_ENTITY)},
-    "question-answering": {"answer": pa.string(), "score": pa.float32(), "start": pa.int64(), "end": pa.int64()},
-    "fill-mask": {"fills": pa.list_(pa.list_(_FILL))},
-    "feature-extraction": {"vector": pa.list_(pa.float32())},
-    GENERATION: {"text": pa.string()},
-}
-_ARRAYS = {"scores", "vector"}
+_ARRAYS = {"scores", "vector", "weights"}
 
 
-def answer_fields(task: str, labels: Sequence[str]) -> list[pa.Field]:
-    """The columns of a task's answers, and ``error``.
+def answer_fields(kind: type[Answer], labels: Sequence[str]) -> list[pa.Field]:
+    """The columns of a model's answers, and ``error``.
 
     Args:
-        task: What the model does.
+        kind: What it answers with.
         labels: The names of its labels.
-
-    Raises:
-        UsageError: No text has an answer by this task.
     """
-    columns = _COLUMNS.get(task)
-    if columns is None:
-        raise UsageError(f"models for {task} answer no texts", todo=f"predict is for {', '.join(_COLUMNS)}")
-    fields = [pa.field(name, kind) for name, kind in columns.items()]
+    columns = _COLUMNS[kind]
+    fields = [pa.field(name, stored) for name, stored in columns.items()]
     if "scores" in columns:
         fields[-1] = fields[-1].with_metadata({_LABELS: json.dumps(list(labels)).encode()})
     return [*fields, pa.field(ERROR, pa.string())]

@@ -30,8 +30,10 @@ from compactor.predicting.joining import join_parts
 from compactor.predicting.on_ray import RayOptions, score_on_ray
 from compactor.predicting.pace import Pace
 from compactor.predicting.parts import Parts, check_output
-from compactor.predicting.scoring import Job, Scorer
+from compactor.predicting.scoring import Job, Reading, Scorer
 from compactor.runtime.artefacts import MANIFEST, Artefact
+from compactor.runtime.images import IMAGES
+from compactor.runtime.reading import ReadingOptions, answer_type
 from compactor.tasks import GENERATION
 
 SCHEMA = 1
@@ -39,7 +41,7 @@ CHUNK_ROWS = 4096
 LARGEST_CHUNK_ROWS = 100_000
 
 # Rows of a chunk where an answer takes long, or its outputs fill the memory until it is read off.
-_CHUNK_ROWS: Mapping[str, int] = {GENERATION: 64, "fill-mask": 64, "feature-extraction": 1024}
+_CHUNK_ROWS: Mapping[str, int] = {GENERATION: 64, "fill-mask": 64, "feature-extraction": 1024, IMAGES: 256}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +99,12 @@ def predict(
     precision: str | None = None,
     provider: str | None = None,
     truncate: bool = False,
+    role: str | None = None,
+    prompt_name: str | None = None,
+    aggregation: str = "simple",
+    answer_tokens: int = 15,
+    no_answer: bool = False,
+    fills: int = 5,
     threads: int | None = None,
     chunk_rows: int | None = None,
     ray: RayOptions | None = None,
@@ -118,6 +126,12 @@ def predict(
         precision: ``fp32``, ``int8`` or ``fp16``; by default what is best on this machine.
         provider: ``cpu`` or ``cuda``; likewise.
         truncate: Cut texts that are too long instead of refusing them.
+        role: ``query`` or ``document``: what the texts are for, where a model of vectors tells them apart.
+        prompt_name: The folder's prompt that stands before each text; by default the one it names itself.
+        aggregation: How tokens become entities, as in ``compactor.runtime.load``.
+        answer_tokens: Tokens of the answer to a question, at most.
+        no_answer: Whether a question may have no answer.
+        fills: Tokens for each mask.
         threads: Of each process; by default the usable cores, shared among the processes.
         chunk_rows: Rows that are answered, and kept, together.
         ray: Spread the work over processes by Ray Data.
@@ -141,16 +155,20 @@ def predict(
     choice = opened.choose(precision, provider)
     if ray is not None and choice.provider != "cpu":
         raise UsageError("workers on Ray run on CPUs, and on no GPU", todo="leave out --ray, or pass --provider cpu")
-    answer = [field.name for field in answer_fields(opened.task, opened.labels)]
+    how = Reading(ReadingOptions(aggregation, answer_tokens, no_answer, fills), role, prompt_name)
+    how.check(opened)
+    kind = answer_type(opened)
+    answer = [field.name for field in answer_fields(kind, opened.labels)]
     table = open_input(source.absolute())
     columns = choose_columns(table, opened.task, answer, text=text, pair=pair, keep=keep)
     job = Job(
         opened.folder.absolute(),
-        opened.task,
+        kind,
         opened.labels,
         choice.precision,
         choice.provider,
         truncate,
+        how,
         table,
         columns,
     )
@@ -245,6 +263,7 @@ def _identity(job: Job, chunk_rows: int) -> dict[str, Any]:
             "precision": job.precision,
             "provider": job.provider,
             "truncation": job.truncate,
+            **job.how.identity(),
             "chunk rows": chunk_rows,
         },
         "version": {"compactor": importlib.metadata.version("compactor"), "onnxruntime": onnxruntime.__version__},

@@ -6,24 +6,74 @@ threads may share it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from ..answers import (
+    Answer,
+    Answered,
+    Classified,
+    Embedded,
+    Filled,
+    Sparse,
+    Tagged,
+    TokenVectors,
+    Written,
+)
 from ..artefacts import Artefact
 from ..encoding import QUESTIONS, TextEncoder
 from ..errors import ArtefactError
-from ..images import ImageEncoder
+from ..images import IMAGES, ImageEncoder
+from ..reading_options import AGGREGATIONS, ReadingOptions
 from ..sentences import SentenceSettings, read_chain
-from ..sentences.settings import SCORES, SPARSE, TOKEN_VECTORS
+from ..sentences.settings import SPARSE, TOKEN_VECTORS
 from ..tokenizer import special_token
 from .entities import EntityReader
 from .fills import FillReader
 from .labels import LabelReader
-from .options import AGGREGATIONS, ReadingOptions
 from .shared import Outputs, Reader
 from .spans import AnswerReader
 from .sparse import SparseReader
 from .token_vectors import TokenVectorReader
 from .vectors import VectorReader
 
-__all__ = ["AGGREGATIONS", "Outputs", "Reader", "ReadingOptions", "make_reader"]
+__all__ = ["AGGREGATIONS", "Outputs", "Reader", "ReadingOptions", "answer_type", "make_reader"]
+
+
+_BY_TASK: Mapping[str, type[Answer]] = {
+    "text-classification": Classified,
+    IMAGES: Classified,
+    "token-classification": Tagged,
+    QUESTIONS: Answered,
+    "fill-mask": Filled,
+    "feature-extraction": Embedded,
+}
+_BY_KIND: Mapping[str, type[Answer]] = {SPARSE: Sparse, TOKEN_VECTORS: TokenVectors}
+
+
+def answer_type(artefact: Artefact) -> type[Answer]:
+    """The record that an artefact answers with.
+
+    Raises:
+        ArtefactError: No text has an answer by this task, or the folder is a sentence-transformers one of another.
+    """
+    if artefact.generates:
+        return Written
+    sentences = SentenceSettings.read(artefact.folder)
+    if sentences is not None and sentences.task != artefact.task:
+        raise ArtefactError(
+            f"this folder is a {sentences.kind}, and its graph was exported for {artefact.task}",
+            where=str(artefact.folder),
+            todo="export the model again, without --task",
+        )
+    kind = _BY_KIND.get(sentences.kind) if sentences is not None else None
+    kind = kind or _BY_TASK.get(artefact.task)
+    if kind is None:
+        raise ArtefactError(
+            f"models for {artefact.task} answer no texts",
+            where=str(artefact.folder),
+            todo="run the graph with compactor.runtime.sessions.open_session",
+        )
+    return kind
 
 
 def make_reader(artefact: Artefact, encoder: TextEncoder | ImageEncoder, options: ReadingOptions) -> Reader:
@@ -32,31 +82,20 @@ def make_reader(artefact: Artefact, encoder: TextEncoder | ImageEncoder, options
     Raises:
         ArtefactError: No text has an answer by this task, or the folder's pooling is none of those known here.
     """
-    if isinstance(encoder, ImageEncoder):
+    kind = answer_type(artefact)
+    if kind is Classified or isinstance(encoder, ImageEncoder):
         return LabelReader(artefact)
-    sentences = SentenceSettings.read(artefact.folder)
-    if sentences is not None and sentences.task == artefact.task and sentences.kind != SCORES:
-        chain = read_chain(artefact.folder, sentences, encoder.tokenizer)
-        if sentences.kind == SPARSE:
-            return SparseReader(chain, sentences.active)
-        if sentences.kind == TOKEN_VECTORS:
-            return TokenVectorReader(chain)
-        return VectorReader(chain, sentences.width)
-    if artefact.task == "text-classification":
-        return LabelReader(artefact)
-    if artefact.task == "token-classification":
+    if kind is Tagged:
         return EntityReader(artefact, encoder, options)
-    if artefact.task == QUESTIONS:
+    if kind is Answered:
         return AnswerReader(options, context_first=encoder.context_first, classifier=_classifier(artefact, encoder))
-    if artefact.task == "fill-mask":
-        return FillReader(artefact, encoder, options)
-    if artefact.task == "feature-extraction":
-        return VectorReader(None, None)
-    raise ArtefactError(
-        f"models for {artefact.task} answer no texts",
-        where=str(artefact.folder),
-        todo="run the graph with compactor.runtime.sessions.open_session",
-    )
+    sentences = SentenceSettings.read(artefact.folder)
+    if sentences is None:
+        return FillReader(artefact, encoder, options) if kind is Filled else VectorReader(None, None)
+    chain = read_chain(artefact.folder, sentences, encoder.tokenizer)
+    if kind is Sparse:
+        return SparseReader(chain, sentences.active)
+    return TokenVectorReader(chain) if kind is TokenVectors else VectorReader(chain, sentences.width)
 
 
 def _classifier(artefact: Artefact, encoder: TextEncoder) -> int | None:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from ..answers import Answer, Entity, Refused, Tagged
 from ..artefacts import Artefact
 from ..encoding import Encoded, TextEncoder
+from ..reading_options import ReadingOptions
 from ..tokenizer import Window, special_token
-from .options import ReadingOptions
 from .shared import NOT_FINITE, Outputs, named, softmax
 
 _OUTSIDE = "O"

@@ -12,8 +12,8 @@ from ..answers import Answer, Fill, Filled, Refused
 from ..artefacts import Artefact
 from ..encoding import Encoded, TextEncoder
 from ..errors import ArtefactError
+from ..reading_options import ReadingOptions
 from ..tokenizer import clean_up, special_token
-from .options import ReadingOptions
 from .shared import NOT_FINITE, Outputs, softmax
 
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from ..answers import Answer, Answered, Refused
 from ..encoding import Encoded
+from ..reading_options import ReadingOptions
 from ..tokenizer import Window
-from .options import ReadingOptions
 from .shared import NOT_FINITE, Outputs, softmax
 
 # Spans of a window that are looked at, as the pipeline's ``top_k * 2 + 10`` for one answer.

@@ -7,7 +7,7 @@ proxy and arrive at a replica, which tokenizes, batches, runs and answers: there
 # No postponed annotations here: FastAPI reads them from a class that Ray has pickled, where names no longer resolve.
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
@@ -81,7 +81,8 @@ def _described(inputs: dict[str, Any], example: Any) -> dict[str, Any]:
 
 _PLAIN_BODY = _described(
     {
-        "description": "A text; or a list of texts, of pairs (text, text_pair), or of questions (question, context).",
+        "description": "A text; or a list of texts, of pairs (text, text_pair), of questions (question, context), "
+        "or of images in base64. Beside it 'parameters' may say role, prompt_name or prompt.",
         "oneOf": [{"type": "string"}, {"type": "object"}, {"type": "array", "items": {}}],
     },
     {"inputs": ["a gripping film", "what a bore"]},
@@ -108,6 +109,10 @@ class Texts:
             allow_spinning=False,  # beside Ray's own processes and other replicas
             max_batch=settings.max_batch,
             batch_tokens=settings.batch_tokens,
+            aggregation=settings.aggregation,
+            answer_tokens=settings.answer_tokens,
+            no_answer=settings.no_answer,
+            fills=settings.fills,
         )
         self.name, self.task = settings.model_name, self.model.task
         self.telemetry = Telemetry(self.name)
@@ -128,7 +133,7 @@ class Texts:
 
         async def answer(body: Any) -> tuple[Any, int]:
             items = protocol.read_plain(body, self.settings.max_texts, self.task)
-            answers = await self._answer(items)
+            answers = await self._answer(items, protocol.read_parameters(body))
             if all(isinstance(found, Refused) for found in answers):
                 raise BadRequest(protocol.first_refusal(answers) or "", 422)
             return {"model": self.name, "outputs": [found.to_json() for found in answers]}, len(items)
@@ -158,7 +163,7 @@ class Texts:
         """Its inputs and outputs."""
         if (unknown := self._unknown(name, version)) is not None:
             return unknown
-        return JSONResponse(protocol.describe_model(self.name, self.task, self.model.labels))
+        return JSONResponse(protocol.describe_model(self.name, self.task, self.model.answer_type, self.model.labels))
 
     @api.get("/v2/models/{name}/ready", summary="Can the model answer?")
     @api.get("/v2/models/{name}/versions/{version}/ready", include_in_schema=False)
@@ -174,13 +179,15 @@ class Texts:
             return unknown
 
         async def answer(body: Any) -> tuple[Any, int]:
-            items, request_id, wanted = protocol.read_inference(body, self.task, self.settings.max_texts)
-            answers = await self._answer(items)
+            items, request_id, wanted = protocol.read_inference(
+                body, self.task, self.model.answer_type, self.settings.max_texts
+            )
+            answers = await self._answer(items, protocol.read_parameters(body))
             refusal = protocol.first_refusal(answers)
             if refusal is not None:
                 raise BadRequest(refusal)
             found: list[Any] = list(answers)
-            return protocol.write_inference(self.name, self.task, found, request_id, wanted), len(items)
+            return protocol.write_inference(self.name, self.model.answer_type, found, request_id, wanted), len(items)
 
         return await self._reply(request, "/v2/models/{name}/infer", answer)
 
@@ -219,9 +226,12 @@ class Texts:
                 raise too_large
         return bytes(body)
 
-    async def _answer(self, items: Sequence[Any]) -> list[Answer | Refused]:
+    async def _answer(self, items: Sequence[Any], parameters: Mapping[str, str]) -> list[Answer | Refused]:
         """Tokenize, and wait for what the lanes answer. Whoever stops waiting frees their place."""
-        encoded = self.model.encode(items)
+        try:
+            encoded = self.model.encode(items, **parameters)
+        except ValueError as error:  # there is no such prompt or role
+            raise BadRequest(str(error)) from error
         jobs = [Job(item, item.tokens) for item in encoded if isinstance(item, Encoded)]
         for job in jobs:
             self.telemetry.text(job.tokens)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..answers import Answer, Answered, Classified, Embedded, Filled, Refused, Tagged, Written
+from ..answers import Answer, Answered, Classified, Embedded, Filled, Refused, Sparse, Tagged, TokenVectors, Written
 from ..encoding import QUESTIONS
 from ..image_files import from_base64
 from ..images import IMAGES
@@ -52,8 +52,16 @@ def input_names(task: str) -> tuple[str, ...]:
     return ("text", "text_pair") if task == "text-classification" else ("text",)
 
 
-def read_inference(body: Any, task: str, most: int) -> tuple[list[Any], str | None, list[str] | None]:
+def read_inference(
+    body: Any, task: str, kind: type[Answer], most: int
+) -> tuple[list[Any], str | None, list[str] | None]:
     """The items of a V2 request, its id, and the outputs that it asks for, None for all.
+
+    Args:
+        body: The request.
+        task: What the model does.
+        kind: What it answers with.
+        most: Items, at most.
 
     Raises:
         BadRequest: It is no request of the protocol, or not one for this task.
@@ -80,17 +88,17 @@ def read_inference(body: Any, task: str, most: int) -> tuple[list[Any], str | No
     if len({len(data) for data in tensors.values()}) > 1:
         raise BadRequest("the inputs differ in shape")
     items = list(zip(*(tensors[name] for name in input_names(task) if name in tensors), strict=True))
-    outputs = _read_outputs(body.get("outputs"), task)
+    outputs = _read_outputs(body.get("outputs"), output_types(kind))
     return _decoded([item[0] if len(item) == 1 else item for item in items], task), request_id, outputs
 
 
 def write_inference(
-    name: str, task: str, answers: Sequence[Answer], request_id: str | None, wanted: Sequence[str] | None
+    name: str, kind: type[Answer], answers: Sequence[Answer], request_id: str | None, wanted: Sequence[str] | None
 ) -> dict[str, Any]:
     """The V2 reply: the answers as tensors whose first axis is the request's."""
     columns = [_columns(answer) for answer in answers]
     outputs = []
-    for output, datatype in output_types(task).items():
+    for output, datatype in output_types(kind).items():
         data = [column[output] for column in columns]
         shape = [len(data)]
         if data and isinstance(data[0], list):
@@ -102,7 +110,7 @@ def write_inference(
     return reply if request_id is None else {**reply, "id": request_id}
 
 
-def describe_model(name: str, task: str, labels: Sequence[str]) -> dict[str, Any]:
+def describe_model(name: str, task: str, kind: type[Answer], labels: Sequence[str]) -> dict[str, Any]:
     """The V2 metadata of the model."""
     wide = {"scores": len(labels) or -1, "vector": -1}
     return {
@@ -112,23 +120,46 @@ def describe_model(name: str, task: str, labels: Sequence[str]) -> dict[str, Any
         "inputs": [{"name": each, "datatype": "BYTES", "shape": [-1]} for each in input_names(task)],
         "outputs": [
             {"name": each, "datatype": datatype, "shape": [-1, wide[each]] if each in wide else [-1]}
-            for each, datatype in output_types(task).items()
+            for each, datatype in output_types(kind).items()
         ],
     }
 
 
-def output_types(task: str) -> dict[str, str]:
-    """Name and type of a task's V2 outputs."""
-    labels = {"label": "BYTES", "score": "FP32", "scores": "FP32"}
-    types = {
-        "text-classification": labels,
-        IMAGES: labels,
-        "token-classification": {"entities": "BYTES"},
-        QUESTIONS: {"answer": "BYTES", "score": "FP32", "start": "INT64", "end": "INT64"},
-        "fill-mask": {"fills": "BYTES"},
-        "feature-extraction": {"vector": "FP32"},
-    }
-    return types.get(task, {"text": "BYTES"})
+_OUTPUTS: Mapping[type[Answer], Mapping[str, str]] = {
+    Classified: {"label": "BYTES", "score": "FP32", "scores": "FP32"},
+    Tagged: {"entities": "BYTES"},
+    Answered: {"answer": "BYTES", "score": "FP32", "start": "INT64", "end": "INT64"},
+    Filled: {"fills": "BYTES"},
+    Embedded: {"vector": "FP32"},
+    Sparse: {"indices": "BYTES", "weights": "BYTES"},  # as long as the text has it: no tensor of a batch
+    TokenVectors: {"vectors": "BYTES"},
+    Written: {"text": "BYTES"},
+}
+_PARAMETERS = ("role", "prompt_name", "prompt")
+
+
+def output_types(kind: type[Answer]) -> Mapping[str, str]:
+    """Name and type of the V2 outputs of what a model answers with."""
+    return _OUTPUTS[kind]
+
+
+def read_parameters(body: Any) -> dict[str, str]:
+    """What a request says of all its texts (``parameters``): ``role``, ``prompt_name``, ``prompt``.
+
+    Raises:
+        BadRequest: There is no such parameter, or it is no text.
+    """
+    stated = body.get("parameters") if isinstance(body, Mapping) else None
+    if stated is None:
+        return {}
+    if not isinstance(stated, Mapping):
+        raise BadRequest("'parameters' must be an object")
+    for name, value in stated.items():
+        if name not in _PARAMETERS:
+            raise BadRequest(f"there is no parameter {json.dumps(name)[:80]}; choose from {', '.join(_PARAMETERS)}")
+        if not isinstance(value, str):
+            raise BadRequest(f"the parameter '{name}' must be a string")
+    return dict(stated)
 
 
 def read_plain(body: Any, most: int, task: str = "") -> list[Any]:
@@ -178,17 +209,15 @@ def _read_tensor(tensor: Any, known: Sequence[str], most: int) -> tuple[str, lis
     return str(name), data
 
 
-def _read_outputs(outputs: Any, task: str) -> list[str] | None:
+def _read_outputs(outputs: Any, known: Mapping[str, str]) -> list[str] | None:
     if outputs is None:
         return None
     if not isinstance(outputs, list) or not all(isinstance(output, Mapping) for output in outputs):
         raise BadRequest("'outputs' must be a list of objects")
     names = [output.get("name") for output in outputs]
-    foreign = [name for name in names if name not in output_types(task)]
+    foreign = [name for name in names if name not in known]
     if foreign:
-        raise BadRequest(
-            f"there is no output {json.dumps(foreign[0])[:80]}; choose from {', '.join(output_types(task))}"
-        )
+        raise BadRequest(f"there is no output {json.dumps(foreign[0])[:80]}; choose from {', '.join(known)}")
     return [str(name) for name in names] or None
 
 
@@ -202,7 +231,6 @@ def _columns(answer: Answer) -> dict[str, Any]:
         return {"vector": answer.vector.tolist()}
     if isinstance(answer, Written):
         return {"text": answer.text}
-    assert isinstance(answer, Tagged | Filled)
     return {name: json.dumps(value, ensure_ascii=False) for name, value in answer.to_json().items()}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RuntimeSetupError
+from ..reading_options import AGGREGATIONS
 from ..threads import usable_cores
 
 _THREADS = 1  # of a replica: on short texts a second one gains less than a second replica
@@ -23,6 +24,10 @@ class ServeSettings:
         precision: As in ``compactor.runtime.load``.
         provider: The same.
         truncate: The same.
+        aggregation: The same.
+        answer_tokens: The same.
+        no_answer: The same.
+        fills: The same.
         threads: Of a replica; 1 when omitted.
         min_replicas: Replicas when nothing is to be done.
         max_replicas: Replicas under load, at most; when omitted as many as this machine has cores for.
@@ -41,6 +46,10 @@ class ServeSettings:
     precision: str | None = None
     provider: str | None = None
     truncate: bool = False
+    aggregation: str = "simple"
+    answer_tokens: int = 15
+    no_answer: bool = False
+    fills: int = 5
     threads: int | None = None
     min_replicas: int = 1
     max_replicas: int | None = None
@@ -60,6 +69,10 @@ class ServeSettings:
                 lowest = 0 if field.name in ("batch_wait_ms", "max_queued", "min_replicas") else 1
                 if not value >= lowest if field.name != "timeout_s" else not value > 0:
                     raise RuntimeSetupError(f"expected {field.name} of at least {lowest}, got {value}")
+        if self.aggregation not in AGGREGATIONS:
+            raise RuntimeSetupError(
+                f"there is no aggregation '{self.aggregation}'", todo=f"choose from: {', '.join(AGGREGATIONS)}"
+            )
         if self.name is not None and (not self.name.strip() or "/" in self.name):
             raise RuntimeSetupError(f"'{self.name}' is no name for a model: it stands in URLs, between slashes")
         if self.max_replicas is not None and self.max_replicas < max(self.min_replicas, 1):

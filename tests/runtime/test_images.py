@@ -406,13 +406,13 @@ def test_a_client_sends_base64_and_never_a_path(model: Model, tmp_path: Path) ->
     text = base64.b64encode(path.read_bytes()).decode()
     tensor = {"name": "image", "shape": [3], "datatype": "BYTES", "data": [text, f"data:image/png;base64,{text}"]}
     tensor["data"].append(str(path))
-    items, _, _ = protocol.read_inference({"inputs": [tensor]}, IMAGES, 8)
+    items, _, _ = protocol.read_inference({"inputs": [tensor]}, IMAGES, Classified, 8)
     plain = protocol.read_plain({"inputs": tensor["data"]}, 8, IMAGES)
     for found in (model(items), model(plain)):
         assert [answer.score for answer in found[:2]] == pytest.approx([model(path).score] * 2)
         assert isinstance(found[2], Refused) and "base64" in found[2].reason
     with pytest.raises(BadRequest, match="expected image"):
-        protocol.read_inference({"inputs": [{**tensor, "name": "text"}]}, IMAGES, 8)
+        protocol.read_inference({"inputs": [{**tensor, "name": "text"}]}, IMAGES, Classified, 8)
 
 
 @pytest.mark.parametrize("name", ["image", "aGk", "/etc", "aGk=aGk=", "data:image/png,aGk=", "a,b"])
@@ -428,12 +428,12 @@ def test_only_text_is_base64(item: Any) -> None:
 
 
 def test_the_protocol_describes_the_model(model: Model) -> None:
-    described = protocol.describe_model("cats", IMAGES, model.labels)
+    described = protocol.describe_model("cats", IMAGES, model.answer_type, model.labels)
     assert [entry["name"] for entry in described["inputs"]] == ["image"]
     assert [(entry["name"], entry["shape"]) for entry in described["outputs"]] == [
         *(("label", [-1]), ("score", [-1]), ("scores", [-1, 3])),
     ]
-    reply = protocol.write_inference("cats", IMAGES, [model(picture(9, 9))], None, None)
+    reply = protocol.write_inference("cats", Classified, [model(picture(9, 9))], None, None)
     assert [output["shape"] for output in reply["outputs"]] == [[1], [1], [1, 3]]
 
 

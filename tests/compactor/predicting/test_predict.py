@@ -19,8 +19,9 @@ from compactor.predicting import predict as module
 from compactor.predicting.formats import find_spans, open_input
 from compactor.predicting.inputs import Span
 from compactor.predicting.predict import Prediction, PredictionInterrupted, predict
-from compactor.predicting.scoring import Job, Scorer
+from compactor.predicting.scoring import Job, Reading, Scorer
 from compactor.runtime.answers import Answered, Classified, Refused
+from compactor.runtime.reading import ReadingOptions
 from compactor.runtime.errors import ArtefactError
 from compactor.runtime.model import load
 from tests.compactor.predicting.conftest import CHUNK_ROWS, Scored, sentences
@@ -114,7 +115,8 @@ def test_other_outputs_have_the_same_rows(small: Path, scored: Scored, tmp_path:
 class Echo:
     """Says of each item what it is."""
 
-    def __call__(self, items: Sequence[Any]) -> list[Any]:
+    def __call__(self, items: Sequence[Any], *, role: str | None, prompt_name: str | None) -> list[Any]:
+        assert (role, prompt_name) == ("query", None)
         return [Refused("no") if "bad" in item else Answered("|".join(item), 0.5, 0, 1) for item in items]
 
 
@@ -124,13 +126,25 @@ def test_a_question_goes_with_its_context(tmp_path: Path) -> None:
         file.write("no tab\nc5\tq5\n")
     source = open_input(path)
     columns = module.choose_columns(source, "question-answering", (), text=None, pair=None, keep=[])
-    job = Job(tmp_path, "question-answering", (), "fp32", "cpu", False, source, columns)
+    job = Job(tmp_path, Answered, (), "fp32", "cpu", False, Reading(role="query"), source, columns)
     (span,) = find_spans(source, 10)
     (tmp_path / "part.arrow").write_bytes(Scorer(job, Echo())(span))  # type: ignore[arg-type]
     module.join_parts([tmp_path / "part.arrow"], tmp_path / "out.parquet")
     rows = read(tmp_path / "out.parquet")
     assert [row["answer"] for row in rows] == ["q1|c1", None, "q3|c3", None, "q5|c5"]
     assert [row["error"] for row in rows] == [None, "no", None, "the line has 1 fields and the header 2", None]
+
+
+def test_settings_of_reading_make_another_run(small: Path, scored: Scored, tmp_path: Path) -> None:
+    """Those of vectors and prompts are checked before anything is answered."""
+    with pytest.raises(UsageError, match="no prompt 'ask'"):
+        predict(small, scored.source, tmp_path / "out.parquet", prompt_name="ask")
+    assert Reading().identity() == {}
+    assert Reading(ReadingOptions("max", no_answer=True), role="query").identity() == {
+        "aggregation": "max",
+        "no answer": True,
+        "role": "query",
+    }
 
 
 # Interrupted

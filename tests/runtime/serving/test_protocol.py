@@ -9,7 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compactor.runtime.answers import Answered, Classified, Embedded, Entity, Fill, Filled, Refused, Tagged, Written
+from compactor.runtime.answers import (
+    Answered,
+    Classified,
+    Embedded,
+    Entity,
+    Fill,
+    Filled,
+    Refused,
+    Sparse,
+    Tagged,
+    TokenVectors,
+    Written,
+)
 from compactor.runtime.serving.protocol import (
     BadRequest,
     describe_model,
@@ -18,11 +30,13 @@ from compactor.runtime.serving.protocol import (
     output_types,
     parse,
     read_inference,
+    read_parameters,
     read_plain,
     write_inference,
 )
 
 CLASSIFY, ASK = "text-classification", "question-answering"
+KINDS = {CLASSIFY: Classified, ASK: Answered, "fill-mask": Filled}
 GOOD = Classified("good", 0.75, np.array([0.25, 0.75], np.float32), ("bad", "good"))
 BAD = Classified("bad", 0.5, np.array([0.5, 0.5], np.float32), ("bad", "good"))
 
@@ -32,12 +46,16 @@ def tensor(name="text", data=("a", "b"), **changes):
 
 
 def test_texts_pairs_and_questions():
-    assert read_inference({"inputs": [tensor()]}, CLASSIFY, 8) == (["a", "b"], None, None)
-    assert read_inference({"inputs": [tensor(shape=[2, 1])], "id": "7"}, CLASSIFY, 8) == (["a", "b"], "7", None)
+    assert read_inference({"inputs": [tensor()]}, CLASSIFY, KINDS[CLASSIFY], 8) == (["a", "b"], None, None)
+    assert read_inference({"inputs": [tensor(shape=[2, 1])], "id": "7"}, CLASSIFY, KINDS[CLASSIFY], 8) == (
+        ["a", "b"],
+        "7",
+        None,
+    )
     both = {"inputs": [tensor("text_pair", "cd"), tensor("text", "ab")], "outputs": [{"name": "label"}]}
-    assert read_inference(both, CLASSIFY, 8) == ([("a", "c"), ("b", "d")], None, ["label"])
+    assert read_inference(both, CLASSIFY, KINDS[CLASSIFY], 8) == ([("a", "c"), ("b", "d")], None, ["label"])
     asked = {"inputs": [tensor("question", "a"), tensor("context", "b")]}
-    assert read_inference(asked, ASK, 8)[0] == [("a", "b")]
+    assert read_inference(asked, ASK, KINDS[ASK], 8)[0] == [("a", "b")]
 
 
 @pytest.mark.parametrize(
@@ -74,16 +92,16 @@ def test_texts_pairs_and_questions():
 )
 def test_what_is_no_request(body, task, words):
     if words is None:
-        read_inference(body, task, 8)
+        read_inference(body, task, KINDS[task], 8)
         return
     with pytest.raises(BadRequest, match=words) as caught:
-        read_inference(body, task, 8)
+        read_inference(body, task, KINDS[task], 8)
     assert caught.value.status == 400
 
 
 def test_too_many_texts():
     with pytest.raises(BadRequest, match="8 texts at most, this one 9") as caught:
-        read_inference({"inputs": [tensor(data="abcdefghi")]}, CLASSIFY, 8)
+        read_inference({"inputs": [tensor(data="abcdefghi")]}, CLASSIFY, KINDS[CLASSIFY], 8)
     assert caught.value.status == 413
     with pytest.raises(BadRequest) as caught:
         read_plain({"inputs": ["a"] * 9}, 8)
@@ -101,7 +119,7 @@ TENSORS = st.dictionaries(KEYS, JSON | st.sampled_from(["text", "BYTES", [1], ["
 
 @given(JSON | st.fixed_dictionaries({"inputs": st.lists(TENSORS, max_size=2)}))
 def test_nothing_but_a_refusal_comes_of_rubbish(body):
-    for read in (lambda: read_inference(body, CLASSIFY, 4)[0], lambda: read_plain(body, 4)):
+    for read in (lambda: read_inference(body, CLASSIFY, KINDS[CLASSIFY], 4)[0], lambda: read_plain(body, 4)):
         try:
             assert isinstance(read(), list)
         except BadRequest as error:
@@ -115,7 +133,7 @@ def test_what_is_no_json(body):
 
 
 def test_replies_are_tensors():
-    reply = write_inference("m", CLASSIFY, [GOOD, BAD], "7", None)
+    reply = write_inference("m", Classified, [GOOD, BAD], "7", None)
     assert reply == {
         "model_name": "m",
         "model_version": "1",
@@ -126,7 +144,7 @@ def test_replies_are_tensors():
             {"name": "scores", "datatype": "FP32", "shape": [2, 2], "data": [0.25, 0.75, 0.5, 0.5]},
         ],
     }
-    only = write_inference("m", CLASSIFY, [GOOD], None, ["label"])
+    only = write_inference("m", Classified, [GOOD], None, ["label"])
     assert [output["name"] for output in only["outputs"]] == ["label"] and "id" not in only
 
 
@@ -142,17 +160,32 @@ def test_replies_are_tensors():
             {"entities": '[{"label": "LOC", "score": 1.0, "start": 0, "end": 5, "text": "Paris"}]'},
         ),
         ("fill-mask", Filled(((Fill("é", 0.5),),)), {"fills": '[[{"token": "é", "score": 0.5}]]'}),
+        (
+            "fill-mask",
+            Sparse(np.array([3, 7]), np.array([0.5, 2], np.float32)),
+            {"indices": "[3, 7]", "weights": "[0.5, 2.0]"},
+        ),
+        ("feature-extraction", TokenVectors(np.ones((2, 1), np.float32)), {"vectors": "[[1.0], [1.0]]"}),
     ],
 )
 def test_every_task_has_outputs(task, answer, data):
-    reply = write_inference("m", task, [answer], None, None)
+    reply = write_inference("m", type(answer), [answer], None, None)
     assert {output["name"]: output["data"] for output in reply["outputs"]} == {
         name: value if isinstance(value, list) else [value] for name, value in data.items()
     }
-    described = describe_model("m", task, ())
-    assert [entry["name"] for entry in described["outputs"]] == list(output_types(task))
+    described = describe_model("m", task, type(answer), ())
+    assert [entry["name"] for entry in described["outputs"]] == list(output_types(type(answer)))
     assert [entry["name"] for entry in described["inputs"]] == list(input_names(task))
     json.dumps([reply, described])
+
+
+def test_parameters_are_of_all_texts_of_a_request():
+    assert read_parameters({"inputs": "a"}) == read_parameters({"parameters": None}) == {}
+    stated = {"role": "query", "prompt_name": "ask"}
+    assert read_parameters({"parameters": stated}) == stated
+    for wrong, says in (([], "an object"), ({"top_k": 3}, "no parameter .top_k."), ({"role": 3}, "'role' must be")):
+        with pytest.raises(BadRequest, match=says):
+            read_parameters({"parameters": wrong})
 
 
 def test_the_plain_route_takes_one_or_many():
