@@ -167,12 +167,6 @@ def _try(reference: Any, steps: ImageSteps, size: Any, where: str) -> None:
             raise ModelDirectoryError(
                 f"{name} of transformers fails on {what}: {_line(error)}", where=where, todo=f"repair it; or {_INSTEAD}"
             ) from error
-        if set(made) != {_PIXELS}:
-            raise ModelDirectoryError(
-                f"{name} gives {', '.join(sorted(made))}, and the graph takes {_PIXELS} alone",
-                where=where,
-                todo=_INSTEAD,
-            )
         if not _same(np.asarray(made[_PIXELS])[0], steps.values(shaped)):
             raise ModelDirectoryError(
                 f"{name} cannot be carried over: {what} becomes other pixels than in the checkpoint",

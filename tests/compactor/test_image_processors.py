@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,10 @@ HONOURED = [
     vit(),
     vit(size=SIZE),
     vit(size={"height": 24, "width": 36}),
-    {"feature_extractor_type": "ViTFeatureExtractor", "size": SIZE},
+    {"do_normalize": True, "do_resize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": SIZE},
+    {"feature_extractor_type": "ViTFeatureExtractor", "size": SIZE, "resample": 3},
+    {"feature_extractor_type": "DeiTFeatureExtractor", "size": 30, "do_center_crop": True, "crop_size": SIZE},
+    {"feature_extractor_type": "BeitFeatureExtractor", "size": SIZE, "do_center_crop": False, "crop_size": SIZE},
     vit(image_processor_type="ViTImageProcessorFast", do_convert_rgb=None, default_to_square=True),
     vit(do_rescale=False),
     vit(do_normalize=False),
@@ -254,6 +258,19 @@ def test_what_cannot_be_honoured_is_refused_by_name(tmp_path: Path, settings: An
     error = refusal(home)
     assert words is None or words in error.what
     assert "preprocessor_config.json" in str(error.where) and error.todo
+
+
+def test_a_graph_of_one_channel_is_refused(tmp_path: Path) -> None:
+    home = checkpoint(tmp_path / "model", vit())
+    with pytest.raises(ModelDirectoryError, match="3 x 24 x 24, and the graph takes 1 x 24 x 24"):
+        write_image_processor(home, artefact(tmp_path / "out", 1, SIZE, SIZE))
+
+
+def test_without_pillow_it_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = checkpoint(tmp_path / "model", vit())
+    for name in ("PIL", "PIL.Image", "PIL.ImageOps"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert refusal(home).todo == "pip install pillow"
 
 
 def test_a_file_that_leads_elsewhere_is_not_read(tmp_path: Path) -> None:
