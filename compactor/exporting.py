@@ -20,6 +20,7 @@ from compactor.building import Job, build_encoder
 from compactor.building_decoders import build_encoder_decoder
 from compactor.checkpoint import Checkpoint, read_checkpoint
 from compactor.errors import UsageError
+from compactor.image_processors import write_image_processor
 from compactor.manifest import MANIFEST_NAME, SCHEMA_VERSION
 from compactor.routes import take_route
 from compactor.runtime.sentences import Roles, SentenceSettings
@@ -121,6 +122,8 @@ def export(
         if layout == triton.LAYOUT:
             triton.refuse_generation(found.name, checkpoint.path)
         tokenizer = read_tokenizer(checkpoint, found)
+        if found.image:
+            write_image_processor(checkpoint.model_path, Path(scratch))  # what is not built is refused before the work
         job = Job(checkpoint, found, chosen.name, precisions, packs, int8_budget, writer, Path(scratch), say)
         built = build_encoder_decoder(job) if found.generates else build_encoder(job)
         manifest = {
@@ -153,7 +156,7 @@ def export(
         )
         writer.write_manifest(manifest)
         say("answering texts with it")
-        try_answers(writer.directory, tokenizer, found)
+        try_answers(writer.directory, tokenizer, found, where=str(checkpoint.model_path))
         if layout == triton.LAYOUT:
             manifest = triton.arrange(writer.directory, manifest, triton.Request(model_name, threads))
         writer.write_manifest(manifest)

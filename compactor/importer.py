@@ -53,8 +53,8 @@ class LoadedModel:
         """The inputs on which an export is verified: three lengths, padded right, left and with holes."""
         config = self.module.config
         if self.task.image:
-            height, width = _image_size(config)
-            return image_cases(self.input_names[0], channels=int(config.num_channels), height=height, width=width)
+            channels, height, width = _image_shape(config, self.where)
+            return image_cases(self.input_names[0], channels=channels, height=height, width=width)
         return text_cases(
             self.input_names,
             vocab_size=int(config.vocab_size),
@@ -140,8 +140,7 @@ def trace(loaded: LoadedModel) -> ir.Model:
         ModelDirectoryError: The exporter cannot trace the model; the message holds its reason.
     """
     if loaded.task.image:
-        height, width = _image_size(loaded.module.config)
-        example = {"pixel_values": torch.randn(_TRACE_BATCH, int(loaded.module.config.num_channels), height, width)}
+        example = {"pixel_values": torch.randn(_TRACE_BATCH, *_image_shape(loaded.module.config, loaded.where))}
         axes: dict[str, Any] = {"pixel_values": {0: torch.export.Dim("batch_size")}}
     else:
         length = min(_TRACE_LENGTH, loaded.max_tokens or _TRACE_LENGTH)
@@ -172,9 +171,18 @@ def _keep_outputs(model: ir.Model, produced: list[str], loaded: LoadedModel) -> 
     model.graph.outputs[:] = kept
 
 
-def _image_size(config: Any) -> tuple[int, int]:
-    size = config.image_size
-    return (int(size[0]), int(size[1])) if isinstance(size, list | tuple) else (int(size), int(size))
+def _image_shape(config: Any, where: str) -> tuple[int, int, int]:
+    """Channels, height and width of the images that a model takes."""
+    size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", None)
+    sizes = [channels, *(size if isinstance(size, list | tuple) else (size, size))]
+    if len(sizes) != 3 or not all(isinstance(number, int) and number > 0 for number in sizes):
+        raise ModelDirectoryError(
+            f"config.json of this {config.model_type} does not say which images it takes: "
+            f"'image_size' is {size!r}, 'num_channels' is {channels!r}",
+            where=where,
+            todo="models whose images are described elsewhere, such as in 'vision_config', are not built",
+        )
+    return sizes[0], sizes[1], sizes[2]
 
 
 def _padding(config: Any) -> int:

@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from compactor.errors import ModelDirectoryError
 from compactor.loading import quiet
 from compactor.runtime.encoding import QUESTIONS, Encoded
 from compactor.runtime.errors import RuntimeSetupError
+from compactor.runtime.image_steps import CONFIG as IMAGE_SETTINGS
 from compactor.runtime.model import Model, load
 from compactor.source_tokenizer import SourceTokenizer
 from compactor.tasks import Task
@@ -26,29 +29,35 @@ _TEXTS = (
 _MOST = 1024  # tokens of the long text that is tried: more would take long, and tell little more
 
 
-def try_answers(folder: Path, tokenizer: SourceTokenizer | None, task: Task) -> None:
+def try_answers(folder: Path, tokenizer: SourceTokenizer | None, task: Task, *, where: str) -> None:
     """Load the artefact in ``folder``, and have it answer.
 
     Args:
         folder: The artefact, complete, and not yet published.
-        tokenizer: The checkpoint's; None where it has none, and then only images can be answered.
+        tokenizer: The checkpoint's; None where it has none: then it answers an image, where it takes them.
         task: What the model does.
+        where: The model directory, for messages.
 
     Raises:
         ModelDirectoryError: It does not load; its tokens are not the checkpoint's; or it fails on a text.
     """
     if tokenizer is None:
+        if task.image and (folder / IMAGE_SETTINGS).is_file():
+            _load(folder, where)([np.zeros((48, 64, 3), np.uint8)])
         return
-    where = str(tokenizer.home)
-    try:
-        model = load(folder, precision="fp32", provider="cpu", threads=1)
-    except RuntimeSetupError as error:
-        raise ModelDirectoryError(error.what, where=where, todo=error.todo) from error
+    model = _load(folder, where)
     _compare(model, tokenizer, task, where)
     if task.generates:
         return  # writing takes long; the graphs were verified, and how they are searched is transformers'
     for item in _items(model, tokenizer, task):
         model([item])
+
+
+def _load(folder: Path, where: str) -> Model:
+    try:
+        return load(folder, precision="fp32", provider="cpu", threads=1)
+    except RuntimeSetupError as error:
+        raise ModelDirectoryError(error.what, where=where, todo=error.todo) from error
 
 
 def _compare(model: Model, tokenizer: SourceTokenizer, task: Task, where: str) -> None:
