@@ -121,7 +121,7 @@ def export(
         packs = packs and not _looks_at_masked_tokens(checkpoint.model_path, sentences, pack)
         if layout == triton.LAYOUT:
             triton.refuse_generation(found.name, checkpoint.path)
-        tokenizer = read_tokenizer(checkpoint, found)
+        tokenizer = read_tokenizer(checkpoint.model_path, found, root=checkpoint.path)
         if found.image:
             write_image_processor(checkpoint.model_path, Path(scratch))  # what is not built is refused before the work
         job = Job(checkpoint, found, chosen.name, precisions, packs, int8_budget, writer, Path(scratch), say)

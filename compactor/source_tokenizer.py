@@ -13,7 +13,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from compactor.checkpoint import Checkpoint
 from compactor.errors import ModelDirectoryError
 from compactor.loading import quiet
 from compactor.model_files import copy_file, inside, matching, read_object, write_json
@@ -110,19 +109,23 @@ class SourceTokenizer:
         )
 
 
-def read_tokenizer(checkpoint: Checkpoint, task: Task) -> SourceTokenizer | None:
+def read_tokenizer(home: Path, task: Task, *, root: Path | None = None) -> SourceTokenizer | None:
     """Open a checkpoint's tokenizer with transformers; None where it has none, and for images.
+
+    Args:
+        home: The folder that holds its files.
+        task: What the model does.
+        root: The folder of sentence-transformers around that, where it is another.
 
     Raises:
         ModelDirectoryError: It cannot be opened, does not do what the task needs, or leads out of the model directory.
     """
-    home = checkpoint.model_path
     if task.image or not matching(home, _VOCABULARIES):
         return None
     for name in matching(home, (*_FILES, TOKENIZER_CONFIG)):
         inside(home, name)
     reference = _open(home)
-    sentences = _sentence_config(home) if (checkpoint.path / "modules.json").is_file() else {}
+    sentences = _sentence_config(home) if ((root or home) / "modules.json").is_file() else {}
     backend = getattr(reference, "backend_tokenizer", None)
     if sentences.get("do_lower_case"):
         _lower(backend, home)

@@ -7,6 +7,8 @@ the context, of two sentences the longer.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,14 @@ from numpy.typing import NDArray
 from compactor.errors import ModelDirectoryError, UsageError
 from compactor.evaluation.datafiles import Table, shown
 from compactor.evaluation.inputs import InputSpec
+from compactor.model_files import read_object
+from compactor.runtime.answers import Refused
 from compactor.runtime.bucketing import Examples
-from compactor.tasks import GENERATION
+from compactor.runtime.encoding import Encoded, TextEncoder
+from compactor.runtime.sentences import Prompts
+from compactor.runtime.tokenizer import read_limit
+from compactor.source_tokenizer import read_tokenizer
+from compactor.tasks import GENERATION, TASKS
 
 # Columns by their usual names, in lower case; the first that is there.
 PAIRS = (
@@ -123,9 +131,10 @@ def _tokenize_texts(table: Table, spec: InputSpec, *, labelled: bool) -> Labelle
     else:
         raise _no_column(table, f"text: none of {', '.join(SINGLES)}, nor a pair such as {' and '.join(PAIRS[0])}")
     references = _read_labels(table, spec) if labelled else None
-    encoder = _Encoder(spec, table)
-    encoded, cut = encoder.encode(*(table.texts(column) for column in columns))
-    return Labelled(encoder.join(encoded), references, notes=_cut_note(cut, len(table.rows), encoder.limit))
+    encoder = _Answered(spec, table)
+    texts = [table.texts(column) for column in columns]
+    encoded, cut = encoder.encode(texts[0] if len(texts) == 1 else list(zip(*texts, strict=True)))
+    return Labelled(_join(spec, encoded), references, notes=_cut_note(cut, len(table.rows), encoder.limit))
 
 
 def _tokenize_words(table: Table, spec: InputSpec, *, labelled: bool) -> Labelled:
@@ -142,7 +151,7 @@ def _tokenize_words(table: Table, spec: InputSpec, *, labelled: bool) -> Labelle
     firsts = [_first_tokens(encoding["words"]) for encoding in encoded]
     notes = _cut_note(cut, len(table.rows), encoder.limit)
     if tags is None:
-        return Labelled(encoder.join(encoded), None, notes=notes)
+        return Labelled(_join(spec, encoded), None, notes=notes)
     guides, references = [], []
     for found, each in zip(firsts, tags, strict=True):
         kept = [(position, each[word]) for word, position in found if each[word] != _IGNORED]
@@ -150,7 +159,7 @@ def _tokenize_words(table: Table, spec: InputSpec, *, labelled: bool) -> Labelle
         references.append(np.array([tag for _, tag in kept], np.int64))
     if not any(len(reference) for reference in references):
         raise UsageError("no word has a tag", where=str(table.path), todo=f"a tag of {_IGNORED} is not scored")
-    return Labelled(encoder.join(encoded), references, guides, notes)
+    return Labelled(_join(spec, encoded), references, guides, notes)
 
 
 def _tokenize_questions(table: Table, spec: InputSpec, *, labelled: bool) -> Labelled:
@@ -163,7 +172,7 @@ def _tokenize_questions(table: Table, spec: InputSpec, *, labelled: bool) -> Lab
     encoded, cut = encoder.encode(table.texts(_find(table, question)), contexts, cut_second=True)
     guides = [Context(text, encoding["spans"]) for text, encoding in zip(contexts, encoded, strict=True)]
     notes = _cut_note(cut, len(table.rows), encoder.limit, ", and an answer behind that cannot be found")
-    return Labelled(encoder.join(encoded), references, guides, notes)
+    return Labelled(_join(spec, encoded), references, guides, notes)
 
 
 def _tokenize_documents(table: Table, spec: InputSpec, *, labelled: bool) -> Labelled:
@@ -172,17 +181,17 @@ def _tokenize_documents(table: Table, spec: InputSpec, *, labelled: bool) -> Lab
     if column is None:
         raise _no_column(table, f"documents: none of {', '.join(names)}")
     references: list[Answers] | None = None
-    encoder = _Encoder(spec, table)
     longest = 0
     if labelled:
         summaries = table.find(*SUMMARIES)
         if summaries is None:
             raise _missing(table, SUMMARIES)
         references = [(text,) for text in table.texts(summaries)]
-        longest = encoder.longest([text for (text,) in references])
+        longest = _longest(open_tokenizer(spec.folder), [text for (text,) in references])
+    encoder = _Answered(spec, table)
     encoded, cut = encoder.encode(table.texts(column))
     notes = _cut_note(cut, len(table.rows), encoder.limit)
-    return Labelled(encoder.join(encoded), references, notes=notes, longest_reference=longest)
+    return Labelled(_join(spec, encoded), references, notes=notes, longest_reference=longest)
 
 
 def _find(table: Table, name: str) -> str:
@@ -305,8 +314,62 @@ def _read_answers(table: Table) -> list[Answers]:
 # Token ids
 
 
+class _Answered:
+    """Texts and pairs to token ids by the very code that answers them, prompts, prefix and all."""
+
+    def __init__(self, spec: InputSpec, table: Table) -> None:
+        self._spec, self._table = spec, table
+        task = TASKS[spec.task or "feature-extraction"]
+        folder = spec.folder
+        tokenizer = None if folder is None else read_tokenizer(folder, task)
+        if folder is None or tokenizer is None:
+            raise _no_tokenizer(folder)
+        config = read_object(folder, "config.json") if (folder / "config.json").is_file() else {}
+        prefix = config.get("prefix") if task.generates else None
+        with tempfile.TemporaryDirectory(prefix="compactor-") as scratch:
+            home = Path(scratch)
+            tokenizer.write(home, max_tokens=spec.max_tokens, config=config)
+            self.limit = read_limit(home)
+            open_encoder = functools.partial(
+                TextEncoder, home, task=task.name, limit=self.limit, prefix=prefix if isinstance(prefix, str) else ""
+            )
+            self._strict, self._cutting = open_encoder(), open_encoder(truncate=True)
+        self._prompt = Prompts.read(folder).choose(None, None, None)
+
+    def encode(self, items: Sequence[Any]) -> tuple[list[dict[str, Any]], int]:
+        """The encodings of all texts or pairs, and how many of them were cut."""
+        found = self._strict.encode(items, prompt=self._prompt)
+        refused = [i for i, each in enumerate(found) if isinstance(each, Refused)]
+        again = self._cutting.encode([items[i] for i in refused], prompt=self._prompt)
+        for i, each in zip(refused, again, strict=True):
+            if isinstance(each, Refused):
+                raise UsageError(
+                    f"{self._table.places[i]} cannot be answered: {each.reason}",
+                    where=str(self._table.path),
+                    todo="complete or remove it",
+                )
+            found[i] = each
+        windows = [each.windows[0] for each in found if isinstance(each, Encoded)]
+        encoded = [
+            {
+                "input_ids": np.array(window.ids, np.int64),
+                "attention_mask": np.array(window.attention_mask, np.int64),
+                "token_type_ids": np.array(window.type_ids, np.int64)
+                if self._spec.token_types > 1 and self._strict.settings.token_types
+                else np.zeros(len(window), np.int64),
+            }
+            for window in windows
+        ]
+        _check_vocabulary(encoded, self._spec)
+        return encoded, len(refused)
+
+
 class _Encoder:
-    """The model's tokenizer; encodes everything at once, and again, cut, what turns out too long."""
+    """The tokenizer of words and questions; encodes everything at once, and again, cut, what turns out too long.
+
+    Not that of the answers: their words are the tokenizer's own, and their contexts are read in windows; here the words
+    are the data's, and an example is one sequence.
+    """
 
     def __init__(self, spec: InputSpec, table: Table, *, needs_offsets: bool = False) -> None:
         self._spec, self._table, self._needs_offsets = spec, table, needs_offsets
@@ -348,16 +411,6 @@ class _Encoder:
         self._check(encoded)
         return encoded, len(long)
 
-    def longest(self, targets: Sequence[str]) -> int:
-        """Tokens of the longest text that is to be written."""
-        encoded = self._tokenizer(text_target=list(targets), verbose=False)
-        return max(len(ids) for ids in encoded["input_ids"])
-
-    def join(self, encoded: Sequence[dict[str, Any]]) -> Examples:
-        """The token ids as examples."""
-        names = self._spec.fill
-        return Examples.join([{name: each[name] for name in names} for each in encoded], names)
-
     def _run(
         self, first: Sequence[Any], second: Sequence[str] | None = None, truncation: str | bool = False
     ) -> list[dict[str, Any]]:
@@ -391,13 +444,27 @@ class _Encoder:
         for found, place in zip(encoded, self._table.places, strict=True):
             if not len(found["input_ids"]):
                 raise UsageError(f"{place} has no text", where=str(self._table.path), todo="complete or remove it")
-        largest = max(int(found["input_ids"].max()) for found in encoded)
-        if largest >= self._spec.vocabulary:
-            raise ModelDirectoryError(
-                f"the tokenizer is not the model's: it gives token {largest} of {self._spec.vocabulary}",
-                where=str(self._spec.folder),
-                todo="put the model's own tokenizer there",
-            )
+        _check_vocabulary(encoded, self._spec)
+
+
+def _check_vocabulary(encoded: Sequence[dict[str, Any]], spec: InputSpec) -> None:
+    largest = max(int(found["input_ids"].max()) for found in encoded)
+    if largest >= spec.vocabulary:
+        raise ModelDirectoryError(
+            f"the tokenizer is not the model's: it gives token {largest} of {spec.vocabulary}",
+            where=str(spec.folder),
+            todo="put the model's own tokenizer there",
+        )
+
+
+def _join(spec: InputSpec, encoded: Sequence[dict[str, Any]]) -> Examples:
+    """Token ids as examples."""
+    return Examples.join([{name: each[name] for name in spec.fill} for each in encoded], spec.fill)
+
+
+def _longest(tokenizer: Any, targets: Sequence[str]) -> int:
+    """Tokens of the longest text that is to be written."""
+    return max(len(ids) for ids in tokenizer(text_target=list(targets), verbose=False)["input_ids"])
 
 
 def open_tokenizer(folder: Path | None) -> Any:
@@ -407,11 +474,7 @@ def open_tokenizer(folder: Path | None) -> Any:
         ModelDirectoryError: There is none, or it is damaged.
     """
     if folder is None or not any(any(folder.glob(name)) for name in _TOKENIZER_FILES):
-        raise ModelDirectoryError(
-            "there is no tokenizer, so texts cannot become tokens",
-            where=None if folder is None else str(folder),
-            todo="put tokenizer.json there, or measure with --seq or with --lengths and a file of numbers",
-        )
+        raise _no_tokenizer(folder)
     from transformers import AutoTokenizer
 
     try:
@@ -422,6 +485,14 @@ def open_tokenizer(folder: Path | None) -> Any:
             where=str(folder),
             todo="repair its files",
         ) from error
+
+
+def _no_tokenizer(folder: Path | None) -> ModelDirectoryError:
+    return ModelDirectoryError(
+        "there is no tokenizer, so texts cannot become tokens",
+        where=None if folder is None else str(folder),
+        todo="put tokenizer.json there, or measure with --seq or with --lengths and a file of numbers",
+    )
 
 
 def _first_tokens(words: Sequence[int | None]) -> list[tuple[int, int]]:

@@ -13,7 +13,6 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.normalizers import Lowercase
 
-from compactor.checkpoint import Checkpoint
 from compactor.errors import ModelDirectoryError
 from compactor.runtime.encoding import Encoded, TextEncoder
 from compactor.runtime.errors import ArtefactError
@@ -28,10 +27,6 @@ TEXTS = [
     "don't stop -- zanzibar <mask>",
 ]
 PAIRS = [("A gripping film", "what a bore"), ("what", "A Film " * 3)]
-
-
-def checkpoint(folder: Path, home: str = "") -> Checkpoint:
-    return Checkpoint(folder, folder / home, "plain", {"model_type": "bert"}, {}, (), ())
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -51,7 +46,7 @@ def source(tmp_path: Path, example_checkpoint: Path) -> Path:
 
 def carried(source: Path, tmp_path: Path, task: str = "text-classification", **options: Any) -> TextEncoder:
     """The tokenizer of ``source``, written to an artefact and opened there."""
-    tokenizer = read_tokenizer(checkpoint(source), TASKS[task])
+    tokenizer = read_tokenizer(source, TASKS[task])
     assert tokenizer is not None
     out = tmp_path / "out"
     out.mkdir(exist_ok=True)
@@ -289,7 +284,7 @@ def test_the_mask_token_is_named_for_who_has_no_transformers(source: Path, tmp_p
 
 def test_pointers_to_code_are_dropped(source: Path, tmp_path: Path) -> None:
     edit(source / "tokenizer_config.json", auto_map={"AutoTokenizer": ["code.Tokenizer", None]})
-    tokenizer = read_tokenizer(checkpoint(source), TASKS["text-classification"])
+    tokenizer = read_tokenizer(source, TASKS["text-classification"])
     assert tokenizer is not None
     (tmp_path / "out").mkdir()
     tokenizer.write(tmp_path / "out", max_tokens=None, config={})
@@ -304,15 +299,15 @@ def test_the_sources_own_file_is_kept_where_it_says_it_all(source: Path, tmp_pat
 
 
 def test_no_tokenizer_is_no_error(tmp_path: Path) -> None:
-    assert read_tokenizer(checkpoint(tmp_path), TASKS["text-classification"]) is None
-    assert read_tokenizer(checkpoint(tmp_path), TASKS["image-classification"]) is None
+    assert read_tokenizer(tmp_path, TASKS["text-classification"]) is None
+    assert read_tokenizer(tmp_path, TASKS["image-classification"]) is None
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"model": {"type": "None"}}'])
 def test_a_damaged_tokenizer_is_refused(content: str, source: Path) -> None:
     (source / "tokenizer.json").write_text(content)
     with pytest.raises(ModelDirectoryError, match="cannot open the tokenizer") as caught:
-        read_tokenizer(checkpoint(source), TASKS["text-classification"])
+        read_tokenizer(source, TASKS["text-classification"])
     assert len(str(caught.value).splitlines()) <= 3
 
 
@@ -321,14 +316,14 @@ def test_links_that_lead_out_are_refused(source: Path, tmp_path: Path) -> None:
     (source / "tokenizer.json").unlink()
     (source / "tokenizer.json").symlink_to(tmp_path / "private.json")
     with pytest.raises(ModelDirectoryError, match="leads out of the model directory"):
-        read_tokenizer(checkpoint(source), TASKS["text-classification"])
+        read_tokenizer(source, TASKS["text-classification"])
 
 
 @pytest.mark.parametrize("task", ["token-classification", "question-answering"])
 def test_places_in_a_text_need_a_tokenizer_that_knows_them(task: str, tmp_path: Path) -> None:
     _esm(tmp_path)
     with pytest.raises(ModelDirectoryError, match="where in a text a token is"):
-        read_tokenizer(checkpoint(tmp_path), TASKS[task])
+        read_tokenizer(tmp_path, TASKS[task])
     with pytest.raises(ArtefactError, match="where in a text a token is"):
         TextEncoder(tmp_path, task=task, limit=None)
 
@@ -338,7 +333,7 @@ def test_lower_casing_needs_a_tokenizer_that_can_be_told_to(tmp_path: Path) -> N
     (tmp_path / "modules.json").write_text("[]")
     edit(tmp_path / "sentence_bert_config.json", do_lower_case=True)
     with pytest.raises(ModelDirectoryError, match="do_lower_case"):
-        read_tokenizer(checkpoint(tmp_path), TASKS["feature-extraction"])
+        read_tokenizer(tmp_path, TASKS["feature-extraction"])
 
 
 def test_a_foreign_side_is_refused(source: Path, tmp_path: Path) -> None:

@@ -426,6 +426,16 @@ ELSEWHERE: dict[tuple[str, str], str] = {
     (POOLING, "pooling_mode_*"): "tests.consumers.test_sentence_answers.test_flags_of_old_folders",
     ("modules.json", "path"): "tests.compactor.test_companions.test_copies_the_modules_of_sentence_transformers",
     ("generation_config.json", "all that generate reads"): "tests.runtime.test_generation",
+    **{
+        ("preprocessor_config.json", key): "tests.compactor.test_image_processors.test_pixels_are_the_references"
+        for key in (
+            *("image_processor_type", "size", "resample", "crop_pct", "crop_size", "rescale_factor", "image_mean"),
+            "do_flip_channel_order",
+        )
+    },
+    ("preprocessor_config.json", "do_pad"): (
+        "tests.compactor.test_image_processors.test_what_cannot_be_honoured_is_refused_by_name"
+    ),
 }
 
 

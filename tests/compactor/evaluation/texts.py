@@ -33,8 +33,9 @@ def write_tokenizer(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     names = ("pad", "unk", "cls", "sep", "mask")
-    fields = {f"{name}_token": token for name, token in zip(names, SPECIAL, strict=True)}
+    fields: dict[str, object] = {f"{name}_token": token for name, token in zip(names, SPECIAL, strict=True)}
     fields["tokenizer_class"] = "PreTrainedTokenizerFast"
+    fields["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     (folder / "tokenizer_config.json").write_text(json.dumps(fields))
     (folder / "config.json").write_text(json.dumps(CONFIG))
     return folder

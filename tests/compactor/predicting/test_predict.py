@@ -21,9 +21,9 @@ from compactor.predicting.inputs import Span
 from compactor.predicting.predict import Prediction, PredictionInterrupted, predict
 from compactor.predicting.scoring import Job, Reading, Scorer
 from compactor.runtime.answers import Answered, Classified, Refused
-from compactor.runtime.reading import ReadingOptions
 from compactor.runtime.errors import ArtefactError
 from compactor.runtime.model import load
+from compactor.runtime.reading import ReadingOptions
 from tests.compactor.predicting.conftest import CHUNK_ROWS, Scored, sentences
 from tests.compactor.predicting.files import read, write
 
