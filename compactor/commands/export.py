@@ -174,8 +174,11 @@ def next_steps(manifest: dict[str, Any], path: Path, *, shown_as: Path) -> list[
     folder, _, name = file.rpartition("/")
     subfolder = f"subfolder={folder!r}, " if folder else ""
     if (path / "modules.json").is_file():
+        from compactor.runtime.sentences import SentenceSettings
+
+        sentences = SentenceSettings.read(path)
         lines.append(
-            f"sentence-transformers:  SentenceTransformer({str(shown_as)!r}, backend='onnx', "
+            f"sentence-transformers:  {sentences.kind if sentences else 'SentenceTransformer'}({str(shown_as)!r}, backend='onnx', "
             f"model_kwargs={{'file_name': {file!r}}})"
         )
     elif manifest["task"] in TASKS:
