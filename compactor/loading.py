@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 from compactor.checkpoint import Checkpoint
+from compactor.checkpoint.fitting import add_base_name, refuse_strays
+from compactor.checkpoint.wrappers import describe
 from compactor.errors import ModelDirectoryError
 from compactor.tasks import Task
 
@@ -27,7 +29,7 @@ def build_model(checkpoint: Checkpoint, task: Task) -> Any:
     where = str(checkpoint.path)
     with quiet():
         config = _config(checkpoint, where)
-        return _build(_model_class(task, config, where), config, checkpoint, where)
+        return _build(_model_class(task, config, where), config, checkpoint, task, where)
 
 
 @contextlib.contextmanager
@@ -100,23 +102,61 @@ def _model_class(task: Task, config: Any, where: str) -> Any:
     return found[0] if isinstance(found, tuple) else found
 
 
-def _build(model_class: Any, config: Any, checkpoint: Checkpoint, where: str) -> Any:
+def _build(model_class: Any, config: Any, checkpoint: Checkpoint, task: Task, where: str) -> Any:
     options: dict[str, Any] = {}
     is_base = not any(key.startswith("pooler.") or ".pooler." in key for key in checkpoint.tensors)
     if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters and is_base:
         options["add_pooling_layer"] = False
-    module, info = _from_pretrained(model_class, config, checkpoint.tensors, options, where)
-    missing = sorted(key for key in info["missing_keys"] if not key.endswith(("position_ids", "token_type_ids")))
-    mismatched = sorted(str(key[0] if isinstance(key, tuple | list) else key) for key in info["mismatched_keys"])
-    if missing or mismatched:
-        what = f"the weights lack '{missing[0]}'" if missing else f"'{mismatched[0]}' does not have the config's shape"
-        more = len(missing) + len(mismatched) - 1
-        raise ModelDirectoryError(
-            f"{what}{f' and {more} more' if more else ''}, which '{model_class.__name__}' needs",
-            where=where,
-            todo="pass --task with the task the model was trained for, or save the whole model",
-        )
+    tensors = add_base_name(checkpoint.tensors, model_class, config, where)
+    module, info = _from_pretrained(model_class, config, tensors, options, where)
+    if mismatched := sorted(info["mismatched_keys"], key=str):
+        raise _mismatch(mismatched, model_class, where)
+    if missing := sorted(key for key in info["missing_keys"] if not key.endswith(("position_ids", "token_type_ids"))):
+        raise _lack(missing, model_class, checkpoint, task, where)
+    refuse_strays(
+        info["unexpected_keys"], tensors, model_class, config, trunk_only=task.auto_class == "AutoModel", where=where
+    )
     return module.eval().requires_grad_(False)
+
+
+def _mismatch(mismatched: list[Any], model_class: Any, where: str) -> ModelDirectoryError:
+    """What is said where the config asks for other shapes: nothing is made anew with random numbers."""
+    name, stored, wanted = mismatched[0]
+    more = f" and {len(mismatched) - 1} more" if len(mismatched) > 1 else ""
+    return ModelDirectoryError(
+        f"'{name}' does not have the config's shape{more}: it is {_shape(stored)}, "
+        f"'{model_class.__name__}' makes it {_shape(wanted)}",
+        where=where,
+        todo="correct config.json: 'num_labels' and 'id2label' count the outputs of a head, 'vocab_size', "
+        "'max_position_embeddings' and 'type_vocab_size' the rows of the tables",
+    )
+
+
+def _shape(shape: Any) -> str:
+    return " x ".join(map(str, shape)) or "a scalar"
+
+
+def _lack(missing: list[str], model_class: Any, checkpoint: Checkpoint, task: Task, where: str) -> ModelDirectoryError:
+    """What is said of a folder without the task's head, and of one without parts of the model itself."""
+    base = f"{model_class.base_model_prefix}."
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    what = f"the weights lack '{missing[0]}'{more}, which '{model_class.__name__}' needs"
+    if task.auto_class != "AutoModel" and all(_is_head(name, base) for name in missing):
+        return ModelDirectoryError(
+            f"{what}: the folder has no head for {task.name}",
+            where=where,
+            todo=f"give the folder of a model that was trained for {task.name}, or another --task: "
+            "feature-extraction needs no head",
+        )
+    return ModelDirectoryError(
+        f"{what}; they hold {describe(tuple(checkpoint.tensors))}",
+        where=where,
+        todo="pass --task with the task the model was trained for, or save the whole model",
+    )
+
+
+def _is_head(name: str, base: str) -> bool:
+    return not name.startswith(base) or name.startswith(f"{base}pooler.")
 
 
 def _from_pretrained(

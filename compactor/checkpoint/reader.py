@@ -11,12 +11,14 @@ import torch
 from compactor.checkpoint.agreement import check_agreement
 from compactor.checkpoint.config import check_config, read_json_object, sanitise
 from compactor.checkpoint.folder import find_model_folder
+from compactor.checkpoint.foreign import refuse_adapters
 from compactor.checkpoint.masks import fold_masks, has_scores, is_mask_tensor
 from compactor.checkpoint.pruned_heads import read_pruned_heads, restore_heads
 from compactor.checkpoint.pruning_record import MASKS_FILE, RECORD_FILE, describe_record
 from compactor.checkpoint.sparse_args import FILE_NAME as SPARSE_ARGS
 from compactor.checkpoint.sparse_args import SparseArgs, read_sparse_args
 from compactor.checkpoint.weights import SourceFile, Weights, hash_file, open_weights
+from compactor.checkpoint.wrappers import drop_front, find_front, unwrap
 from compactor.errors import ModelDirectoryError
 
 
@@ -62,14 +64,16 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoi
     raw = read_json_object(config_path)
     sizes = check_config(raw, str(config_path))
     pruned = read_pruned_heads(raw, sizes, str(config_path))
-    weights = open_weights(folder, allow_pickle=allow_pickle)
+    refuse_adapters(folder)
+    weights, name_notes = _unwrap(open_weights(folder, allow_pickle=allow_pickle), str(folder))
     sparse_args = _read_masking(root, folder) if has_scores(weights.shapes) else None
     check_agreement(raw["model_type"], sizes, weights.shapes, pruned, str(config_path))
 
     config = sanitise(raw)
+    weights, front_notes = _drop_front(weights, config)  # builds the stock model on paper: sizes come first
     tensors = weights.load()
     files = [config_path, *weights.paths]
-    kind, notes = "plain", _type_notes(weights)
+    kind, notes = "plain", [*name_notes, *front_notes, *_type_notes(weights)]
     if sparse_args:  # before the heads return: the scores have the shapes that are stored
         args_path, args = sparse_args
         kind = "nn_pruning"
@@ -87,6 +91,19 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoi
         kind = kind if sparse_args else "head_pruned"
         notes.append(restore_heads(tensors, pruned, sizes))
     return Checkpoint(root, folder, kind, config, tensors, tuple(map(hash_file, files)), tuple(notes))
+
+
+def _unwrap(weights: Weights, where: str) -> tuple[Weights, list[str]]:
+    """The weights under names without what training tools left in them, and what that was."""
+    names, notes = unwrap(weights.shapes, where)
+    names, parallel = drop_front(names, "module.")  # DDP's; no family's own names begin so
+    return weights.renamed(names), notes + parallel
+
+
+def _drop_front(weights: Weights, config: dict[str, Any]) -> tuple[Weights, list[str]]:
+    """The weights without a front that all names share and the stock model's have not."""
+    names, notes = drop_front({name: name for name in weights.shapes}, find_front(weights.shapes, config))
+    return weights.renamed(names), notes
 
 
 def _read_masking(root: Path, folder: Path) -> tuple[Path, SparseArgs]:
