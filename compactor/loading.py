@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from compactor.checkpoint import Checkpoint
-from compactor.checkpoint.fitting import add_base_name, refuse_strays
-from compactor.checkpoint.wrappers import describe
+from compactor.checkpoint.fitting import Fit
 from compactor.errors import ModelDirectoryError
 from compactor.tasks import Task
 
@@ -107,56 +106,26 @@ def _build(model_class: Any, config: Any, checkpoint: Checkpoint, task: Task, wh
     is_base = not any(key.startswith("pooler.") or ".pooler." in key for key in checkpoint.tensors)
     if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters and is_base:
         options["add_pooling_layer"] = False
-    tensors = add_base_name(checkpoint.tensors, model_class, config, where)
+    fit = Fit(model_class, config, where)
+    tensors = fit.add_base_name(checkpoint.tensors)
+    fit.refuse_no_trunk(tensors)
     module, info = _from_pretrained(model_class, config, tensors, options, where)
-    if mismatched := sorted(info["mismatched_keys"], key=str):
-        raise _mismatch(mismatched, model_class, where)
-    if missing := sorted(key for key in info["missing_keys"] if not key.endswith(("position_ids", "token_type_ids"))):
-        raise _lack(missing, model_class, checkpoint, task, where)
-    refuse_strays(
-        info["unexpected_keys"], tensors, model_class, config, trunk_only=task.auto_class == "AutoModel", where=where
-    )
+    fit.refuse_other_shapes(info["mismatched_keys"], tensors, module.state_dict())
+    fit.refuse_missing(info["missing_keys"], tensors, task)
+    fit.refuse_strays(info["unexpected_keys"], tensors, trunk_only=_is_trunk(task, checkpoint))
     return module.eval().requires_grad_(False)
 
 
-def _mismatch(mismatched: list[Any], model_class: Any, where: str) -> ModelDirectoryError:
-    """What is said where the config asks for other shapes: nothing is made anew with random numbers."""
-    name, stored, wanted = mismatched[0]
-    more = f" and {len(mismatched) - 1} more" if len(mismatched) > 1 else ""
-    return ModelDirectoryError(
-        f"'{name}' does not have the config's shape{more}: it is {_shape(stored)}, "
-        f"'{model_class.__name__}' makes it {_shape(wanted)}",
-        where=where,
-        todo="correct config.json: 'num_labels' and 'id2label' count the outputs of a head, 'vocab_size', "
-        "'max_position_embeddings' and 'type_vocab_size' the rows of the tables",
-    )
+def _is_trunk(task: Task, checkpoint: Checkpoint) -> bool:
+    """Whether a task without a head was meant: asked for, or told by a class of transformers.
 
+    A class of the user's own that ends in ``Model``, as transformers' classes without a head do, may have any head.
+    """
+    import transformers
 
-def _shape(shape: Any) -> str:
-    return " x ".join(map(str, shape)) or "a scalar"
-
-
-def _lack(missing: list[str], model_class: Any, checkpoint: Checkpoint, task: Task, where: str) -> ModelDirectoryError:
-    """What is said of a folder without the task's head, and of one without parts of the model itself."""
-    base = f"{model_class.base_model_prefix}."
-    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-    what = f"the weights lack '{missing[0]}'{more}, which '{model_class.__name__}' needs"
-    if task.auto_class != "AutoModel" and all(_is_head(name, base) for name in missing):
-        return ModelDirectoryError(
-            f"{what}: the folder has no head for {task.name}",
-            where=where,
-            todo=f"give the folder of a model that was trained for {task.name}, or another --task: "
-            "feature-extraction needs no head",
-        )
-    return ModelDirectoryError(
-        f"{what}; they hold {describe(tuple(checkpoint.tensors))}",
-        where=where,
-        todo="pass --task with the task the model was trained for, or save the whole model",
-    )
-
-
-def _is_head(name: str, base: str) -> bool:
-    return not name.startswith(base) or name.startswith(f"{base}pooler.")
+    named = (checkpoint.config.get("architectures") or [""])[0]
+    own = named.endswith("Model") and not hasattr(transformers, named)
+    return task.auto_class == "AutoModel" and not own
 
 
 def _from_pretrained(

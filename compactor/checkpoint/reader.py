@@ -21,6 +21,15 @@ from compactor.checkpoint.weights import SourceFile, Weights, hash_file, open_we
 from compactor.checkpoint.wrappers import drop_front, find_front, unwrap
 from compactor.errors import ModelDirectoryError
 
+# The embedding, and what the families here call the table that may be tied to it.
+_EMBEDDING = (".word_embeddings.weight", ".tok_embeddings.weight")
+_OUTPUT_EMBEDDINGS = (
+    "cls.predictions.decoder.weight",
+    "lm_head.decoder.weight",
+    "vocab_projector.weight",
+    "generator_lm_head.weight",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
@@ -70,7 +79,7 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoi
     check_agreement(raw["model_type"], sizes, weights.shapes, pruned, str(config_path))
 
     config = sanitise(raw)
-    weights, front_notes = _drop_front(weights, config)  # builds the stock model on paper: sizes come first
+    weights, front_notes = _drop_front(weights, config)
     tensors = weights.load()
     files = [config_path, *weights.paths]
     kind, notes = "plain", [*name_notes, *front_notes, *_type_notes(weights)]
@@ -84,6 +93,8 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoi
             notes.append("hidden_act set to relu: sparse_args.json says that training replaced GELU")
     elif (folder / SPARSE_ARGS).is_file():
         notes.append(f"{SPARSE_ARGS} ignored: the weights hold no mask scores")
+    if (tied := _tie_note(raw, tensors)) is not None:
+        notes.append(tied)
     if (record := describe_record(folder, tensors)) is not None:
         files += [folder / RECORD_FILE, folder / MASKS_FILE]
         notes.append(record)
@@ -101,9 +112,29 @@ def _unwrap(weights: Weights, where: str) -> tuple[Weights, list[str]]:
 
 
 def _drop_front(weights: Weights, config: dict[str, Any]) -> tuple[Weights, list[str]]:
-    """The weights without a front that all names share and the stock model's have not."""
+    """The weights without a front that all names share and the stock model's have not.
+
+    Sizes have been compared with the shapes by now, and a config that asks for more layers than there are tensors is
+    refused: the stock model that names them is small enough to be built on paper.
+    """
     names, notes = drop_front({name: name for name in weights.shapes}, find_front(weights.shapes, config))
     return weights.renamed(names), notes
+
+
+def _tie_note(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str | None:
+    """Say which of two tables counts where the config ties them and they differ: it depends on transformers."""
+    if config.get("tie_word_embeddings") is False:
+        return None
+    table = next((name for name in sorted(tensors) if name.endswith(_EMBEDDING)), None)
+    head = next((name for name in sorted(tensors) if name.endswith(_OUTPUT_EMBEDDINGS)), None)
+    if table is None or head is None:
+        return None
+    if tensors[table].shape != tensors[head].shape or torch.equal(tensors[table], tensors[head]):
+        return None
+    return (
+        f"'{head}' is not '{table}', though 'tie_word_embeddings' says so: transformers 5 uses both, transformers 4 "
+        "the embedding for both, and the graph is as the version here does it"
+    )
 
 
 def _read_masking(root: Path, folder: Path) -> tuple[Path, SparseArgs]:

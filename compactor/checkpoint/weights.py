@@ -206,6 +206,12 @@ def _unpickle(path: Path) -> dict[str, torch.Tensor]:
         raise _damaged(path, error) from error
     if not isinstance(state, dict) or not state:
         raise ModelDirectoryError(f"{path.name} is not a state dict", where=str(path))
+    if nested := [str(key) for key, value in state.items() if isinstance(value, dict)]:
+        raise ModelDirectoryError(
+            f"{path.name} is no state dict: it holds {nested[0][:80]!r}, as training checkpoints do",
+            where=str(path),
+            todo="save the model alone, with save_pretrained",
+        )
     size = path.stat().st_size
     for name, tensor in state.items():
         plain = isinstance(name, str) and isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
