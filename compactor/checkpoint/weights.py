@@ -28,6 +28,7 @@ _INTEGERS = frozenset({"I64", "I32", "I16", "I8", "U8", "BOOL"})
 # Integer tensors that are tables of indexes, not weights: position_ids, relative_position_index, ...
 _INDEX_BUFFER = re.compile(r"(_ids|_index|_tracked|_mask|_buckets?)$")
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SAVE_AGAIN = "download the whole checkpoint again, or save it again: index and shards do not belong together"
 _FINITE_CHUNK = 1 << 22
 
 
@@ -231,13 +232,24 @@ def _is_zip(path: Path) -> bool:
 def _check_shard(
     path: Path, held: tuple[str, ...], listed: tuple[str, ...] | None, *, taken: Mapping[str, object]
 ) -> None:
-    """Refuse a shard that lacks a tensor the index lists under it, or repeats one of an earlier shard."""
+    """Refuse a shard that lacks a tensor the index lists under it, holds another, or repeats one of an earlier shard.
+
+    One that is not listed is loaded by transformers 5 and left out by 4.
+    """
     if missing := sorted(set(listed or ()) - set(held)):
         raise ModelDirectoryError(
-            f"{path.name} lacks {len(missing)} tensors that the index lists, '{missing[0]}' among them", where=str(path)
+            f"{path.name} lacks {len(missing)} tensors that the index lists, '{missing[0]}' among them",
+            where=str(path),
+            todo=_SAVE_AGAIN,
         )
     if repeated := sorted(set(held) & set(taken)):
-        raise ModelDirectoryError(f"tensor '{repeated[0]}' is in two shards", where=str(path))
+        raise ModelDirectoryError(f"tensor '{repeated[0]}' is in two shards", where=str(path), todo=_SAVE_AGAIN)
+    if listed is not None and (unlisted := sorted(set(held) - set(listed))):
+        raise ModelDirectoryError(
+            f"{path.name} holds {len(unlisted)} tensors that the index does not list, '{unlisted[0]}' among them",
+            where=str(path),
+            todo=_SAVE_AGAIN,
+        )
 
 
 def _check_dtype(name: str, code: str, path: Path) -> str:
