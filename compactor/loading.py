@@ -110,8 +110,10 @@ def _build(model_class: Any, config: Any, checkpoint: Checkpoint, task: Task, wh
     tensors = fit.add_base_name(checkpoint.tensors)
     fit.refuse_no_trunk(tensors)
     module, info = _from_pretrained(model_class, config, tensors, options, where)
-    fit.refuse_other_shapes(info["mismatched_keys"], tensors, module.state_dict())
-    fit.refuse_missing(info["missing_keys"], tensors, task)
+    built = module.state_dict()
+    fit.refuse_other_shapes(info["mismatched_keys"], tensors, built)
+    hollow = {name for name, tensor in built.items() if tensor.is_meta}  # tied to a tensor that is missing as well
+    fit.refuse_missing({*info["missing_keys"], *hollow}, tensors, task)
     fit.refuse_strays(info["unexpected_keys"], tensors, trunk_only=_is_trunk(task, checkpoint))
     return module.eval().requires_grad_(False)
 

@@ -22,7 +22,7 @@ from compactor.tasks import Task
 # Tables that can be computed, which older versions saved; poolers, which no task's output here reads unless its class
 # has one; and pretraining heads that were published with weights and that no stock class has (DeBERTa's).
 _HARMLESS = re.compile(
-    r"(^|\.)(position_ids|token_type_ids|inv_freq|relative_position_index|num_batches_tracked|masked_bias)$"
+    r"(^|\.)(position_ids|token_type_ids|inv_freq|relative_position_index|relative_coords_table|num_batches_tracked|masked_bias)$"
     r"|(^|\.)pooler\.|^(mask_predictions|lm_predictions)\."
 )
 _COMPUTED = ("position_ids", "token_type_ids")

@@ -138,6 +138,13 @@ def test_a_trunk_that_lacks_a_tensor_is_no_missing_head(tmp_path: Path) -> None:
     assert "no head" not in said
 
 
+def test_a_table_that_both_tied_names_lack_is_missing(tmp_path: Path) -> None:
+    folder = saved(tmp_path, "distilbert", "ForMaskedLM")
+    table, head = TABLES["distilbert"]
+    change_weights(folder, lambda tensors: {name: each for name, each in tensors.items() if name not in (table, head)})
+    assert f"'{table}'" in refused(folder, "the weights lack ")
+
+
 # Shapes
 
 
