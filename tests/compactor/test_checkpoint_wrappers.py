@@ -11,8 +11,12 @@ import torch
 import compactor
 from compactor.checkpoint import read_checkpoint
 from compactor.checkpoint.wrappers import unwrap
+from compactor.encoder_decoder import load_encoder_decoder
 from compactor.errors import ModelDirectoryError
 from compactor.importer import load_model
+from compactor.tasks import GENERATION, TASKS
+from tests.compactor.checkpoints import hybrid_scores, sparse_args, tensors, write
+from tests.compactor.families import save_encoder_decoder
 from tests.compactor.stock import assert_same_answers, change_config, change_weights, rename, saved, stock
 
 HEAD, BASE = "ForSequenceClassification", "Model"
@@ -166,3 +170,27 @@ def test_a_family_whose_names_begin_with_model_keeps_them(tmp_path: Path) -> Non
         notes = assert_same_answers(tmp_path / front, reference)
         removed = "'model.' removed from the front of every tensor's name"
         assert notes == ((removed,) if front == "model.model." else ())
+
+
+@pytest.mark.parametrize("family", ["bart", "marian"])
+@pytest.mark.parametrize("front", ["module.", "net._orig_mod.", "model."])
+def test_a_front_comes_off_a_model_that_writes(family: str, front: str, tmp_path: Path) -> None:
+    folder = save_encoder_decoder(tmp_path / "model", family, planted=None)
+    reference = stock("AutoModelForSeq2SeqLM", folder).state_dict()
+    change_weights(folder, rename(lambda name: front + name))
+    checkpoint = read_checkpoint(folder)
+    assert checkpoint.notes
+    got = load_encoder_decoder(checkpoint, TASKS[GENERATION]).module.state_dict()
+    assert got.keys() == reference.keys()
+    assert all(torch.equal(got[name], reference[name]) for name in reference)
+
+
+def test_a_front_comes_off_before_masks_are_folded(tmp_path: Path) -> None:
+    weights = {**tensors(), **hybrid_scores()}
+    plain = read_checkpoint(write(tmp_path / "plain", weights, masks=sparse_args()))
+    wrapped = {f"model._orig_mod.{name}": tensor.clone() for name, tensor in weights.items()}
+    checkpoint = read_checkpoint(write(tmp_path / "wrapped", wrapped, masks=sparse_args()))
+    assert checkpoint.format == "nn_pruning"
+    assert checkpoint.tensors.keys() == plain.tensors.keys()
+    assert all(torch.equal(checkpoint.tensors[name], tensor) for name, tensor in plain.tensors.items())
+    assert any((tensor == 0).any() for tensor in plain.tensors.values())
