@@ -83,6 +83,11 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoi
     tensors = weights.load()
     files = [config_path, *weights.paths]
     kind, notes = "plain", [*name_notes, *front_notes, *_type_notes(weights)]
+    if raw.get("auto_map"):
+        notes.append(
+            f"the code that 'auto_map' names is not run: the model is transformers' own '{raw['model_type']}', as "
+            "without trust_remote_code"
+        )
     if sparse_args:  # before the heads return: the scores have the shapes that are stored
         args_path, args = sparse_args
         kind = "nn_pruning"

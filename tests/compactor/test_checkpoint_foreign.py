@@ -126,6 +126,13 @@ def test_a_training_checkpoint_as_the_weights_is_named(tmp_path: Path) -> None:
         read_checkpoint(tmp_path, allow_pickle=True)
 
 
+def test_code_that_is_not_run_gets_a_note(tmp_path: Path) -> None:
+    write(tmp_path, tensors(), config(auto_map={"AutoModel": "modeling.MyModel"}))
+    (note,) = read_checkpoint(tmp_path).notes
+    assert "'auto_map'" in note
+    assert "transformers' own 'bert'" in note
+
+
 def test_a_config_that_names_another_file_is_refused(tmp_path: Path) -> None:
     write(tmp_path, tensors(), config(transformers_weights="other.safetensors"))
     with pytest.raises(ModelDirectoryError, match=r"'transformers_weights' names a file of its own, 'other\.saf"):
