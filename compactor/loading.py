@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from compactor.checkpoint import Checkpoint
+from compactor.checkpoint.fitting import Fit
 from compactor.errors import ModelDirectoryError
 from compactor.tasks import Task
 
@@ -27,7 +28,7 @@ def build_model(checkpoint: Checkpoint, task: Task) -> Any:
     where = str(checkpoint.path)
     with quiet():
         config = _config(checkpoint, where)
-        return _build(_model_class(task, config, where), config, checkpoint, where)
+        return _build(_model_class(task, config, where), config, checkpoint, task, where)
 
 
 @contextlib.contextmanager
@@ -102,23 +103,33 @@ def _model_class(task: Task, config: Any, where: str) -> Any:
     return found[0] if isinstance(found, tuple) else found
 
 
-def _build(model_class: Any, config: Any, checkpoint: Checkpoint, where: str) -> Any:
+def _build(model_class: Any, config: Any, checkpoint: Checkpoint, task: Task, where: str) -> Any:
     options: dict[str, Any] = {}
     is_base = not any(key.startswith("pooler.") or ".pooler." in key for key in checkpoint.tensors)
     if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters and is_base:
         options["add_pooling_layer"] = False
-    module, info = _from_pretrained(model_class, config, checkpoint.tensors, options, where)
-    missing = sorted(key for key in info["missing_keys"] if not key.endswith(("position_ids", "token_type_ids")))
-    mismatched = sorted(str(key[0] if isinstance(key, tuple | list) else key) for key in info["mismatched_keys"])
-    if missing or mismatched:
-        what = f"the weights lack '{missing[0]}'" if missing else f"'{mismatched[0]}' does not have the config's shape"
-        more = len(missing) + len(mismatched) - 1
-        raise ModelDirectoryError(
-            f"{what}{f' and {more} more' if more else ''}, which '{model_class.__name__}' needs",
-            where=where,
-            todo="pass --task with the task the model was trained for, or save the whole model",
-        )
+    fit = Fit(model_class, config, where)
+    tensors = fit.add_base_name(checkpoint.tensors)
+    fit.refuse_no_trunk(tensors)
+    module, info = _from_pretrained(model_class, config, tensors, options, where)
+    built = module.state_dict()
+    fit.refuse_other_shapes(info["mismatched_keys"], tensors, built)
+    hollow = {name for name, tensor in built.items() if tensor.is_meta}  # tied to a tensor that is missing as well
+    fit.refuse_missing({*info["missing_keys"], *hollow}, tensors, task)
+    fit.refuse_strays(info["unexpected_keys"], tensors, trunk_only=_is_trunk(task, checkpoint))
     return module.eval().requires_grad_(False)
+
+
+def _is_trunk(task: Task, checkpoint: Checkpoint) -> bool:
+    """Whether a task without a head was meant: asked for, or told by a class of transformers.
+
+    A class of the user's own that ends in ``Model``, as transformers' classes without a head do, may have any head.
+    """
+    import transformers
+
+    named = (checkpoint.config.get("architectures") or [""])[0]
+    own = named.endswith("Model") and not hasattr(transformers, named)
+    return task.auto_class == "AutoModel" and not own
 
 
 def _from_pretrained(

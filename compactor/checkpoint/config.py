@@ -126,6 +126,12 @@ def check_config(config: dict[str, Any], where: str) -> Sizes:
             where=where,
             todo="start from its fp32, fp16 or bf16 weights; compactor quantizes by itself",
         )
+    if (named := config.get("transformers_weights")) is not None:
+        raise ModelDirectoryError(
+            f"'transformers_weights' names a file of its own, {str(named)[:80]!r}, which is not read here",
+            where=where,
+            todo="call that file model.safetensors, and remove the key",
+        )
     if config.get("layer_norm_type") == "no_norm":
         raise ModelDirectoryError("'layer_norm_type' \"no_norm\" (nn_pruning's NoNorm) is not supported", where=where)
     sizes = _read_sizes(config, where)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from compactor.checkpoint.config import read_json
+from compactor.checkpoint.foreign import refuse_adapters
 from compactor.errors import ModelDirectoryError
 
 
@@ -21,6 +22,7 @@ def find_model_folder(path: Path) -> Path:
         return path
     if (path / "modules.json").is_file():
         return _first_module(path)
+    refuse_adapters(path)
     raise ModelDirectoryError("the model directory has no config.json", where=str(path))
 
 
@@ -35,5 +37,6 @@ def _first_module(path: Path) -> Path:
         raise ModelDirectoryError(f"modules.json gives {str(name)[:80]!r} as the model's folder", where=where)
     folder = path.joinpath(*parts)
     if not (folder / "config.json").is_file():
+        refuse_adapters(folder)
         raise ModelDirectoryError(f"'{name}' of modules.json has no config.json", where=where)
     return folder

@@ -11,13 +11,24 @@ import torch
 from compactor.checkpoint.agreement import check_agreement
 from compactor.checkpoint.config import check_config, read_json_object, sanitise
 from compactor.checkpoint.folder import find_model_folder
+from compactor.checkpoint.foreign import refuse_adapters
 from compactor.checkpoint.masks import fold_masks, has_scores, is_mask_tensor
 from compactor.checkpoint.pruned_heads import read_pruned_heads, restore_heads
 from compactor.checkpoint.pruning_record import MASKS_FILE, RECORD_FILE, describe_record
 from compactor.checkpoint.sparse_args import FILE_NAME as SPARSE_ARGS
 from compactor.checkpoint.sparse_args import SparseArgs, read_sparse_args
 from compactor.checkpoint.weights import SourceFile, Weights, hash_file, open_weights
+from compactor.checkpoint.wrappers import drop_front, find_front, unwrap
 from compactor.errors import ModelDirectoryError
+
+# The embedding, and what the families here call the table that may be tied to it.
+_EMBEDDING = (".word_embeddings.weight", ".tok_embeddings.weight")
+_OUTPUT_EMBEDDINGS = (
+    "cls.predictions.decoder.weight",
+    "lm_head.decoder.weight",
+    "vocab_projector.weight",
+    "generator_lm_head.weight",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,14 +73,21 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoi
     raw = read_json_object(config_path)
     sizes = check_config(raw, str(config_path))
     pruned = read_pruned_heads(raw, sizes, str(config_path))
-    weights = open_weights(folder, allow_pickle=allow_pickle)
+    refuse_adapters(folder)
+    weights, name_notes = _unwrap(open_weights(folder, allow_pickle=allow_pickle), str(folder))
     sparse_args = _read_masking(root, folder) if has_scores(weights.shapes) else None
     check_agreement(raw["model_type"], sizes, weights.shapes, pruned, str(config_path))
 
     config = sanitise(raw)
+    weights, front_notes = _drop_front(weights, config)
     tensors = weights.load()
     files = [config_path, *weights.paths]
-    kind, notes = "plain", _type_notes(weights)
+    kind, notes = "plain", [*name_notes, *front_notes, *_type_notes(weights)]
+    if raw.get("auto_map"):
+        notes.append(
+            f"the code that 'auto_map' names is not run: the model is transformers' own '{raw['model_type']}', as "
+            "without trust_remote_code"
+        )
     if sparse_args:  # before the heads return: the scores have the shapes that are stored
         args_path, args = sparse_args
         kind = "nn_pruning"
@@ -80,6 +98,8 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoi
             notes.append("hidden_act set to relu: sparse_args.json says that training replaced GELU")
     elif (folder / SPARSE_ARGS).is_file():
         notes.append(f"{SPARSE_ARGS} ignored: the weights hold no mask scores")
+    if (tied := _tie_note(raw, tensors)) is not None:
+        notes.append(tied)
     if (record := describe_record(folder, tensors)) is not None:
         files += [folder / RECORD_FILE, folder / MASKS_FILE]
         notes.append(record)
@@ -87,6 +107,39 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoi
         kind = kind if sparse_args else "head_pruned"
         notes.append(restore_heads(tensors, pruned, sizes))
     return Checkpoint(root, folder, kind, config, tensors, tuple(map(hash_file, files)), tuple(notes))
+
+
+def _unwrap(weights: Weights, where: str) -> tuple[Weights, list[str]]:
+    """The weights under names without what training tools left in them, and what that was."""
+    names, notes = unwrap(weights.shapes, where)
+    names, parallel = drop_front(names, "module.")  # DDP's; no family's own names begin so
+    return weights.renamed(names), notes + parallel
+
+
+def _drop_front(weights: Weights, config: dict[str, Any]) -> tuple[Weights, list[str]]:
+    """The weights without a front that all names share and the stock model's have not.
+
+    Sizes have been compared with the shapes by now, and a config that asks for more layers than there are tensors is
+    refused: the stock model that names them is small enough to be built on paper.
+    """
+    names, notes = drop_front({name: name for name in weights.shapes}, find_front(weights.shapes, config))
+    return weights.renamed(names), notes
+
+
+def _tie_note(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str | None:
+    """Say which of two tables counts where the config ties them and they differ: it depends on transformers."""
+    if config.get("tie_word_embeddings") is False:
+        return None
+    table = next((name for name in sorted(tensors) if name.endswith(_EMBEDDING)), None)
+    head = next((name for name in sorted(tensors) if name.endswith(_OUTPUT_EMBEDDINGS)), None)
+    if table is None or head is None:
+        return None
+    if tensors[table].shape != tensors[head].shape or torch.equal(tensors[table], tensors[head]):
+        return None
+    return (
+        f"'{head}' is not '{table}', though 'tie_word_embeddings' says so: transformers 5 uses both, transformers 4 "
+        "the embedding for both, and the graph is as the version here does it"
+    )
 
 
 def _read_masking(root: Path, folder: Path) -> tuple[Path, SparseArgs]:

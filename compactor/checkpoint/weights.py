@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from compactor.checkpoint.config import MAX_INDEX_BYTES, read_json_object
+from compactor.checkpoint.foreign import describe_missing_weights, refuse_foreign_tensors
 from compactor.errors import ModelDirectoryError
 
 _SAFETENSORS, _SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -27,6 +28,7 @@ _INTEGERS = frozenset({"I64", "I32", "I16", "I8", "U8", "BOOL"})
 # Integer tensors that are tables of indexes, not weights: position_ids, relative_position_index, ...
 _INDEX_BUFFER = re.compile(r"(_ids|_index|_tracked|_mask|_buckets?)$")
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SAVE_AGAIN = "download the whole checkpoint again, or save it again: index and shards do not belong together"
 _FINITE_CHUNK = 1 << 22
 
 
@@ -54,7 +56,7 @@ class Weights:
     paths: tuple[Path, ...]
     _shards: Mapping[Path, tuple[str, ...]]
     _pickled: Mapping[str, torch.Tensor] | None = None
-    _prefix: str = ""
+    _names: Mapping[str, str] | None = None  # by stored name
 
     def load(self) -> dict[str, torch.Tensor]:
         """Map every tensor into memory, in its stored type; refuses NaN and infinities."""
@@ -64,44 +66,31 @@ class Weights:
                 raise ModelDirectoryError(
                     f"tensor '{name}' holds NaN or infinity", todo="the training run diverged or the file is damaged"
                 )
-        return {name.removeprefix(self._prefix): tensor for name, tensor in tensors.items()}
+        names = self._names
+        return tensors if names is None else {names[name]: tensor for name, tensor in tensors.items()}
 
-    def without_prefix(self, prefix: str) -> Weights:
-        """The same weights under names without ``prefix``, if every name has it; else these."""
-        if not self.shapes or not all(name.startswith(prefix) for name in self.shapes):
-            return self
+    def renamed(self, names: Mapping[str, str]) -> Weights:
+        """The same weights under other names: ``names`` maps each of these to its own."""
+        stored = self._names or {name: name for name in self.shapes}
         return dataclasses.replace(
             self,
-            shapes={name.removeprefix(prefix): shape for name, shape in self.shapes.items()},
-            dtypes={name.removeprefix(prefix): dtype for name, dtype in self.dtypes.items()},
-            _prefix=prefix,
+            shapes={names[name]: shape for name, shape in self.shapes.items()},
+            dtypes={names[name]: dtype for name, dtype in self.dtypes.items()},
+            _names={given: names[name] for given, name in stored.items()},
         )
 
 
 def open_weights(folder: Path, *, allow_pickle: bool = False) -> Weights:
-    """Find the weights in ``folder`` and check their headers; a ``module.`` before every name is dropped.
+    """Find the weights in ``folder`` and check their headers; names are as they are stored.
 
     Args:
         folder: The folder that holds the weights.
         allow_pickle: Also accept ``pytorch_model.bin``, opened with ``weights_only``.
 
     Raises:
-        ModelDirectoryError: No weights, damaged, incomplete, pickled without leave, or of a type not supported.
+        ModelDirectoryError: No weights, damaged, incomplete, pickled without leave, of a type not supported, or with
+            tensors that change others (adapters, norms of weights, quantized ones).
     """
-    return _open(folder, allow_pickle=allow_pickle).without_prefix("module.")
-
-
-def hash_file(path: Path) -> SourceFile:
-    """The name, SHA-256 and size of a file, read as a stream."""
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return SourceFile(path.name, digest, file.tell())
-    except OSError as error:
-        raise ModelDirectoryError(f"{path.name} cannot be read: {error.strerror}", where=str(path)) from error
-
-
-def _open(folder: Path, *, allow_pickle: bool) -> Weights:
     if (path := folder / _SAFETENSORS).is_file():
         return _open_safetensors((path,), {path: None})
     if (index := folder / _SAFETENSORS_INDEX).is_file():
@@ -109,7 +98,7 @@ def _open(folder: Path, *, allow_pickle: bool) -> Weights:
         return _open_safetensors((index, *shards), shards)
     pickles = [name for name in (_PICKLE, _PICKLE_INDEX) if (folder / name).is_file()]
     if not pickles:
-        raise ModelDirectoryError(f"no weights: neither {_SAFETENSORS} nor {_SAFETENSORS_INDEX}", where=str(folder))
+        raise describe_missing_weights(folder)
     if not allow_pickle:
         raise ModelDirectoryError(
             f"the weights are pickled ({pickles[0]}), and a pickle can run code",
@@ -120,6 +109,16 @@ def _open(folder: Path, *, allow_pickle: bool) -> Weights:
         return _open_pickles((folder / _PICKLE,), {folder / _PICKLE: None})
     shards = _read_index(folder / _PICKLE_INDEX, suffix=".bin")
     return _open_pickles((folder / _PICKLE_INDEX, *shards), shards)
+
+
+def hash_file(path: Path) -> SourceFile:
+    """The name, SHA-256 and size of a file, read as a stream."""
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return SourceFile(path.name, digest, file.tell())
+    except OSError as error:
+        raise ModelDirectoryError(f"{path.name} cannot be read: {error.strerror}", where=str(path)) from error
 
 
 def _read_index(path: Path, *, suffix: str) -> dict[Path, tuple[str, ...] | None]:
@@ -150,6 +149,7 @@ def _open_safetensors(paths: tuple[Path, ...], shards: Mapping[Path, tuple[str, 
         try:
             with safe_open(path, framework="pt") as file:
                 held[path] = tuple(file.keys())
+                refuse_foreign_tensors(held[path], path)
                 _check_shard(path, held[path], listed, taken=shapes)
                 for name in held[path]:
                     header = file.get_slice(name)
@@ -176,6 +176,7 @@ def _open_pickles(paths: tuple[Path, ...], shards: Mapping[Path, tuple[str, ...]
     dtypes: dict[str, str] = {}
     for path, listed in shards.items():
         state = _unpickle(path)
+        refuse_foreign_tensors(state, path)
         _check_shard(path, tuple(state), listed, taken=tensors)
         for name, tensor in state.items():
             code = _TORCH_CODES.get(tensor.dtype, str(tensor.dtype))
@@ -206,6 +207,12 @@ def _unpickle(path: Path) -> dict[str, torch.Tensor]:
         raise _damaged(path, error) from error
     if not isinstance(state, dict) or not state:
         raise ModelDirectoryError(f"{path.name} is not a state dict", where=str(path))
+    if nested := [str(key) for key, value in state.items() if isinstance(value, dict)]:
+        raise ModelDirectoryError(
+            f"{path.name} is no state dict: it holds {nested[0][:80]!r}, as training checkpoints do",
+            where=str(path),
+            todo="save the model alone, with save_pretrained",
+        )
     size = path.stat().st_size
     for name, tensor in state.items():
         plain = isinstance(name, str) and isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
@@ -225,13 +232,24 @@ def _is_zip(path: Path) -> bool:
 def _check_shard(
     path: Path, held: tuple[str, ...], listed: tuple[str, ...] | None, *, taken: Mapping[str, object]
 ) -> None:
-    """Refuse a shard that lacks a tensor the index lists under it, or repeats one of an earlier shard."""
+    """Refuse a shard that lacks a tensor the index lists under it, holds another, or repeats one of an earlier shard.
+
+    One that is not listed is loaded by transformers 5 and left out by 4.
+    """
     if missing := sorted(set(listed or ()) - set(held)):
         raise ModelDirectoryError(
-            f"{path.name} lacks {len(missing)} tensors that the index lists, '{missing[0]}' among them", where=str(path)
+            f"{path.name} lacks {len(missing)} tensors that the index lists, '{missing[0]}' among them",
+            where=str(path),
+            todo=_SAVE_AGAIN,
         )
     if repeated := sorted(set(held) & set(taken)):
-        raise ModelDirectoryError(f"tensor '{repeated[0]}' is in two shards", where=str(path))
+        raise ModelDirectoryError(f"tensor '{repeated[0]}' is in two shards", where=str(path), todo=_SAVE_AGAIN)
+    if listed is not None and (unlisted := sorted(set(held) - set(listed))):
+        raise ModelDirectoryError(
+            f"{path.name} holds {len(unlisted)} tensors that the index does not list, '{unlisted[0]}' among them",
+            where=str(path),
+            todo=_SAVE_AGAIN,
+        )
 
 
 def _check_dtype(name: str, code: str, path: Path) -> str:

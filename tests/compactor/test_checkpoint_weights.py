@@ -193,6 +193,17 @@ def test_a_tensor_in_two_shards_is_refused(folder):
         read_checkpoint(folder)
 
 
+def test_a_tensor_that_the_index_does_not_list_is_refused(folder):
+    _, second = shard(folder, tensors())
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    unlisted = next(name for name, file in content["weight_map"].items() if file == second)
+    del content["weight_map"][unlisted]
+    index.write_text(json.dumps(content))
+    with pytest.raises(ModelDirectoryError, match=f"holds 1 tensors that the index does not list, '{unlisted}'"):
+        read_checkpoint(folder)
+
+
 @pytest.mark.parametrize(
     ("dtype", "code"),
     [(torch.int8, "I8"), (torch.float64, "F64"), (torch.float8_e4m3fn, "F8_E4M3"), (torch.uint8, "U8")],
