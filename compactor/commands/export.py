@@ -177,8 +177,9 @@ def next_steps(manifest: dict[str, Any], path: Path, *, shown_as: Path) -> list[
         from compactor.runtime.sentences import SentenceSettings
 
         sentences = SentenceSettings.read(path)
+        kind = sentences.kind if sentences is not None else ""
         lines.append(
-            f"sentence-transformers:  {sentences.kind if sentences else 'SentenceTransformer'}({str(shown_as)!r}, backend='onnx', "
+            f"sentence-transformers:  {kind}({str(shown_as)!r}, backend='onnx', "
             f"model_kwargs={{'file_name': {file!r}}})"
         )
     elif manifest["task"] in TASKS:

@@ -385,6 +385,7 @@ INERT: dict[tuple[str, str], Probe] = {
 
 REFUSED: dict[tuple[str, str], Probe] = {
     (CONFIG, "is_decoder"): Probe(BERT, True),
+    (CONFIG, "quantization_config"): Probe(BERT, {"quant_method": "bitsandbytes", "load_in_8bit": True}),
     (ENCODER, "transformer_task"): Probe("vectors", "text-generation"),
     (ENCODER, "modality_config"): Probe("vectors", {"text": {"method": "get_text_features"}}),
     (ENCODER, "module_output_name"): Probe("vectors", "scores"),
