@@ -80,7 +80,7 @@ def check_generation_settings(checkpoint: Checkpoint) -> None:
 def _check_readable(settings: Mapping[str, Any], path: Path) -> None:
     from transformers import GenerationConfig
 
-    from compactor.loading import quiet
+    from compactor.quiet import quiet
 
     try:
         with quiet():

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compactor.errors import ModelDirectoryError
-from compactor.loading import quiet
 from compactor.model_files import read_object, write_json
+from compactor.quiet import quiet
 from compactor.runtime.answers import Refused
 from compactor.runtime.errors import RuntimeSetupError
 from compactor.runtime.image_files import pillow, read_image

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from compactor.loading import quiet
 from compactor.positions import stated_positions
+from compactor.quiet import quiet
 
 _MOST = 1 << 16  # positions that are tried: running more takes more memory than the answer is worth
 _RELATIVE = ("relative", "rel_", "distance_embedding")  # tables of distances, not of positions

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import logging
-import os
-import warnings
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +10,7 @@ import torch
 from compactor.checkpoint import Checkpoint
 from compactor.checkpoint.fitting import Fit
 from compactor.errors import ModelDirectoryError
+from compactor.quiet import quiet
 from compactor.tasks import Task
 
 
@@ -29,27 +24,6 @@ def build_model(checkpoint: Checkpoint, task: Task) -> Any:
     with quiet():
         config = _config(checkpoint, where)
         return _build(_model_class(task, config, where), config, checkpoint, task, where)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers and the exporter from writing to the user's terminal; errors still raise."""
-    loggers = [
-        logging.getLogger(name) for name in ("transformers", "torch.onnx", "torch.export", "onnxscript", "onnx_ir")
-    ]
-    levels = [logger.level for logger in loggers]
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    with warnings.catch_warnings(), Path(os.devnull).open("w") as devnull, contextlib.redirect_stdout(devnull):
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 def _config(checkpoint: Checkpoint, where: str) -> Any:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from compactor.errors import ModelDirectoryError
-from compactor.loading import quiet
 from compactor.model_files import copy_file, inside, matching, read_object, write_json
 from compactor.positions import stated_positions
+from compactor.quiet import quiet
 from compactor.runtime.sentences.settings import TRANSFORMER_CONFIGS
 from compactor.runtime.tokenizer import CONFIG as TOKENIZER_CONFIG
 from compactor.runtime.tokenizer import clean_up, is_limit, special_token

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 
 from compactor.errors import ModelDirectoryError
-from compactor.loading import quiet
+from compactor.quiet import quiet
 
 OPSET = 23
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from compactor.errors import ModelDirectoryError
-from compactor.loading import quiet
+from compactor.quiet import quiet
 from compactor.runtime.encoding import QUESTIONS, Encoded
 from compactor.runtime.errors import RuntimeSetupError
 from compactor.runtime.image_steps import CONFIG as IMAGE_SETTINGS

@@ -110,7 +110,7 @@ def _stock_names(config: Mapping[str, Any]) -> tuple[str, frozenset[str]] | None
     import torch
     from transformers import CONFIG_MAPPING, AutoModel
 
-    from compactor.loading import quiet
+    from compactor.quiet import quiet
 
     model_type = config.get("model_type")
     if model_type not in CONFIG_MAPPING:

@@ -179,8 +179,7 @@ def next_steps(manifest: dict[str, Any], path: Path, *, shown_as: Path) -> list[
         sentences = SentenceSettings.read(path)
         kind = sentences.kind if sentences is not None else ""
         lines.append(
-            f"sentence-transformers:  {kind}({str(shown_as)!r}, backend='onnx', "
-            f"model_kwargs={{'file_name': {file!r}}})"
+            f"sentence-transformers:  {kind}({str(shown_as)!r}, backend='onnx', model_kwargs={{'file_name': {file!r}}})"
         )
     elif manifest["task"] in TASKS:
         head = TASKS[manifest["task"]].auto_class.removeprefix("AutoModel") or "ForFeatureExtraction"

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from compactor.errors import MeasurementError
 from compactor.evaluation.inputs import InputSpec
-from compactor.evaluation.texts import Context, Labelled, Words, open_tokenizer
+from compactor.evaluation.texts import Context, Labelled, Words
+from compactor.evaluation.tokens import open_tokenizer
 from compactor.tasks import GENERATION
 
 MAX_ANSWER = 30  # tokens

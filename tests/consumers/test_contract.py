@@ -11,7 +11,7 @@ import importlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,12 @@ from sentence_transformers.sparse_encoder.modules import MLMTransformer, SpladeP
 from torch import nn
 
 import compactor
-import compactor.building
 import compactor.runtime
 from compactor.errors import ModelDirectoryError
-from compactor.importer import LoadedModel, trace
 from compactor.runtime.answers import Classified, Embedded, Filled, Sparse, Tagged, TokenVectors
 from tests.consumers.folders import save_text_model
+
+pytestmark = pytest.mark.usefixtures("traced_once")
 
 ROOT = Path(__file__).parents[2]
 WIDTH = 32
@@ -43,23 +43,6 @@ Flat = list[tuple[list[str], list[float]]]
 
 
 # Folders, and what the references say of them
-
-
-@pytest.fixture(scope="module", autouse=True)
-def traced_once() -> Iterator[None]:
-    """Folders of the same weights and config share a trace, which is most of the time of a small export."""
-    kept: dict[Any, Any] = {}
-
-    def traced(loaded: LoadedModel) -> Any:
-        weights = float(sum(tensor.double().abs().sum() for tensor in loaded.module.state_dict().values()))
-        key = (loaded.task.name, weights, loaded.module.config.to_json_string(use_diff=False))
-        if key not in kept:
-            kept[key] = trace(loaded)
-        return kept[key].clone()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compactor.building, "trace", traced)
-        yield
 
 
 @pytest.fixture(scope="module")

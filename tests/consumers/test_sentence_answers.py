@@ -28,36 +28,17 @@ from sentence_transformers.sparse_encoder.modules import SpladePooling
 from torch import nn
 
 import compactor
-import compactor.building
 import compactor.runtime
 from compactor.errors import ModelDirectoryError, UsageError
-from compactor.importer import LoadedModel, trace
 from compactor.runtime.answers import Classified, Embedded, Refused, Sparse, TokenVectors
 from tests.consumers.folders import save_text_model
+
+pytestmark = pytest.mark.usefixtures("traced_once")
 
 WIDTH = 32
 TEXTS = ["a gripping film", "Two  spaces, and (punctuation)!", "bleak", "it is what it is , and no more than that"]
 PAIRS = [("is it good ?", TEXTS[0]), ("Who", TEXTS[3]), (TEXTS[1], "no")]
 SIX = pytest.mark.skipif(sentence_transformers.__version__ < "6", reason="came with version 6")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def traced_once() -> Iterator[None]:
-    """Folders of the same weights share a trace, which is most of the time of a small export."""
-    kept: dict[Any, Any] = {}
-
-    def traced(loaded: LoadedModel) -> Any:
-        key = (
-            loaded.task.name,
-            float(sum(tensor.double().abs().sum() for tensor in loaded.module.state_dict().values())),
-        )
-        if key not in kept:
-            kept[key] = trace(loaded)
-        return kept[key].clone()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compactor.building, "trace", traced)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
+
+from compactor.exporting import export
+from tests.compactor import families
 
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I;16", "I", "F")
 
@@ -41,3 +46,12 @@ def encoded(image: Any, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def image_artefact(folder: Path) -> Path:
+    """A small ViT with its image processor, exported into ``folder``."""
+    families.build("vit", "ForImageClassification").save_pretrained(folder / "model")
+    size = {"height": families.IMAGE, "width": families.IMAGE}
+    settings = {"image_processor_type": "ViTImageProcessor", "size": size}
+    (folder / "model" / "preprocessor_config.json").write_text(json.dumps(settings))
+    return export(folder / "model", folder / "out", precision=["fp32"]).path

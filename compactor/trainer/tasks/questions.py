@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from compactor.errors import ModelDirectoryError, UsageError
 from compactor.evaluation.answers import best_span
 from compactor.evaluation.datafiles import Table, shown
-from compactor.evaluation.texts import character_spans
+from compactor.evaluation.tokens import character_spans
 from compactor.trainer.tasks.base import (
     Features,
     Row,

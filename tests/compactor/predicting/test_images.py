@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from compactor.errors import UsageError
-from compactor.exporting import export
 from compactor.predicting.predict import predict
 from compactor.runtime.answers import Classified
 from compactor.runtime.model import load
-from tests.compactor import families
 from tests.compactor.predicting.files import read, write
-from tests.runtime.pictures import picture
+from tests.runtime.pictures import image_artefact, picture
 
 
 @pytest.fixture(scope="module")
 def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("vit")
-    families.build("vit", "ForImageClassification").save_pretrained(folder / "model")
-    size = {"height": families.IMAGE, "width": families.IMAGE}
-    settings = {"image_processor_type": "ViTImageProcessor", "size": size}
-    (folder / "model" / "preprocessor_config.json").write_text(json.dumps(settings))
-    return export(folder / "model", folder / "out", precision=["fp32"]).path
+    return image_artefact(tmp_path_factory.mktemp("vit"))
 
 
 @pytest.mark.parametrize("suffix", ["tsv", "jsonl", "parquet"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from pathlib import Path
 
 import pytest
@@ -11,20 +10,13 @@ import pytest
 pytest.importorskip("ray")
 
 import compactor.runtime
-from compactor.exporting import export
-from tests.compactor import families
-from tests.runtime.pictures import encoded, picture
+from tests.runtime.pictures import encoded, image_artefact, picture
 from tests.runtime.serving.conftest import Server
 
 
 @pytest.fixture(scope="module")
 def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("vit")
-    families.build("vit", "ForImageClassification").save_pretrained(folder / "model")
-    size = {"height": families.IMAGE, "width": families.IMAGE}
-    settings = {"image_processor_type": "ViTImageProcessor", "size": size}
-    (folder / "model" / "preprocessor_config.json").write_text(json.dumps(settings))
-    return export(folder / "model", folder / "out", precision=["fp32"]).path
+    return image_artefact(tmp_path_factory.mktemp("vit"))
 
 
 def test_images_over_http(artefact: Path, tmp_path: Path) -> None:

@@ -1,0 +1,28 @@
+"""What makes many small exports quick."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import compactor.building
+from compactor.importer import LoadedModel, trace
+
+
+@pytest.fixture(scope="module")
+def traced_once() -> Iterator[None]:
+    """Folders of the same weights and config share a trace, which is most of the time of a small export."""
+    kept: dict[Any, Any] = {}
+
+    def traced(loaded: LoadedModel) -> Any:
+        weights = float(sum(tensor.double().abs().sum() for tensor in loaded.module.state_dict().values()))
+        key = (loaded.task.name, weights, loaded.module.config.to_json_string(use_diff=False))
+        if key not in kept:
+            kept[key] = trace(loaded)
+        return kept[key].clone()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compactor.building, "trace", traced)
+        yield
