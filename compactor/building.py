@@ -14,7 +14,7 @@ import onnx_ir as ir
 from compactor.artefact import ArtefactWriter
 from compactor.checkpoint import Checkpoint
 from compactor.emission import check_emission
-from compactor.importer import load_model, trace
+from compactor.importer import LoadedModel, load_model, trace
 from compactor.layers import measure_layers, pair_layers
 from compactor.pipeline import Record, canonicalisation, finishing, lowering, precision_passes, run_passes, structure
 from compactor.runtime.decoding import SUFFIXES
@@ -41,6 +41,7 @@ class Job:
         writer: Where graphs go.
         scratch: A folder for what is not kept.
         say: Called with a line at each step.
+        vectors: Puts what makes a text's vector behind the model; None leaves it as it is.
     """
 
     checkpoint: Checkpoint
@@ -52,6 +53,7 @@ class Job:
     writer: ArtefactWriter
     scratch: Path
     say: Callable[[str], None]
+    vectors: Callable[[LoadedModel], LoadedModel] | None = None
 
     def tolerance(self, precision: str) -> Tolerance | None:
         """fp32 must agree; int8 within its budget, where one is stated; fp16 within its own rounding."""
@@ -85,6 +87,7 @@ def build_encoder(job: Job) -> Built:
     """
     loaded = load_model(job.checkpoint, job.task.name)
     job.checkpoint.tensors.clear()  # the model owns them now
+    loaded = loaded if job.vectors is None else job.vectors(loaded)
 
     job.say("running the masked model in PyTorch, for reference")
     references = References(loaded.cases, loaded.run, job.scratch)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import platform
 import tempfile
@@ -24,7 +25,8 @@ from compactor.image_processors import write_image_processor
 from compactor.manifest import MANIFEST_NAME, SCHEMA_VERSION
 from compactor.routes import take_route
 from compactor.runtime.sentences import Roles, SentenceSettings
-from compactor.sentence_modules import read_sentences
+from compactor.sentence_modules import copy_modules, read_sentences
+from compactor.sentence_vectors import refuse_embedding, with_vectors
 from compactor.source_tokenizer import read_tokenizer
 from compactor.targets import choose_precisions, find_target
 from compactor.tasks import find_task
@@ -56,6 +58,7 @@ def export(
     model_name: str | None = None,
     threads: int | None = None,
     route: str | None = None,
+    embed: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> ExportResult:
     """Export a masked checkpoint as compact, verified ONNX.
@@ -76,6 +79,8 @@ def export(
         model_name: In a Triton repository; None takes the name of the checkpoint's folder.
         threads: Of one operator, in a Triton repository; None takes this machine's usable cores.
         route: Of a Router of sentence-transformers, which of its chains of modules.
+        embed: Put pooling and the other modules of a sentence-transformers folder into the graph, whose second output
+            is then ``sentence_embedding``.
         progress: Called with a line at each step.
 
     Raises:
@@ -91,6 +96,7 @@ def export(
         raise UsageError(f"{threads} threads run nothing", todo="give at least one")
     if is_artefact(model_dir):
         compiled = {"task": task, "target": target, "pack": pack, "int8_budget": int8_budget, "route": route}
+        compiled["embed"] = embed or None
         _refuse_compiling_again(model_dir, layout, [name for name, value in compiled.items() if value is not None])
         request = triton.Request(model_name, threads, precision)
         with ArtefactWriter(out_dir, overwrite=overwrite, layout=layout, source=model_dir) as writer:
@@ -124,7 +130,13 @@ def export(
         tokenizer = read_tokenizer(checkpoint.model_path, found, root=checkpoint.path)
         if found.image:
             write_image_processor(checkpoint.model_path, Path(scratch))  # what is not built is refused before the work
-        job = Job(checkpoint, found, chosen.name, precisions, packs, int8_budget, writer, Path(scratch), say)
+        vectors = None
+        if embed:
+            refuse_embedding(sentences, checkpoint.path)
+            assert sentences is not None
+            copy_modules(checkpoint.path, checkpoint.model_path, Path(scratch), allow_pickle=allow_pickle)
+            vectors = functools.partial(with_vectors, folder=Path(scratch), settings=sentences)
+        job = Job(checkpoint, found, chosen.name, precisions, packs, int8_budget, writer, Path(scratch), say, vectors)
         built = build_encoder_decoder(job) if found.generates else build_encoder(job)
         manifest = {
             "schema": SCHEMA_VERSION,
@@ -138,6 +150,7 @@ def export(
                 "pack": built.record.count("packed-operator") > 0,
                 "passes": built.record.passes,
                 "opset": built.opset,
+                **({"embed": True} if embed else {}),
             },
             "layers": built.layers,
             "stages": built.stages,

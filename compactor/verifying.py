@@ -192,6 +192,7 @@ def verify(
     """
     from compactor.checkpoint import read_checkpoint
     from compactor.manifest import load_manifest
+    from compactor.sentence_modules import copy_modules
     from compactor.tasks import find_task
 
     say = progress or (lambda _: None)
@@ -201,6 +202,8 @@ def verify(
     task = find_task(manifest["task"], checkpoint.config, where=str(checkpoint.path))
     check_again = _verify_encoder_decoder if task.generates else _verify_encoder
     with tempfile.TemporaryDirectory(prefix="compactor-") as folder:
+        if manifest["recipe"].get("embed"):
+            copy_modules(checkpoint.path, checkpoint.model_path, Path(folder), allow_pickle=allow_pickle)
         return check_again(Path(out_dir), manifest, checkpoint, task, Path(folder), say)
 
 
@@ -208,8 +211,13 @@ def _verify_encoder(
     out_dir: Path, manifest: dict[str, Any], checkpoint: Checkpoint, task: Task, scratch: Path, say: Progress
 ) -> dict[str, Any]:
     from compactor.importer import load_model
+    from compactor.runtime.sentences import SentenceSettings
+    from compactor.sentence_vectors import with_vectors
 
     loaded = load_model(checkpoint, task.name)
+    settings = SentenceSettings.read(out_dir) if manifest["recipe"].get("embed") else None
+    if settings is not None:
+        loaded = with_vectors(loaded, scratch, settings)
     say(_REFERENCE)
     references = References(loaded.cases, loaded.run, scratch)
     del loaded

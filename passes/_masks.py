@@ -85,6 +85,18 @@ def hides_padding(value: ir.Value | None) -> bool:
     return False
 
 
+def zeroes_padding(node: ir.Node) -> bool:
+    """Whether a node multiplies rows (B, S, W) by a mask (B, S, 1) that is 0 where padded: nothing of them is left."""
+    return node.op_type == "Mul" and any(
+        summary is not None
+        and not summary.boolean
+        and summary.padded == 0
+        and not summary.is_index
+        and summary.axes == (_BATCH, _KEY, _ONE)
+        for summary in map(summarize, node.inputs)
+    )
+
+
 def summarize(value: ir.Value | None) -> MaskSummary | None:
     """Summarise ``value``; None where it is not such a function of the padding mask."""
     if value is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from compactor.passes._masks import zeroes_padding
 from compactor.passes._match import attribute, constant
 from compactor.passes._pointwise import is_pointwise
 
@@ -37,6 +38,9 @@ def token_wise_nodes(graph: ir.Graph, mask: ir.Value) -> set[ir.Node]:
     for node in graph:
         operands = [value for value in node.inputs if value is not None and constant(value) is None]
         if not node.outputs:
+            continue
+        if zeroes_padding(node):  # left where padding is, for whoever adds up rows behind it
+            rows.add(node.outputs[0])
             continue
         if node.op_type == "Attention" and operands and operands[0] in rows:
             rows.add(node.outputs[0])

@@ -25,7 +25,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compactor.passes._base import Applied, NoMatch, Refused, RewritePass, RewriteResult
-from compactor.passes._masks import PADDING_MASK, hides_padding
+from compactor.passes._masks import PADDING_MASK, hides_padding, zeroes_padding
 from compactor.passes._match import add_initializer, attribute, constant, new_node, scalar
 from compactor.passes._tokenwise import token_wise_nodes
 
@@ -37,8 +37,8 @@ class PackTokensPass(RewritePass):
     """Make the graph padding-free. Needs current value shapes: run shape inference first.
 
     The whole graph is left alone, with the reason, when it has no ``attention_mask`` input, when an attention's mask
-    is not proven to hide padding, or when an operator other than attention mixes positions (reading position 0, or
-    splitting the last axis on the way to an output, is fine).
+    is not proven to hide padding, or when an operator other than attention mixes positions (reading position 0,
+    splitting the last axis on the way to an output, or whatever comes behind a product with the padding mask, is fine).
 
     Attributes:
         fill: What padded positions of each graph output hold; 0 where it is not named.
@@ -155,7 +155,7 @@ def _check_readers(value: ir.Value, region: set[ir.Node]) -> None:
     """Raise NoMatch unless everything outside that reads ``value`` keeps positions apart."""
     for usage in value.uses():
         node = usage.node
-        if node in region or node.op_type == "Attention" or _reads_first_token(node):
+        if node in region or node.op_type == "Attention" or _reads_first_token(node) or zeroes_padding(node):
             continue
         _check_keeps_positions(node)
 

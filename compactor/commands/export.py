@@ -71,6 +71,7 @@ def _split_commas(ctx: click.Context, param: click.Parameter, value: str | None)
 @click.option(
     "--route", metavar="NAME", help="Of a sentence-transformers Router, the route to export, such as query or document."
 )
+@click.option("--embed", is_flag=True, help="Put a sentence-transformers folder's pooling and norms into the graph.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export in OUT_DIR.")
 @commands.allow_pickle_option
 @commands.json_option
@@ -88,6 +89,7 @@ def command(
     model_name: str | None,
     threads: int | None,
     route: str | None,
+    embed: bool,
     overwrite: bool,
     allow_pickle: bool,
     as_json: bool,
@@ -127,6 +129,7 @@ def command(
             model_name=model_name,
             threads=threads,
             route=route,
+            embed=embed,
             progress=progress,
         )
     if as_json:

@@ -26,7 +26,12 @@ class VectorReader:
 
     def __call__(self, item: Encoded, windows: Sequence[Outputs]) -> Answer | Refused:
         """Of one text; its graph gives one state a token, (S, width)."""
-        states = next(iter(windows[0].values()))
+        made = windows[0].get(SENTENCE)  # by a graph of ``export --embed``
+        if made is not None:
+            return Embedded(made.astype(np.float32)) if np.isfinite(made).all() else Refused(NOT_FINITE)
+        states = (
+            windows[0]["last_hidden_state"] if "last_hidden_state" in windows[0] else next(iter(windows[0].values()))
+        )
         if self._chain is None:
             vector = states.astype(np.float32).mean(axis=0)
         else:

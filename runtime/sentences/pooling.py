@@ -56,8 +56,8 @@ _MODES: Mapping[str, Callable[[Array, Array], Array]] = {
 }
 
 
-def read_pooling(module: Module) -> Callable[[Features], None]:
-    """One mode, or several whose vectors are joined; without the prompt's tokens where ``include_prompt`` is false.
+def modes_of(module: Module) -> list[str]:
+    """The modes of a ``Pooling``, in the order in which their vectors are joined.
 
     Raises:
         ArtefactError: There is no such mode, or a setting is unknown.
@@ -70,7 +70,17 @@ def read_pooling(module: Module) -> Callable[[Features], None]:
     modes = [stated] if isinstance(stated, str) else list(stated) if isinstance(stated, list) else [stated]
     for mode in modes:
         require(isinstance(mode, str) and mode in _MODES, module, "pooling_mode", mode, f"one of {', '.join(_MODES)}")
-    with_prompt = config.get("include_prompt", True)
+    return modes
+
+
+def read_pooling(module: Module) -> Callable[[Features], None]:
+    """One mode, or several whose vectors are joined; without the prompt's tokens where ``include_prompt`` is false.
+
+    Raises:
+        ArtefactError: There is no such mode, or a setting is unknown.
+    """
+    modes = modes_of(module)
+    with_prompt = module.config.get("include_prompt", True)
 
     def pool(features: Features) -> None:
         mask = features.kept.astype(np.float32)

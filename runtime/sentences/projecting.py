@@ -20,7 +20,7 @@ def _sigmoid(x: Array) -> Array:
     return np.asarray(0.5 * np.tanh(0.5 * x) + 0.5)
 
 
-_ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "torch.nn.modules.linear.Identity": lambda x: x,
     "torch.nn.modules.activation.Tanh": np.tanh,
     "torch.nn.modules.activation.ReLU": lambda x: np.maximum(x, 0),
@@ -28,7 +28,7 @@ _ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "torch.nn.modules.activation.SiLU": lambda x: x * _sigmoid(x),
     "torch.nn.modules.activation.Sigmoid": _sigmoid,
 }
-_SHORT = {path.replace(".modules.linear", "").replace(".modules.activation", ""): path for path in _ACTIVATIONS}
+_SHORT = {path.replace(".modules.linear", "").replace(".modules.activation", ""): path for path in ACTIVATIONS}
 
 
 def read_dense(module: Module, source: str) -> Callable[[Features], None]:
@@ -41,20 +41,9 @@ def read_dense(module: Module, source: str) -> Callable[[Features], None]:
     Raises:
         ArtefactError: A setting is not built, or the weights are others.
     """
-    config = module.config
-    path = config.get("activation_function", "torch.nn.modules.activation.Tanh")
-    path = _SHORT.get(path, path) if isinstance(path, str) else path
-    require(path in _ACTIVATIONS, module, "activation_function", path, f"one of {', '.join(_ACTIVATIONS)}")
-    activate = _ACTIVATIONS[path]
-    wide, narrow = module.size("in_features"), module.size("out_features")
-    shapes: dict[str, tuple[int, ...]] = {"linear__weight": (narrow, wide)}
-    if config.get("bias", True):
-        shapes["linear__bias"] = (narrow,)
-    residual = bool(config.get("use_residual", False))
-    if residual and wide != narrow:
-        shapes["residual__weight"] = (narrow, wide)
-    weights = module.weights(**shapes)
-    read, write = _names(module, source)
+    weights, activation, residual = weights_of(module)
+    activate = ACTIVATIONS[activation]
+    read, write = names_of(module, source)
 
     def project(features: Features) -> None:
         given = features.arrays[read]
@@ -64,6 +53,26 @@ def read_dense(module: Module, source: str) -> Callable[[Features], None]:
         features.arrays[write] = made
 
     return project
+
+
+def weights_of(module: Module) -> tuple[dict[str, Array], str, bool]:
+    """Of a ``Dense``: its arrays, the name of its activation, and whether its input is added.
+
+    Raises:
+        ArtefactError: A setting is not built, or the weights are others.
+    """
+    config = module.config
+    path = config.get("activation_function", "torch.nn.modules.activation.Tanh")
+    path = _SHORT.get(path, path) if isinstance(path, str) else path
+    require(path in ACTIVATIONS, module, "activation_function", path, f"one of {', '.join(ACTIVATIONS)}")
+    wide, narrow = module.size("in_features"), module.size("out_features")
+    shapes: dict[str, tuple[int, ...]] = {"linear__weight": (narrow, wide)}
+    if config.get("bias", True):
+        shapes["linear__bias"] = (narrow,)
+    residual = bool(config.get("use_residual", False))
+    if residual and wide != narrow:
+        shapes["residual__weight"] = (narrow, wide)
+    return module.weights(**shapes), str(path), residual
 
 
 def read_layer_norm(module: Module) -> Callable[[Features], None]:
@@ -92,7 +101,7 @@ def read_normalize(module: Module) -> Callable[[Features], None]:
         ArtefactError: A setting is unknown.
     """
     module.allow("module_input_name", "module_output_name")
-    read, write = _names(module, SENTENCE)
+    read, write = names_of(module, SENTENCE)
 
     def normalize(features: Features) -> None:
         given = features.arrays[read]
@@ -102,8 +111,16 @@ def read_normalize(module: Module) -> Callable[[Features], None]:
     return normalize
 
 
-def _names(module: Module, source: str) -> tuple[str, str]:
-    """What a module reads, and what it writes."""
+def names_of(module: Module, source: str) -> tuple[str, str]:
+    """What a module reads, and what it writes.
+
+    Args:
+        module: The module.
+        source: What it reads where its settings do not say.
+
+    Raises:
+        ArtefactError: They are none of those here.
+    """
     read = module.config.get("module_input_name", source)
     require(read in (SENTENCE, TOKENS), module, "module_input_name", read, f"{SENTENCE} or {TOKENS}")
     write = module.config.get("module_output_name") or read

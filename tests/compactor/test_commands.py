@@ -27,7 +27,7 @@ def test_export_passes_its_options_on(model: Path, tmp_path: Path, fake_export: 
     fake_export(export)
     out = tmp_path / "out"
     options = "--task fill-mask --target cuda --precision fp16,fp32 --layout triton --no-pack --int8-budget 0.5"
-    options += " --model-name served --threads 3 --route query"
+    options += " --model-name served --threads 3 --route query --embed"
     assert run("export", model, out, *options.split(), "--allow-pickle") == 0
     seen.pop("progress")
     assert seen == {
@@ -44,6 +44,7 @@ def test_export_passes_its_options_on(model: Path, tmp_path: Path, fake_export: 
         "model_name": "served",
         "threads": 3,
         "route": "query",
+        "embed": True,
     }
 
 

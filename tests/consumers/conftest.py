@@ -19,6 +19,8 @@ def traced_once() -> Iterator[None]:
     def traced(loaded: LoadedModel) -> Any:
         weights = float(sum(tensor.double().abs().sum() for tensor in loaded.module.state_dict().values()))
         key = (loaded.task.name, weights, loaded.module.config.to_json_string(use_diff=False))
+        if len(loaded.task.outputs) > 1:  # modules behind the model, which its config does not name
+            return trace(loaded)
         if key not in kept:
             kept[key] = trace(loaded)
         return kept[key].clone()

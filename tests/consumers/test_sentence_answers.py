@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import sentence_transformers
 import torch
+import transformers
 from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncoder
 from sentence_transformers.sentence_transformer.modules import (
     Dense,
@@ -224,6 +226,50 @@ def test_routes(base, tmp_path):
             compactor.export(tmp_path / "masked", tmp_path / "out", route=route)
     with pytest.raises(UsageError, match="no routes"):
         compactor.export(base("BertModel"), tmp_path / "out", route="query")
+
+
+INSIDE = {
+    **{mode: [Pooling(WIDTH, pooling_mode=mode)] for mode in MODES},
+    "all": [
+        Dense(WIDTH, 16, module_input_name="token_embeddings", activation_function=nn.GELU()),
+        Pooling(16, pooling_mode=("cls", "max", "lasttoken")),
+        Dropout(0.5),
+        LayerNorm(48),
+        Dense(48, 12, activation_function=nn.SiLU()),
+        Normalize(),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_vectors_inside_of_the_graph(base, tmp_path, name):
+    """``--embed``: the graph's own second output is the vector, on batches padded on either side."""
+    reference = save(tmp_path / "masked", base("BertModel"), *INSIDE[name], truncate_dim=10)
+    compactor.export(tmp_path / "masked", tmp_path / "out", embed=True)
+    manifest = json.loads((tmp_path / "out/compactor.json").read_text())
+    assert manifest["recipe"]["pack"] and manifest["recipe"]["embed"]
+    session = onnxruntime.InferenceSession(tmp_path / "out/onnx/model.onnx")
+    assert [output.name for output in session.get_outputs()] == ["last_hidden_state", "sentence_embedding"]
+    for side in ("right", "left"):  # BERT's positions count from the left, so each has its own answers
+        options = {"padding_side": side}
+        expected = SentenceTransformer(str(tmp_path / "masked"), device="cpu", tokenizer_kwargs=options).encode(TEXTS)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "masked", **options)
+        feeds = dict(tokenizer(TEXTS, padding=True, return_tensors="np"))
+        names = [entry.name for entry in session.get_inputs()]
+        (found,) = session.run(["sentence_embedding"], {name: feeds[name] for name in names})
+        np.testing.assert_allclose(found, expected, atol=2e-4)
+    check(compactor.runtime.load(tmp_path / "out", precision="fp32", threads=1), reference)
+    int8 = compactor.runtime.load(tmp_path / "out", precision="int8", threads=1)(TEXTS)
+    assert all(answer.vector.shape == found[0].shape for answer in int8)
+    assert "sentence_embedding" in json.dumps(compactor.verify(tmp_path / "out", tmp_path / "masked"))
+
+
+def test_what_cannot_be_embedded_is_refused(base, tmp_path):
+    with pytest.raises(UsageError, match="--embed is for"):
+        compactor.export(base("BertForSequenceClassification"), tmp_path / "out", embed=True)
+    save(tmp_path / "masked", base("BertModel"), Pooling(WIDTH, pooling_mode="mean", include_prompt=False))
+    with pytest.raises(UsageError, match="include_prompt"):
+        compactor.export(tmp_path / "masked", tmp_path / "out", embed=True)
 
 
 # CrossEncoder

@@ -190,6 +190,52 @@ def test_an_attention_result_that_is_averaged_is_refused():
     assert_untouched(PackTokensPass(), model, "read by more than token-wise operators")
 
 
+def _mean_of_what_is_real(model, *, masked=True):
+    """Append a mean over the tokens, as poolings write it: a product with the mask, summed, by how many there are."""
+    graph, (hidden,) = model.graph, model.graph.outputs
+    mask = next(value for value in graph.inputs if value.name == "attention_mask")
+    dtype = hidden.dtype
+
+    def add(kind, *inputs, **attributes):
+        node = ir.node(kind, inputs, attributes)
+        node.outputs[0].name = f"pooled_{kind}_{len(graph)}"
+        graph.append(node)
+        return node.outputs[0]
+
+    def constant(*numbers):
+        value = ir.Value(name=f"axes_{len(graph.initializers)}")
+        value.const_value = ir.tensor(np.array(numbers, np.int64), name=value.name)
+        graph.register_initializer(value)
+        return value
+
+    seen = add("Unsqueeze", add("Cast", mask, to=dtype), constant(2))
+    product = add("Mul", hidden, seen) if masked else hidden
+    total = add("ReduceSum", product, constant(1), keepdims=0)
+    mean = add("Div", total, add("ReduceSum", seen, constant(1), keepdims=0))
+    mean.type = ir.TensorType(dtype)
+    graph.outputs.append(mean)
+    check(model)
+    return model
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_what_is_multiplied_by_the_mask_may_be_mixed(norm, padding):
+    """A mean over real tokens behind the packed part, beside the hidden states themselves."""
+    model = _mean_of_what_is_real(build(dataclasses.replace(ARCH, norm=norm)))
+    real = padding_mask(padding)
+    feeds = random_feeds(model, real)
+    before = run64(model, feeds)
+    result = PackTokensPass()(model)
+    assert result.modified and not result.refused
+    assert_same_where_real(run64(model, feeds), before, real)
+
+
+def test_a_sum_of_padding_too_is_refused():
+    model = _mean_of_what_is_real(build(ARCH), masked=False)
+    assert_untouched(PackTokensPass(), model, "mixes positions outside attention")
+
+
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
