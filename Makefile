@@ -29,8 +29,8 @@ demo: $(MAIN) ## export the bundled checkpoint; show what went, its accuracy and
 test: $(MAIN) ## run the tests with transformers 5
 	$(TEST_ENV) .venv/bin/python -m pytest -n $(WORKERS)
 
-test-transformers4: $(TRANSFORMERS4) ## run the export and consumer tests with transformers 4.57, optimum and sentence-transformers
-	$(TEST_ENV) .venv-transformers4/bin/python -m pytest -n $(WORKERS) tests/compactor tests/consumers
+test-transformers4: $(TRANSFORMERS4) ## run the export, answer and consumer tests with transformers 4.57, optimum and sentence-transformers
+	$(TEST_ENV) .venv-transformers4/bin/python -m pytest -n $(WORKERS) tests/compactor tests/answers tests/consumers
 
 test-v2: $(MAIN) $(V2) ## check a Triton repository by Triton's proto, and serve it with MLServer
 	$(TEST_ENV) .venv/bin/python -m pytest tests/consumers_v2

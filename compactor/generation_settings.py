@@ -15,6 +15,7 @@ from typing import Any
 from compactor.checkpoint import Checkpoint
 from compactor.checkpoint.config import read_json_object
 from compactor.errors import ModelDirectoryError
+from compactor.positions import max_tokens
 from compactor.tasks import GENERATION
 
 FILE_NAME = "generation_config.json"
@@ -41,6 +42,13 @@ _SETTINGS: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "penalty_alpha": ((None, 0), _REMOTE),
     "dola_layers": ((None,), _REMOTE),
     "low_memory": ((None, False), "transformers no longer does it"),
+    "num_return_sequences": ((None, 1), "a text gets one answer"),
+    "return_dict_in_generate": ((None, False), "answers are texts"),
+    "stop_strings": ((None,), "generate asks for the tokenizer with it, which no folder can give"),
+    "encoder_repetition_penalty": (
+        (None, 1),
+        "it counts padding as text, so that an answer would depend on what it is batched with",
+    ),
 }
 
 
@@ -68,6 +76,7 @@ def check_generation_settings(checkpoint: Checkpoint) -> None:
                 todo=f"set '{name}' to {json.dumps(neutral[-1])}, or remove it",
             )
     _check_tokens(settings, checkpoint.config.get("vocab_size"), path)
+    _check_lengths(settings, max_tokens(dict(checkpoint.config)), path)
     specific = checkpoint.config.get("task_specific_params")
     if isinstance(specific, Mapping) and specific.get(GENERATION):
         raise ModelDirectoryError(
@@ -102,7 +111,23 @@ def _check_tokens(settings: Mapping[str, Any], vocabulary: Any, path: Path) -> N
             )
 
 
+def _check_lengths(settings: Mapping[str, Any], positions: int | None, path: Path) -> None:
+    """Refuse texts that are longer than the decoder takes: the step beyond would fail."""
+    for name in ("min_length", "max_length", "min_new_tokens", "max_new_tokens"):
+        value = settings.get(name)
+        if positions is not None and isinstance(value, int) and value > positions:
+            raise ModelDirectoryError(
+                f"'{name}' is {value} in {path.name}, and the decoder takes {positions} tokens",
+                where=str(path),
+                todo=f"set it to {positions} at most",
+            )
+
+
 def _tokens(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name in ("bad_words_ids", "sequence_bias"):
+        for entry in settings.get(name) or ():
+            ids = entry[0] if name == "sequence_bias" and isinstance(entry, list) and entry else entry
+            yield from ((name, token) for token in (ids if isinstance(ids, list) else [ids]))
     for name, value in settings.items():
         if name.endswith("_token_id") and value is not None:
             yield from ((name, token) for token in (value if isinstance(value, list) else [value]))

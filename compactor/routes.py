@@ -15,8 +15,9 @@ from compactor.errors import ModelDirectoryError, UsageError
 from compactor.manifest import is_inside_name
 from compactor.model_files import MEND, inside, read_object, write_json
 from compactor.runtime.errors import ArtefactError
-from compactor.runtime.sentences.chain import read_modules
-from compactor.runtime.sentences.settings import CONFIG, MODULES
+from compactor.runtime.folder import MODULES
+from compactor.runtime.sentences.chain import TRANSFORMERS, read_modules
+from compactor.runtime.sentences.settings import CONFIG
 
 _KINDS = ("Router", "Asym")
 _CONFIGS = ("router_config.json", "config.json")  # the second before version 5
@@ -53,6 +54,20 @@ def take_route(folder: Path, route: str | None, scratch: Path) -> Path:
             f"this folder has the routes {', '.join(structure)}, {asked}",
             where=where,
             todo=f"pass --route with one of them: {', '.join(structure)}; one artefact holds one",
+        )
+    parameters = content.get("parameters")
+    if isinstance(parameters, dict) and parameters.get("route_mappings"):
+        raise ModelDirectoryError(
+            "'route_mappings' is stated, which says by task and modality what goes where: not built",
+            where=where,
+            todo="remove it: --route names the chain that is exported",
+        )
+    first = str(types[structure[route][0]]).rpartition(".")[2]
+    if first not in TRANSFORMERS:
+        raise ModelDirectoryError(
+            f"the route '{route}' begins with a '{first}', which is not built: it has no transformer",
+            where=where,
+            todo=f"choose another route: {', '.join(structure)}",
         )
     taken = scratch / folder.resolve().name
     taken.mkdir()

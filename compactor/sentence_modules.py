@@ -11,11 +11,11 @@ from compactor.errors import ModelDirectoryError
 from compactor.model_files import MEND, copy_file, inside, matching, read_json, write_json
 from compactor.runtime.activation import activation_of
 from compactor.runtime.errors import ArtefactError
-from compactor.runtime.folder import read_object
+from compactor.runtime.folder import MODULES, TRANSFORMER_CONFIGS, read_object
 from compactor.runtime.sentences import Prompts, Roles, SentenceSettings, read_chain
 from compactor.runtime.sentences.chain import read_modules
 from compactor.runtime.sentences.module import WEIGHTS
-from compactor.runtime.sentences.settings import CONFIG, MODULES, TRANSFORMER_CONFIGS
+from compactor.runtime.sentences.settings import CONFIG
 
 _SUFFIXES = (".json", ".txt", ".model")
 _PICKLED = "pytorch_model.bin"

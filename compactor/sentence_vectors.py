@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from compactor.errors import ModelDirectoryError, UsageError
 from compactor.importer import LoadedModel
+from compactor.runtime.folder import MODULES
 from compactor.runtime.sentences.chain import read_modules
 from compactor.runtime.sentences.features import SENTENCE, TOKENS
 from compactor.runtime.sentences.module import Module
 from compactor.runtime.sentences.pooling import modes_of
 from compactor.runtime.sentences.projecting import ACTIVATIONS, names_of, weights_of
-from compactor.runtime.sentences.settings import MODULES, VECTORS, SentenceSettings
+from compactor.runtime.sentences.settings import VECTORS, SentenceSettings
 
 Features = dict[str, Tensor]
 

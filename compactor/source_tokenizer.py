@@ -17,7 +17,7 @@ from compactor.errors import ModelDirectoryError
 from compactor.model_files import copy_file, inside, matching, read_object, write_json
 from compactor.positions import stated_positions
 from compactor.quiet import quiet
-from compactor.runtime.sentences.settings import TRANSFORMER_CONFIGS
+from compactor.runtime.folder import MODULES, TRANSFORMER_CONFIGS
 from compactor.runtime.tokenizer import CONFIG as TOKENIZER_CONFIG
 from compactor.runtime.tokenizer import clean_up, is_limit, special_token
 from compactor.tasks import Task
@@ -125,7 +125,7 @@ def read_tokenizer(home: Path, task: Task, *, root: Path | None = None) -> Sourc
     for name in matching(home, (*_FILES, TOKENIZER_CONFIG)):
         inside(home, name)
     reference = _open(home)
-    sentences = _sentence_config(home) if ((root or home) / "modules.json").is_file() else {}
+    sentences = _sentence_config(home) if ((root or home) / MODULES).is_file() else {}
     backend = getattr(reference, "backend_tokenizer", None)
     if sentences.get("do_lower_case"):
         _lower(backend, home)

@@ -14,6 +14,7 @@ import numpy as np
 
 from compactor.errors import ModelDirectoryError
 from compactor.quiet import quiet
+from compactor.runtime.artefacts import Artefact
 from compactor.runtime.encoding import QUESTIONS, Encoded
 from compactor.runtime.errors import RuntimeSetupError
 from compactor.runtime.image_steps import CONFIG as IMAGE_SETTINGS
@@ -46,11 +47,32 @@ def try_answers(folder: Path, tokenizer: SourceTokenizer | None, task: Task, *, 
             _load(folder, where)([np.zeros((48, 64, 3), np.uint8)])
         return
     model = _load(folder, where)
-    _compare(model, tokenizer, task, where)
+    _compare(model, tokenizer, task, Artefact.open(folder).prefix, where)
     if task.generates:
-        return  # writing takes long; the graphs were verified, and how they are searched is transformers'
+        _write(folder, tokenizer, where)
+        return
     for item in _items(model, tokenizer, task):
         model([item])
+
+
+def _write(folder: Path, tokenizer: SourceTokenizer, where: str) -> None:
+    """Two tokens, by the folder's own settings: a text takes long, and how it is searched is transformers'."""
+    import torch
+
+    from compactor.runtime.generation import EncoderDecoder
+
+    ids = torch.tensor([tokenizer.reference(_TEXTS[0], verbose=False)["input_ids"][:8]])
+    model = EncoderDecoder.open(folder, precision="fp32", provider="cpu", threads=1)
+    try:
+        with quiet():
+            model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, min_length=0)
+    except Exception as error:  # transformers raises what it likes for settings that do not go together
+        line = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise ModelDirectoryError(
+            f"transformers' generate refuses the folder's settings: {line}",
+            where=where,
+            todo="repair generation_config.json, or the settings of generation in config.json",
+        ) from error
 
 
 def _load(folder: Path, where: str) -> Model:
@@ -60,7 +82,7 @@ def _load(folder: Path, where: str) -> Model:
         raise ModelDirectoryError(error.what, where=where, todo=error.todo) from error
 
 
-def _compare(model: Model, tokenizer: SourceTokenizer, task: Task, where: str) -> None:
+def _compare(model: Model, tokenizer: SourceTokenizer, task: Task, prefix: str, where: str) -> None:
     """Raises ModelDirectoryError where a text or a pair has other tokens here than in the reference."""
     reference = tokenizer.reference
     pairs = list(itertools.pairwise(_TEXTS))
@@ -75,6 +97,7 @@ def _compare(model: Model, tokenizer: SourceTokenizer, task: Task, where: str) -
         first, second = (item, None) if isinstance(item, str) else item
         if task.name == QUESTIONS and reference.padding_side == "left":
             first, second = second, first
+        first = prefix + first if task.generates and first is not None else first
         with quiet():
             expected = reference(first, second, return_token_type_ids=True, verbose=False)
         window = found.windows[0]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from .answers import Refused
 from .errors import ArtefactError
-from .tokenizer import PlainWindow, SlowTokenizer, TokenizerSettings, Window, open_tokenizer
+from .tokenizer import PlainWindow, SlowTokenizer, TokenizerSettings, Window, open_tokenizer, special_ids
 
 if TYPE_CHECKING:
     from .sentences.roles import Expansion, Roles
@@ -104,18 +104,24 @@ class TextEncoder:
         self._known = vocabulary if vocabulary is not None and self.tokenizer.get_vocab_size() > vocabulary else None
         self._prompt_tokens = functools.lru_cache(maxsize=64)(self._count_prompt_tokens)
         limits = roles.limits if roles is not None else {}
-        self._limits = {role: min(limit or most, most) for role, most in limits.items()}
+        self._limits = dict(limits)
+        beyond = next((role for role, most in limits.items() if limit is not None and most > limit), None)
+        if beyond is not None:
+            raise ArtefactError(
+                f"'{beyond}_length' is {limits[beyond]}, beyond the {limit} tokens that a text may have: not built",
+                where=str(folder),
+                todo=f"set it to {limit} at most in sentence_bert_config.json, or raise 'max_seq_length'",
+            )
         self._by_role: dict[str, Any] = {}
         self._expansion = roles.expansion if roles is not None else None
         if self._expansion is not None:
             self._check_expansion(self._expansion, folder)
         if self._asks:
-            window = min(limit or _WINDOW, _WINDOW)
-            stride = min(window // 2, _STRIDE)
+            self._window = min(limit or _WINDOW, _WINDOW)
+            self._stride = min(self._window // 2, _STRIDE)
+            self._windowed = open_tokenizer(folder, settings)
             strategy = "only_first" if self.context_first else "only_second"
-            _cut(self.tokenizer, settings, window, strategy, stride=stride)
-            # Of a question too long for this, nothing of a context fits beside it.
-            self._longest_question = window - stride - self.tokenizer.num_special_tokens_to_add(is_pair=True) - 1
+            _cut(self._windowed, settings, self._window, strategy, stride=self._stride)
         elif truncate:
             if limit is not None:
                 _cut(self.tokenizer, settings, limit)
@@ -130,7 +136,12 @@ class TextEncoder:
             items: Texts; pairs as tuples, lists or mappings (``text`` and ``text_pair``, ``question`` and ``context``).
             prompt: What stands before each text; of a pair, before its first.
             role: What the texts are for: ``query``, ``document``, or None.
+
+        Raises:
+            ValueError: The prompt is not valid Unicode.
         """
+        if _broken(prompt):
+            raise ValueError("the prompt is not valid Unicode: it holds half of a surrogate pair")
         prompt = self._prefix + prompt
         found: list[Encoded | Refused | None] = []
         inputs: list[str | tuple[str, str]] = []
@@ -141,7 +152,8 @@ class TextEncoder:
                 inputs.append(prompt + read if isinstance(read, str) else (prompt + read[0], read[1]))
         tokenizer = self._by_role.get(role or "", self.tokenizer)
         limit = self._limits.get(role or "", self.limit)
-        encodings = iter(zip(inputs, self._run(tokenizer, inputs), strict=True))
+        windows = self._run_questions(inputs) if self._asks else self._run(tokenizer, inputs)
+        encodings = iter(zip(inputs, windows, strict=True))
         checked = (self._check(*next(encodings), limit) if entry is None else entry for entry in found)
         if not prompt and role is None:
             return list(checked)
@@ -181,7 +193,8 @@ class TextEncoder:
     def _count_prompt_tokens(self, prompt: str) -> int:
         """Tokens of a prompt alone, less a special one at its end, which stands behind the text."""
         (window,) = self.tokenizer.encode_batch([prompt])
-        return len(window) - (1 if len(window) and window.special_tokens_mask[-1] else 0)
+        special = len(window) and (window.special_tokens_mask[-1] or window.ids[-1] in special_ids(self.tokenizer))
+        return len(window) - (1 if special else 0)
 
     def _run(self, tokenizer: Any, inputs: Sequence[str | tuple[str, str]]) -> Sequence[Window | Refused]:
         if not inputs:
@@ -189,10 +202,28 @@ class TextEncoder:
         try:
             turned = [(each[1], each[0]) if self.context_first else each for each in inputs]
             return list(tokenizer.encode_batch(turned))
-        except Exception as error:  # the library's own bare one: of one item, and it names none
+        except BaseException as error:  # the library's own bare one, or its panic: of one item, and it names none
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             if len(inputs) == 1:
                 return [Refused(f"the tokenizer refuses it: {error}")]
         return [self._run(tokenizer, [each])[0] for each in inputs]
+
+    def _run_questions(self, inputs: Sequence[str | tuple[str, str]]) -> Sequence[Window | Refused]:
+        """Questions with their contexts, in windows where they need them."""
+        found = list(self._run(self.tokenizer, inputs))
+        for place, whole in enumerate(found):
+            if isinstance(whole, Refused) or len(whole) <= self._window:
+                continue
+            question = whole.sequence_ids.count(1 if self.context_first else 0)
+            room = self._window - question - self.tokenizer.num_special_tokens_to_add(is_pair=True)
+            if room <= self._stride:  # a window would not go on from the one before
+                found[place] = Refused(
+                    f"the question has {question} tokens, which leaves no room for a context beside it"
+                )
+            else:
+                (found[place],) = self._run(self._windowed, [inputs[place]])
+        return found
 
     def _read(self, item: Any) -> str | tuple[str, str] | Refused:
         """The text or pair that ``item`` is."""
@@ -221,10 +252,6 @@ class TextEncoder:
             return window
         if all(window.special_tokens_mask):
             return Refused("the text is empty: no token is left of it")
-        if self._asks:
-            question = window.sequence_ids.count(1 if self.context_first else 0)
-            if question > self._longest_question:
-                return Refused(f"the question has {question} tokens, which leaves no room for a context")
         if limit is not None and len(window) > limit:
             return Refused(f"the text is too long: {len(window)} tokens, and the model takes {limit}")
         if self._known is not None and max(window.ids) >= self._known:
@@ -286,9 +313,14 @@ def _readable(text: Any, name: str) -> str | Refused:
         return Refused(f"expected a text as {name}, got {_kind(text)}")
     if not text.strip():
         return Refused(f"the {name} is empty")
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if _broken(text):
         return Refused(f"the {name} is not valid Unicode: it holds half of a surrogate pair")
     return text
+
+
+def _broken(text: str) -> bool:
+    """Whether it holds half of a surrogate pair."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _kind(value: Any) -> str:

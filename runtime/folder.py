@@ -10,6 +10,14 @@ from .errors import ArtefactError
 
 _MAX_BYTES = 64 * 2**20
 
+MODULES = "modules.json"
+"""What makes a folder one of sentence-transformers."""
+TRANSFORMER_CONFIGS = tuple(
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+"""Where the settings of its transformer lie; the first that is there and not empty counts."""
+
 
 def read_object(path: Path, *, missing: str | None = None, todo: str | None = None) -> dict[str, Any]:
     """A JSON object; where the file is missing an empty one, or an error that says ``missing``.
@@ -32,3 +40,12 @@ def read_object(path: Path, *, missing: str | None = None, todo: str | None = No
             f"{path.name} is damaged: {error}", where=str(path), todo="repair it, or export the model again"
         ) from error
     return content
+
+
+def read_transformer_settings(folder: Path) -> dict[str, Any]:
+    """What sentence-transformers is told of a transformer: the first of its files that is there and not empty.
+
+    Raises:
+        ArtefactError: A file is damaged.
+    """
+    return next((found for found in (read_object(folder / name) for name in TRANSFORMER_CONFIGS) if found), {})

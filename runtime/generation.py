@@ -21,6 +21,7 @@ from transformers import AutoConfig, GenerationConfig, GenerationMixin, Pretrain
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from .decoding import ENCODER, CachedDecoder, Caches, graph_path, open_in_turn, run_on
+from .folder import read_object
 
 _NOT_KEPT = ("output_attentions", "output_hidden_states")
 
@@ -65,6 +66,8 @@ class EncoderDecoder(GenerationMixin):  # type: ignore[misc]  # transformers is 
             settings = GenerationConfig.from_pretrained(folder)
         else:
             settings = GenerationConfig.from_model_config(config)
+            stated = read_object(Path(folder) / "config.json")  # transformers 5 drops such settings from a config
+            settings.update(**{name: value for name, value in stated.items() if value is not None})
         encoder = open_in_turn(graph_path(folder, ENCODER, precision), provider=provider, threads=threads)
         decoder = CachedDecoder.open(folder, precision=precision, provider=provider, threads=threads)
         return cls(encoder, decoder, config, settings)

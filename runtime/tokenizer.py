@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .errors import ArtefactError
-from .folder import read_object
+from .folder import MODULES, read_object, read_transformer_settings
 
 CONFIG = "tokenizer_config.json"
 
@@ -76,7 +76,8 @@ def read_limit(folder: Path) -> int | None:
         ArtefactError: A file is damaged.
     """
     stated: list[Any] = [read_object(folder / CONFIG).get("model_max_length")]
-    stated += [read_object(path).get("max_seq_length") for path in sorted(folder.glob("sentence_*_config.json"))]
+    if (folder / MODULES).is_file():
+        stated.append(read_transformer_settings(folder).get("max_seq_length"))
     return min((int(value) for value in stated if is_limit(value)), default=None)
 
 
@@ -92,6 +93,14 @@ def special_token(folder: Path, name: str) -> str | None:
         if isinstance(token, str):
             return token
     return None
+
+
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """The numbers of a tokenizer's special tokens."""
+    if isinstance(tokenizer, SlowTokenizer):
+        return tokenizer.special
+    added: Mapping[int, Any] = tokenizer.get_added_tokens_decoder()
+    return frozenset(number for number, token in added.items() if token.special)
 
 
 _CLEANED = (
@@ -239,8 +248,20 @@ class SlowTokenizer:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     def decode_batch(self, sequences: Sequence[Sequence[int]], *, skip_special_tokens: bool = True) -> list[str]:
-        """The text of each."""
-        return [self.decode(ids, skip_special_tokens=skip_special_tokens) for ids in sequences]
+        """The text of each, its spaces as they are."""
+        return [
+            str(
+                self._tokenizer.decode(
+                    list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+                )
+            )
+            for ids in sequences
+        ]
+
+    @property
+    def special(self) -> frozenset[int]:
+        """The numbers of its special tokens."""
+        return frozenset(self._tokenizer.all_special_ids)
 
     def token_to_id(self, token: str) -> int | None:
         """A token's number; None where it is none."""

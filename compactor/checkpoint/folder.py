@@ -10,7 +10,7 @@ from compactor.errors import ModelDirectoryError
 
 
 def find_model_folder(path: Path) -> Path:
-    """The folder with ``config.json``: ``path``, or where ``modules.json`` says that module 0 lies.
+    """The folder with ``config.json``: where ``modules.json`` says that module 0 lies, else ``path``.
 
     Raises:
         ModelDirectoryError: ``path`` is no folder, holds no model, or ``modules.json`` points outside of it.
@@ -18,10 +18,10 @@ def find_model_folder(path: Path) -> Path:
     if not path.is_dir():
         problem = "is a file" if path.exists() else "does not exist"
         raise ModelDirectoryError(f"the model directory {problem}", where=str(path), todo="pass a folder on this disk")
-    if (path / "config.json").is_file():
-        return path
     if (path / "modules.json").is_file():
         return _first_module(path)
+    if (path / "config.json").is_file():
+        return path
     refuse_adapters(path)
     raise ModelDirectoryError("the model directory has no config.json", where=str(path))
 
@@ -33,6 +33,10 @@ def _first_module(path: Path) -> Path:
         raise ModelDirectoryError("modules.json lists no modules", where=where)
     name = modules[0].get("path")
     parts = PurePosixPath(name).parts if isinstance(name, str) and "\\" not in name else ("..",)
+    if isinstance(name, str) and not parts:  # the root, as all folders have it since version 2
+        if not (path / "config.json").is_file():
+            raise ModelDirectoryError("the model directory has no config.json", where=str(path))
+        return path
     if not parts or ".." in parts or PurePosixPath(*parts).is_absolute():
         raise ModelDirectoryError(f"modules.json gives {str(name)[:80]!r} as the model's folder", where=where)
     folder = path.joinpath(*parts)

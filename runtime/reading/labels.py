@@ -14,7 +14,7 @@ from ..activation import activation_of
 from ..answers import Answer, Classified, Refused
 from ..artefacts import Artefact
 from ..encoding import Encoded
-from ..folder import read_object
+from ..folder import MODULES, read_object
 from .shared import NOT_FINITE, Outputs, named, sigmoid, softmax
 
 Activation = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -37,7 +37,8 @@ class LabelReader:
 
     def __init__(self, artefact: Artefact) -> None:
         self._artefact = artefact
-        self._sentences = read_object(artefact.folder / "config_sentence_transformers.json")
+        known = (artefact.folder / MODULES).is_file()  # without, sentence-transformers does not read it
+        self._sentences = read_object(artefact.folder / "config_sentence_transformers.json") if known else {}
         activation_of(artefact.config, self._sentences, max(len(artefact.labels), 1))
 
     def __call__(self, item: Encoded, windows: Sequence[Outputs]) -> Answer | Refused:

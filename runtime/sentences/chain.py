@@ -9,16 +9,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import ArtefactError
+from ..folder import MODULES
 from .features import SENTENCE, TOKENS, Features
 from .masking import read_mask
 from .module import Module
 from .pooling import read_pooling, read_splade
 from .projecting import read_dense, read_layer_norm, read_normalize
-from .settings import MODULES, SCORES, SPARSE, TOKEN_VECTORS, VECTORS, SentenceSettings
+from .settings import SCORES, SPARSE, TOKEN_VECTORS, VECTORS, SentenceSettings
 
 Step = Callable[[Features], None]
 
-_TRANSFORMERS = ("Transformer", "MLMTransformer")
+TRANSFORMERS = ("Transformer", "MLMTransformer")
 _OURS = "sentence_transformers."
 _TODO = "open the folder with sentence-transformers, or leave this module out"
 
@@ -84,7 +85,7 @@ def read_chain(folder: Path, settings: SentenceSettings, tokenizer: Any = None) 
         kind = reference.rpartition(".")[2]
         if not reference.startswith(_OURS):
             raise _refusal(folder, f"the module '{reference}' is code of its own, which is not run")
-        if (number == 0) != (kind in _TRANSFORMERS):
+        if (number == 0) != (kind in TRANSFORMERS):
             raise _refusal(folder, f"a '{kind}' as module {number} is not built")
         kinds.append(kind)
         if number:

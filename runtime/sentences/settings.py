@@ -12,15 +12,9 @@ from typing import Any
 
 from ..activation import is_cross_encoder
 from ..errors import ArtefactError
-from ..folder import read_object
+from ..folder import MODULES, TRANSFORMER_CONFIGS, read_object, read_transformer_settings
 
 CONFIG = "config_sentence_transformers.json"
-MODULES = "modules.json"
-TRANSFORMER_CONFIGS = tuple(
-    f"sentence_{name}_config.json"
-    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-)
-"""Where the transformer's settings lie; the first that is there and not empty counts."""
 
 VECTORS, SCORES, SPARSE, TOKEN_VECTORS = "SentenceTransformer", "CrossEncoder", "SparseEncoder", "MultiVectorEncoder"
 _TASKS = {
@@ -90,7 +84,7 @@ class SentenceSettings:
         home = transformer or folder
         content = read_object(folder / CONFIG)
         kind = str(content.get("model_type") or VECTORS)
-        if kind == VECTORS and is_cross_encoder(read_object(home / "config.json"), content):
+        if not content.get("model_type") and is_cross_encoder(read_object(home / "config.json"), content):
             kind = SCORES
         if kind not in _TASKS:
             raise _refusal(folder / CONFIG, f"'model_type' is {kind}, which is not built", "choose another model")
@@ -101,7 +95,7 @@ class SentenceSettings:
                 f"'{foreign}' stands here, so this is a save of PyLate or Stanford's ColBERT",
                 "open it with MultiVectorEncoder of sentence-transformers and save it again",
             )
-        stated = next((each for each in (read_object(home / name) for name in TRANSFORMER_CONFIGS) if each), {})
+        stated = read_transformer_settings(home)
         _check_transformer(stated, kind, home)
         return cls(
             kind,

@@ -136,7 +136,7 @@ def test_new_sentence_transformers_folders_keep_it_at_the_root(tmp_path):
         ([{"path": "a/../../outside"}], "as the model's folder"),
         ([{"path": "/outside"}], "as the model's folder"),
         ([{"path": "..\\outside"}], "as the model's folder"),
-        ([{"path": ""}], "as the model's folder"),
+        ([{"path": ""}], r"has no config\.json"),
         ([{"path": 3}], "as the model's folder"),
         ([{}], "as the model's folder"),
         ([{"path": "absent"}], r"has no config\.json"),

@@ -252,6 +252,24 @@ def test_questions_that_cannot_be_asked(text_artefact):
     assert answers[1] == model([good])[0]
 
 
+@pytest.mark.parametrize(("question", "context", "answered"), [(20, 200, True), (70, 200, False), (100, 10, True)])
+def test_how_long_a_question_may_be(text_artefact, question, context, answered):
+    """As long as it fits beside its context; where that is cut, as long as windows go on from one another."""
+    _, artefact = text_artefact("BertForQuestionAnswering")
+    model = compactor.runtime.load(artefact, precision="fp32", threads=1)
+    short = ("who made it ?", "a director made it .")
+    first, second = model([("a " * question, "film " * context), short])
+    assert isinstance(first, Answered if answered else Refused)
+    assert answered or f"{question} tokens" in first.reason
+    assert second == model([short])[0]
+
+
+def test_a_prompt_of_half_a_character_is_refused(text_artefact):
+    _, artefact = text_artefact("BertModel")
+    with pytest.raises(ValueError, match="not valid Unicode"):
+        compactor.runtime.load(artefact, precision="fp32", threads=1)(["a film"], prompt="\ud800")
+
+
 def test_no_answer_wins_only_where_every_window_says_so():
     """Of two windows one is sure that it holds nothing, the other holds the answer."""
     from tokenizers.models import WordLevel

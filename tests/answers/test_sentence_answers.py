@@ -221,6 +221,15 @@ def test_routes(base, tmp_path):
         assert json.loads((tmp_path / route / "compactor.json").read_text())["source"]["path_name"] == "masked"
         found = [answer.vector for answer in model(TEXTS, role=route)]
         np.testing.assert_allclose(found, encode(TEXTS), atol=2e-4)
+    config = json.loads((tmp_path / "masked/router_config.json").read_text())
+    for changes, says in (
+        ({"parameters": {"route_mappings": {"('query', None)": "document"}}}, "route_mappings"),
+        ({"types": dict.fromkeys(config["types"], "sentence_transformers.models.StaticEmbedding")}, "StaticEmbedding"),
+    ):
+        edit(tmp_path / "masked/router_config.json", **changes)
+        with pytest.raises(ModelDirectoryError, match=says):
+            compactor.export(tmp_path / "masked", tmp_path / "out", route="query")
+        edit(tmp_path / "masked/router_config.json", **config)
     for route, says in ((None, "query, document"), ("none", "no 'none'")):
         with pytest.raises(UsageError, match=says):
             compactor.export(tmp_path / "masked", tmp_path / "out", route=route)
@@ -270,6 +279,60 @@ def test_what_cannot_be_embedded_is_refused(base, tmp_path):
     save(tmp_path / "masked", base("BertModel"), Pooling(WIDTH, pooling_mode="mean", include_prompt=False))
     with pytest.raises(UsageError, match="include_prompt"):
         compactor.export(tmp_path / "masked", tmp_path / "out", embed=True)
+
+
+def test_the_folder_that_modules_json_names_is_the_model(base, tmp_path):
+    """An old layout, with another whole model in the root."""
+    reference = save(tmp_path / "masked", base("BertModel"), Pooling(WIDTH, pooling_mode="mean"))
+    inner = tmp_path / "masked/0_Transformer"
+    inner.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        shutil.move(tmp_path / "masked" / name, inner / name)
+    shutil.move(tmp_path / "masked/sentence_bert_config.json", inner / "sentence_bert_config.json")
+    modules = json.loads((tmp_path / "masked/modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (tmp_path / "masked/modules.json").write_text(json.dumps(modules))
+    shutil.copytree(base("BertForSequenceClassification"), tmp_path / "masked", dirs_exist_ok=True)
+    check(load(tmp_path / "masked", tmp_path / "out"), reference)
+
+
+def test_only_the_librarys_own_files_limit_a_text(base, tmp_path):
+    """The first of them; none without ``modules.json``, and none of another name."""
+    reference = save(tmp_path / "masked", base("BertModel"), Pooling(WIDTH, pooling_mode="mean"))
+    edit(tmp_path / "masked/sentence_mine_config.json", max_seq_length=3)
+    edit(tmp_path / "masked/sentence_roberta_config.json", max_seq_length=3)
+    check(load(tmp_path / "masked", tmp_path / "out"), reference)
+    plain = tmp_path / "plain"
+    shutil.copytree(base("BertModel"), plain)
+    edit(plain / "sentence_bert_config.json", max_seq_length=3)
+    check(load(plain, tmp_path / "plain-out"), reference)
+
+
+def test_what_a_folder_says_it_is_counts_for_more_than_a_mark_it_kept(base, tmp_path):
+    """A SentenceTransformer trained from a CrossEncoder."""
+    reference = save(tmp_path / "masked", base("BertModel"), Pooling(WIDTH, pooling_mode="mean"))
+    edit(tmp_path / "masked/config.json", sbert_ce_default_activation_function="torch.nn.modules.linear.Identity")
+    check(load(tmp_path / "masked", tmp_path / "out"), reference)
+
+
+def test_a_prompt_that_ends_in_a_special_token(base, tmp_path):
+    """That token stands behind the text where nothing is excluded, and so is not counted: as the library counts."""
+    pooling = Pooling(WIDTH, pooling_mode="mean", include_prompt=False)
+    save(tmp_path / "masked", base("BertModel"), pooling)
+    content = json.loads((tmp_path / "masked/tokenizer.json").read_text())
+    edit(tmp_path / "masked/tokenizer.json", **{**content, "post_processor": None})
+    edit(tmp_path / "masked/tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    reference = SentenceTransformer(str(tmp_path / "masked"), device="cpu")
+    model = load(tmp_path / "masked", tmp_path / "out")
+    for prompt in ("say ", "say [MASK]", "say it [SEP]"):
+        check(model, reference, prompt=prompt)
+
+
+def test_lengths_beyond_the_models_are_refused(base, tmp_path):
+    save(tmp_path / "masked", base("BertModel"), Pooling(WIDTH, pooling_mode="mean"))
+    edit(tmp_path / "masked/sentence_bert_config.json", max_seq_length=6, query_length=9)
+    with pytest.raises(ModelDirectoryError, match="query_length"):
+        compactor.export(tmp_path / "masked", tmp_path / "out")
 
 
 # CrossEncoder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import transformers
 
 import compactor
 import compactor.runtime
+from compactor.errors import ModelDirectoryError
 from compactor.runtime.answers import Refused, Written
 
 POSITIONS = 40
@@ -90,6 +92,66 @@ def test_a_marian_folder_as_published(marian, tmp_path):
         with torch.inference_mode():
             written = reference.generate(**tokenizer(text, return_tensors="pt"))[0]
         assert answer == Written(tokenizer.decode(written, skip_special_tokens=True))
+
+
+def _edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.is_file() else {}), **changes}))
+
+
+def _written(folder: Path, text: str) -> str:
+    """By transformers, as its pipeline makes a text of tokens."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        written = model.generate(**tokenizer(text, return_tensors="pt"))[0]
+    return tokenizer.decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "prefix"),
+    [
+        ("config.json", {"prefix": "a new "}, "a new "),
+        ("tokenizer_config.json", {"clean_up_tokenization_spaces": True}, ""),
+        ("generation_config.json", {"repetition_penalty": 1.4, "num_beams": 3, "length_penalty": 0.3}, ""),
+        ("generation_config.json", None, ""),
+    ],
+    ids=["prefix", "clean-up", "search", "search in config.json"],
+)
+def test_settings_of_writing(marian, tmp_path, file, changes, prefix):
+    """Those of the search may stand in ``config.json``, where there is no file of their own."""
+    shutil.copytree(marian, tmp_path / "masked")
+    if changes is None:
+        (tmp_path / "masked" / file).unlink()
+        _edit(tmp_path / "masked/config.json", num_beams=3, max_length=11, no_repeat_ngram_size=1)
+    else:
+        _edit(tmp_path / "masked" / file, **changes)
+    compactor.export(tmp_path / "masked", tmp_path / "out", precision=["fp32"])
+    model = compactor.runtime.load(tmp_path / "out", precision="fp32", threads=1)
+    for text in TEXTS:
+        assert model(text).text == _written(tmp_path / "masked", prefix + text)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_return_sequences": 2},
+        {"return_dict_in_generate": True},
+        {"stop_strings": ["a"]},
+        {"encoder_repetition_penalty": 2.0},
+        {"bad_words_ids": [[9999]]},
+        {"sequence_bias": [[[9999], 1.0]]},
+        {"max_length": 500},
+        {"decoder_start_token_id": None},
+        {"do_sample": True, "temperature": 0.0},
+    ],
+    ids=lambda changes: next(reversed(changes)),
+)
+def test_settings_that_no_text_can_be_written_by(marian, tmp_path, changes):
+    shutil.copytree(marian, tmp_path / "masked")
+    _edit(tmp_path / "masked/generation_config.json", **changes)
+    with pytest.raises(ModelDirectoryError, match=next(reversed(changes))):
+        compactor.export(tmp_path / "masked", tmp_path / "out", precision=["fp32"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_longest_text_is_written_and_no_longer_one(marian, tmp_path):

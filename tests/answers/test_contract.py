@@ -360,6 +360,9 @@ INERT: dict[tuple[str, str], Probe] = {
     (CONFIG, "dtype"): Probe(BERT, "float16"),
     (FAST, "truncation"): Probe(BERT, _truncation),
     (SENTENCES, "similarity_fn_name"): Probe("vectors", "euclidean"),
+    (SENTENCES, "activation_fn without modules.json"): Probe(
+        "one output", lambda folder: edit(folder / SENTENCES, model_type="CrossEncoder", activation_fn=TANH)
+    ),
     (SENTENCES, "__version__"): Probe("vectors", {"sentence_transformers": "2.2.0"}),
     (SENTENCES, "keep_in_fp32_modules"): Probe("scores", ["0.model.classifier"]),
     (ENCODER, "unpad_inputs"): Probe("vectors", False),
@@ -391,7 +394,7 @@ ELSEWHERE: dict[tuple[str, str], str] = {
     ): "tests.compactor.test_limits.test_the_longest_text_is_answered_and_no_longer_one",
     (CONFIG, "pruned_heads"): "tests.compactor.test_checkpoint_pruned_heads",
     (CONFIG, "tie_word_embeddings"): "tests.compactor.test_export_families",
-    (CONFIG, "prefix"): "tests.compactor.test_source_tokenizer",
+    (CONFIG, "prefix"): "tests.answers.test_slow_tokenizers.test_settings_of_writing",
     (CONFIG, "task_specific_params"): "tests.compactor.test_export_decoders_refused",
     (TOKENS, "model_max_length"): "tests.compactor.test_source_tokenizer.test_the_limit_is_the_smallest_that_binds",
     (TOKENS, "padding_side"): (
@@ -401,15 +404,23 @@ ELSEWHERE: dict[tuple[str, str], str] = {
         "tests.compactor.test_source_tokenizer.test_what_is_too_long_is_cut_as_the_reference_cuts"
     ),
     (TOKENS, "chat_template"): (
-        "tests.consumers.test_sentence_answers.test_texts_that_would_become_messages_are_refused"
+        "tests.answers.test_sentence_answers.test_texts_that_would_become_messages_are_refused"
     ),
     (ENCODER, "max_seq_length"): "tests.compactor.test_source_tokenizer.test_the_limit_is_the_smallest_that_binds",
-    (DENSE, "bias"): "tests.consumers.test_sentence_answers.test_projections",
-    (DENSE, "use_residual"): "tests.consumers.test_sentence_answers.test_residual_projections",
-    (DENSE, "module_input_name"): "tests.consumers.test_sentence_answers.test_a_projection_of_tokens",
-    (POOLING, "pooling_mode_*"): "tests.consumers.test_sentence_answers.test_flags_of_old_folders",
+    (DENSE, "bias"): "tests.answers.test_sentence_answers.test_projections",
+    (DENSE, "use_residual"): "tests.answers.test_sentence_answers.test_residual_projections",
+    (DENSE, "module_input_name"): "tests.answers.test_sentence_answers.test_a_projection_of_tokens",
+    (POOLING, "pooling_mode_*"): "tests.answers.test_sentence_answers.test_flags_of_old_folders",
+    ("router_config.json", "structure"): "tests.answers.test_sentence_answers.test_routes",
+    ("router_config.json", "route_mappings"): "tests.answers.test_sentence_answers.test_routes",
     ("modules.json", "path"): "tests.compactor.test_companions.test_copies_the_modules_of_sentence_transformers",
-    ("generation_config.json", "all that generate reads"): "tests.runtime.test_generation",
+    (
+        "generation_config.json",
+        "all that generate reads",
+    ): "tests.answers.test_slow_tokenizers.test_settings_of_writing",
+    ("generation_config.json", "num_return_sequences"): (
+        "tests.answers.test_slow_tokenizers.test_settings_that_no_text_can_be_written_by"
+    ),
     **{
         ("preprocessor_config.json", key): "tests.compactor.test_image_processors.test_pixels_are_the_references"
         for key in (
