@@ -30,7 +30,9 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 def pytest_runtest_setup() -> None:
     """Keep pytest's log handler off torch's trace log, which does costly work for whoever listens to it."""
     if "torch" in sys.modules:
-        logging.getLogger("torch.__trace").propagate = True  # the handler goes to loggers that do not propagate
+        trace = logging.getLogger("torch.__trace")
+        trace.propagate = True  # the handler goes to loggers that do not propagate
+        trace.handlers.clear()  # torch's own leaves at the first record only, and that one would be printed
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,6 +48,8 @@ def test_what_a_folder_says(folder):
 
 def test_the_shorter_limit_counts(folder):
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 64}))
+    assert Artefact.open(folder).max_tokens == 128  # sentence-transformers' file, in a folder that is none of its own
+    (folder / "modules.json").write_text("[]")
     assert Artefact.open(folder).max_tokens == 64
 
 
