@@ -259,7 +259,9 @@ def test_vectors_inside_of_the_graph(base, tmp_path, name):
     assert manifest["recipe"]["pack"] and manifest["recipe"]["embed"]
     session = onnxruntime.InferenceSession(tmp_path / "out/onnx/model.onnx")
     assert [output.name for output in session.get_outputs()] == ["last_hidden_state", "sentence_embedding"]
-    for side in ("right", "left"):  # BERT's positions count from the left, so each has its own answers
+    # Before version 6 the library weighted a text's tokens by the padding on their left, too.
+    sides = ("right",) if name == "weightedmean" and sentence_transformers.__version__ < "6" else ("right", "left")
+    for side in sides:  # BERT's positions count from the left, so each has its own answers
         options = {"padding_side": side}
         expected = SentenceTransformer(str(tmp_path / "masked"), device="cpu", tokenizer_kwargs=options).encode(TEXTS)
         tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "masked", **options)
