@@ -60,7 +60,13 @@ def copy_companions(
         for name in matching(folder, _OTHER_FILES):
             copy_file(folder, directory, name)
             names.append(name)
-    if not (source / MANIFEST_NAME).is_file():  # an earlier artefact's says all already
+    if (source / MANIFEST_NAME).is_file():  # an earlier artefact's files say all already
+        from compactor.source_tokenizer import TOKENIZER_FILES
+
+        for name in matching(source, TOKENIZER_FILES):
+            copy_file(source, directory, name)
+            names.append(name)
+    else:
         from compactor.image_processors import write_image_processor  # it brings torch
 
         names.extend(write_image_processor(home, directory))

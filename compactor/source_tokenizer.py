@@ -27,6 +27,8 @@ _MAX_FAST_BYTES = 256 * 2**20
 _SPECIAL = "special_tokens_map.json"
 _VOCABULARIES = (_FAST, "vocab.txt", "vocab.json", "bpe.codes", "*.model", "*.spm")  # the last two: sentencepiece
 _FILES = (*_VOCABULARIES, "merges.txt", "added_tokens.json", _SPECIAL)
+TOKENIZER_FILES = (*_FILES, TOKENIZER_CONFIG)
+"""What an artefact holds of a tokenizer, by name or pattern."""
 _FALLBACK_LENGTH = 512
 _NEED_OFFSETS = {"token-classification", "question-answering"}
 
@@ -122,7 +124,7 @@ def read_tokenizer(home: Path, task: Task, *, root: Path | None = None) -> Sourc
     """
     if task.image or not matching(home, _VOCABULARIES):
         return None
-    for name in matching(home, (*_FILES, TOKENIZER_CONFIG)):
+    for name in matching(home, TOKENIZER_FILES):
         inside(home, name)
     reference = _open(home)
     sentences = _sentence_config(home) if ((root or home) / MODULES).is_file() else {}
