@@ -91,13 +91,13 @@ def test_of_an_artefact_is_the_same(model: Path, artefact: Path, tmp_path: Path)
 def test_the_tokenizer_of_an_artefact_travels_as_it_is(
     artefact: Path, tmp_path: Path, example_checkpoint: Path
 ) -> None:
-    shutil.copytree(artefact, tmp_path / "artefact")
+    shutil.copytree(artefact, tmp_path / "with a tokenizer")
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(example_checkpoint / name, tmp_path / "artefact")
-    (tmp_path / "artefact" / "source.spm").write_bytes(b"pieces")
-    made = export(tmp_path / "artefact", tmp_path / "models", layout="triton").path
+        shutil.copy(example_checkpoint / name, tmp_path / "with a tokenizer")
+    (tmp_path / "with a tokenizer" / "source.spm").write_bytes(b"pieces")
+    made = export(tmp_path / "with a tokenizer", tmp_path / "models", layout="triton").path
     for name in ("tokenizer.json", "tokenizer_config.json", "source.spm"):
-        assert (made / name).read_bytes() == (tmp_path / "artefact" / name).read_bytes()
+        assert (made / name).read_bytes() == (tmp_path / "with a tokenizer" / name).read_bytes()
 
 
 def test_of_an_artefact_nothing_is_traced(artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
