@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from compactor.manifest import MANIFEST_NAME
 from compactor.model_files import copy_file, matching, write_json
+from compactor.runtime.folder import MODULES
 
 if TYPE_CHECKING:
     from compactor.source_tokenizer import SourceTokenizer
@@ -21,7 +22,6 @@ _OTHER_FILES = (
     "config_sentence_transformers.json",
     "sentence_*_config.json",
 )
-MODULES = "modules.json"
 
 
 def copy_companions(

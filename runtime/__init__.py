@@ -1,4 +1,4 @@
-"""Run graphs: answer texts with an artefact, and what that takes.
+"""Run graphs: answer texts and images with an artefact, and what that takes.
 
     model = compactor.runtime.load("OUT_DIR")
     model(["a gripping film", "what a bore"])
@@ -7,6 +7,8 @@
 ``model``               ``load``: an artefact as a function of texts
 ``artefacts``           what a folder holds, and which of its graphs is best here
 ``encoding``            texts to padded token ids
+``images``              images to batches of pixels
+``sentences``           what comes behind the graph in a folder of sentence-transformers
 ``reading``             outputs to the records of ``answers``
 ``machine``             instructions, cores, container quota and memory of this machine
 ``threads``             how many threads to use here, and why
