@@ -25,7 +25,7 @@ from compactor.image_processors import write_image_processor
 from compactor.manifest import MANIFEST_NAME, SCHEMA_VERSION
 from compactor.routes import take_route
 from compactor.runtime.sentences import Roles, SentenceSettings
-from compactor.sentence_modules import copy_modules, read_sentences
+from compactor.sentence_modules import read_sentences
 from compactor.sentence_vectors import refuse_embedding, with_vectors
 from compactor.source_tokenizer import read_tokenizer
 from compactor.targets import choose_precisions, find_target
@@ -121,7 +121,8 @@ def export(
     ):
         say("reading the checkpoint")
         checkpoint = read_checkpoint(take_route(Path(model_dir), route, Path(scratch)), allow_pickle=allow_pickle)
-        sentences = read_sentences(checkpoint, task=task, allow_pickle=allow_pickle)
+        modules = Path(scratch, ".modules")
+        sentences = read_sentences(checkpoint, modules, task=task, allow_pickle=allow_pickle)
         task = sentences.task if sentences is not None else task
         found = find_task(task, checkpoint.config, where=str(checkpoint.path))
         packs = packs and not _looks_at_masked_tokens(checkpoint.model_path, sentences, pack)
@@ -134,8 +135,7 @@ def export(
         if embed:
             refuse_embedding(sentences, checkpoint.path)
             assert sentences is not None
-            copy_modules(checkpoint.path, checkpoint.model_path, Path(scratch), allow_pickle=allow_pickle)
-            vectors = functools.partial(with_vectors, folder=Path(scratch), settings=sentences)
+            vectors = functools.partial(with_vectors, folder=modules, settings=sentences)
         job = Job(checkpoint, found, chosen.name, precisions, packs, int8_budget, writer, Path(scratch), say, vectors)
         built = build_encoder_decoder(job) if found.generates else build_encoder(job)
         manifest = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,15 @@ _PICKLED = "pytorch_model.bin"
 _TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json")
 
 
-def read_sentences(checkpoint: Checkpoint, *, task: str | None, allow_pickle: bool) -> SentenceSettings | None:
+def read_sentences(
+    checkpoint: Checkpoint, copy: Path, *, task: str | None, allow_pickle: bool
+) -> SentenceSettings | None:
     """What a folder says of itself, after all that is not built has been refused; None without a ``modules.json``.
 
     Args:
         checkpoint: The checkpoint.
+        copy: A folder that is not there yet. Where there are modules, it then holds them and the settings as an
+            artefact does: weights in safetensors, in float32.
         task: The task that the user asks for.
         allow_pickle: Also read weights of modules that exist only in pickled form.
 
@@ -36,21 +39,20 @@ def read_sentences(checkpoint: Checkpoint, *, task: str | None, allow_pickle: bo
     source = checkpoint.path
     if not (source / MODULES).is_file():
         return None
-    with tempfile.TemporaryDirectory(prefix="compactor-modules-") as scratch:
-        copy = Path(scratch)
-        try:
-            _copy_settings(checkpoint, copy)
-            copy_modules(source, checkpoint.model_path, copy, allow_pickle=allow_pickle)
-            settings = SentenceSettings.read(copy)
-            assert settings is not None
-            chain = read_chain(copy, settings)
-            Roles.read(copy, settings)
-            Prompts.read(copy)
-            labels = checkpoint.config.get("id2label") or ()
-            activation_of(checkpoint.config, read_object(copy / CONFIG), max(len(labels), 1))
-        except ArtefactError as error:
-            where = None if error.where is None else error.where.replace(str(copy), str(source))
-            raise ModelDirectoryError(error.what, where=where or str(source), todo=error.todo) from error
+    copy.mkdir()
+    try:
+        _copy_settings(checkpoint, copy)
+        copy_modules(source, checkpoint.model_path, copy, allow_pickle=allow_pickle)
+        settings = SentenceSettings.read(copy)
+        assert settings is not None
+        chain = read_chain(copy, settings)
+        Roles.read(copy, settings)
+        Prompts.read(copy)
+        labels = checkpoint.config.get("id2label") or ()
+        activation_of(checkpoint.config, read_object(copy / CONFIG), max(len(labels), 1))
+    except ArtefactError as error:
+        where = None if error.where is None else error.where.replace(str(copy), str(source))
+        raise ModelDirectoryError(error.what, where=where or str(source), todo=error.todo) from error
     if "WeightedLayerPooling" in chain.kinds and checkpoint.config.get("output_hidden_states"):
         raise ModelDirectoryError(
             "a WeightedLayerPooling over all layers ('output_hidden_states' is true) is not built",

@@ -136,7 +136,7 @@ def _tokenize_words(table: Table, spec: InputSpec, *, labelled: bool) -> Labelle
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise UsageError(f"'{column}' of {place} is not a list of words: {shown(words)}", where=str(table.path))
     tags = _read_tags(table, spec, sentences) if labelled else None
-    encoder = WordEncoder(spec, table, needs_offsets=True)
+    encoder = WordEncoder(spec, table)
     encoded, cut = encoder.encode(sentences)
     firsts = [first_tokens(encoding["words"]) for encoding in encoded]
     notes = _cut_note(cut, len(table.rows), encoder.limit)
@@ -158,7 +158,7 @@ def _tokenize_questions(table: Table, spec: InputSpec, *, labelled: bool) -> Lab
         raise _no_column(table, f"'{question}' and '{context}'")
     references = _read_answers(table) if labelled else None
     contexts = table.texts(_find(table, context))
-    encoder = WordEncoder(spec, table, needs_offsets=True)
+    encoder = WordEncoder(spec, table)
     encoded, cut = encoder.encode(table.texts(_find(table, question)), contexts, cut_second=True)
     guides = [Context(text, encoding["spans"]) for text, encoding in zip(contexts, encoded, strict=True)]
     notes = _cut_note(cut, len(table.rows), encoder.limit, ", and an answer behind that cannot be found")

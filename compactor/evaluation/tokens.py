@@ -84,10 +84,10 @@ class WordEncoder:
     are the data's, and an example is one sequence.
     """
 
-    def __init__(self, spec: InputSpec, table: Table, *, needs_offsets: bool = False) -> None:
-        self._spec, self._table, self._needs_offsets = spec, table, needs_offsets
+    def __init__(self, spec: InputSpec, table: Table) -> None:
+        self._spec, self._table = spec, table
         self._tokenizer = open_tokenizer(spec.folder)
-        if needs_offsets and not self._tokenizer.is_fast:
+        if not self._tokenizer.is_fast:
             raise ModelDirectoryError(
                 "this tokenizer does not say where in the text a token is",
                 where=str(spec.folder),
@@ -135,7 +135,7 @@ class WordEncoder:
             max_length=self.limit if truncation else None,
             is_split_into_words=self._spec.task == "token-classification",
             return_token_type_ids=self._spec.token_types > 1,
-            return_offsets_mapping=self._needs_offsets,
+            return_offsets_mapping=True,
             verbose=False,
         )
         result = []
@@ -147,9 +147,8 @@ class WordEncoder:
                 if self._spec.token_types > 1
                 else np.zeros(len(ids), np.int64),
             }
-            if self._needs_offsets:
-                one["words"] = encoded.word_ids(i)
-                one["spans"] = character_spans(encoded["offset_mapping"][i], encoded.sequence_ids(i))
+            one["words"] = encoded.word_ids(i)
+            one["spans"] = character_spans(encoded["offset_mapping"][i], encoded.sequence_ids(i))
             result.append(one)
         return result
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import compactor.building
 from compactor.importer import LoadedModel, trace
+from tests.consumers.folders import save_text_model
 
 
 @pytest.fixture(scope="module")
@@ -28,3 +30,16 @@ def traced_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compactor.building, "trace", traced)
         yield
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, example_checkpoint: Path) -> Callable[[str], Path]:
+    """A masked model with a tokenizer, by the name of its class."""
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            made[name] = save_text_model(tmp_path_factory.mktemp(name), name, example_checkpoint)
+        return made[name]
+
+    return make

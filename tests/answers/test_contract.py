@@ -301,7 +301,7 @@ def _one_name(folder: Path) -> None:
 
 HONOURED: dict[tuple[str, str], Probe] = {
     (CONFIG, "problem_type"): Probe(BERT, "multi_label_classification"),
-    (CONFIG, "id2label"): Probe(BERT, {"0": "bad", "1": "good"}),
+    (CONFIG, "id2label"): Probe(BERT, {"1": "good", "0": "bad"}),
     (CONFIG, "hidden_act"): Probe(BERT, "relu"),
     (CONFIG, "layer_norm_eps"): Probe(BERT, 0.5),
     (CONFIG, "pad_token_id"): Probe("RobertaForSequenceClassification", 0),
@@ -404,7 +404,7 @@ ELSEWHERE: dict[tuple[str, str], str] = {
         "tests.compactor.test_source_tokenizer.test_what_is_too_long_is_cut_as_the_reference_cuts"
     ),
     (TOKENS, "chat_template"): (
-        "tests.answers.test_sentence_answers.test_texts_that_would_become_messages_are_refused"
+        "tests.answers.test_sentence_refusals.test_texts_that_would_become_messages_are_refused"
     ),
     (ENCODER, "max_seq_length"): "tests.compactor.test_source_tokenizer.test_the_limit_is_the_smallest_that_binds",
     (DENSE, "bias"): "tests.answers.test_sentence_answers.test_projections",

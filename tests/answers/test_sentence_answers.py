@@ -1,12 +1,9 @@
-"""``runtime.load`` of a sentence-transformers folder gives the vectors and scores that the library itself gives."""
+"""``runtime.load`` of a folder of modules gives the vectors that sentence-transformers itself gives."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +12,7 @@ import pytest
 import sentence_transformers
 import torch
 import transformers
-from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncoder
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import (
     Dense,
     Dropout,
@@ -26,49 +23,15 @@ from sentence_transformers.sentence_transformer.modules import (
     Transformer,
     WeightedLayerPooling,
 )
-from sentence_transformers.sparse_encoder.modules import SpladePooling
 from torch import nn
 
 import compactor
 import compactor.runtime
 from compactor.errors import ModelDirectoryError, UsageError
-from compactor.runtime.answers import Classified, Embedded, Refused, Sparse, TokenVectors
-from tests.consumers.folders import save_text_model
+from compactor.runtime.answers import Embedded
+from tests.answers.sentences import SIX, TEXTS, WIDTH, edit, load, save
 
 pytestmark = pytest.mark.usefixtures("traced_once")
-
-WIDTH = 32
-TEXTS = ["a gripping film", "Two  spaces, and (punctuation)!", "bleak", "it is what it is , and no more than that"]
-PAIRS = [("is it good ?", TEXTS[0]), ("Who", TEXTS[3]), (TEXTS[1], "no")]
-SIX = pytest.mark.skipif(sentence_transformers.__version__ < "6", reason="came with version 6")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, example_checkpoint: Path) -> Callable[[str], Path]:
-    """A masked model with a tokenizer, by the name of its class."""
-    made: dict[str, Path] = {}
-
-    def make(name: str) -> Path:
-        if name not in made:
-            made[name] = save_text_model(tmp_path_factory.mktemp(name), name, example_checkpoint)
-        return made[name]
-
-    return make
-
-
-def load(folder: Path, out: Path, **options: Any) -> compactor.runtime.Model:
-    compactor.export(folder, out, precision=["fp32"], **options)
-    return compactor.runtime.load(out, precision="fp32", threads=1)
-
-
-def save(folder: Path, base: Path, *modules: nn.Module, **settings: Any) -> SentenceTransformer:
-    """A folder of these modules behind the transformer of ``base``."""
-    for module in modules:
-        for parameter in module.parameters():
-            nn.init.normal_(parameter, std=0.3)
-    model = SentenceTransformer(modules=[Transformer(str(base)), *modules], device="cpu", **settings)
-    model.save(str(folder))
-    return SentenceTransformer(str(folder), device="cpu")
 
 
 def check(model: compactor.runtime.Model, reference: SentenceTransformer, texts: list[str] = TEXTS, **options: Any):
@@ -335,248 +298,3 @@ def test_lengths_beyond_the_models_are_refused(base, tmp_path):
     edit(tmp_path / "masked/sentence_bert_config.json", max_seq_length=6, query_length=9)
     with pytest.raises(ModelDirectoryError, match="query_length"):
         compactor.export(tmp_path / "masked", tmp_path / "out")
-
-
-# CrossEncoder
-
-
-@pytest.mark.parametrize("labels", [1, 3])
-@pytest.mark.parametrize("activation", [None, nn.Identity(), nn.Sigmoid(), nn.Tanh(), nn.ReLU(), nn.Softmax(dim=-1)])
-def test_cross_encoders(base, tmp_path, example_checkpoint, labels, activation):
-    if labels == 1 and isinstance(activation, nn.Softmax):
-        pytest.skip("of one number it is always 1")
-    masked = base("BertForSequenceClassification")
-    folder = tmp_path / "base"
-    shutil.copytree(masked, folder)
-    if labels != 2:
-        _relabel(folder, labels)
-    made = CrossEncoder(str(folder), device="cpu", **({} if activation is None else {"activation_fn": activation}))
-    made.save_pretrained(str(tmp_path / "masked"))
-    if isinstance(activation, nn.Softmax):  # it is saved by its class alone
-        activation = nn.Softmax(dim=-1)
-    reference = CrossEncoder(str(tmp_path / "masked"), device="cpu")
-    model = load(tmp_path / "masked", tmp_path / "out")
-    assert model.task == "text-classification"
-    with _implicit_dimension():
-        expected = reference.predict(PAIRS)
-    answers = model(PAIRS)
-    assert all(isinstance(answer, Classified) for answer in answers)
-    found = np.array([answer.scores for answer in answers])
-    np.testing.assert_allclose(found.squeeze(-1) if labels == 1 else found, expected, atol=1e-4)
-
-
-@contextlib.contextmanager
-def _implicit_dimension() -> Iterator[None]:
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Implicit dimension")
-        yield
-
-
-def _relabel(folder: Path, labels: int) -> None:
-    import transformers
-
-    torch.manual_seed(labels)
-    config = transformers.AutoConfig.from_pretrained(folder, num_labels=labels)
-    model = transformers.BertForSequenceClassification(config)
-    for parameter in model.classifier.parameters():
-        nn.init.normal_(parameter)
-    for name, parameter in model.named_parameters():
-        if "classifier" not in name and parameter.dim() == 2:
-            parameter.data.mul_(4)
-    model.save_pretrained(folder)
-
-
-def test_the_default_prompt_of_a_cross_encoder(base, tmp_path):
-    folder = tmp_path / "base"
-    shutil.copytree(base("BertForSequenceClassification"), folder)
-    _relabel(folder, 1)
-    made = CrossEncoder(str(folder), device="cpu", prompts={"ask": "is it so that "}, default_prompt_name="ask")
-    made.save_pretrained(str(tmp_path / "masked"))
-    if not (tmp_path / "masked/modules.json").is_file():
-        pytest.skip("this version saves no prompts of a CrossEncoder")
-    model = load(tmp_path / "masked", tmp_path / "out")
-    reference = CrossEncoder(str(tmp_path / "masked"), device="cpu")
-    for options in ({}, {"prompt": ""}):
-        found = [answer.score for answer in model(PAIRS, **options)]
-        np.testing.assert_allclose(found, reference.predict(PAIRS, **options), atol=1e-4)
-
-
-# SparseEncoder
-
-
-@pytest.mark.parametrize("strategy", ["max", "sum"])
-@pytest.mark.parametrize("activation", ["relu", "log1p_relu"])
-@pytest.mark.parametrize("active", [None, 7])
-def test_sparse_vectors(base, tmp_path, strategy, activation, active):
-    from sentence_transformers.sparse_encoder.modules import MLMTransformer
-
-    transformer = MLMTransformer(str(base("BertForMaskedLM")))
-    pooling = SpladePooling(strategy, activation)
-    made = SparseEncoder(modules=[transformer, pooling], device="cpu", max_active_dims=active)
-    made.save_pretrained(str(tmp_path / "masked"))
-    reference = SparseEncoder(str(tmp_path / "masked"), device="cpu")
-    model = load(tmp_path / "masked", tmp_path / "out")
-    expected = reference.encode(TEXTS).to_dense().numpy()
-    for answer, row in zip(model(TEXTS), expected, strict=True):
-        assert isinstance(answer, Sparse)
-        dense = np.zeros_like(row)
-        dense[answer.indices] = answer.weights
-        np.testing.assert_allclose(dense, row, atol=2e-4)
-        assert (np.diff(answer.indices) > 0).all() and (answer.weights > 0).all()
-        assert reference.max_active_dims is None or len(answer.indices) == active
-
-
-# MultiVectorEncoder
-
-
-@SIX
-@pytest.mark.parametrize(
-    "expansion",
-    [
-        None,
-        {"strategy": "fixed", "length": 24},
-        {"strategy": "fixed", "length": 24, "attend": True},
-        {"strategy": "min", "length": 8, "token": "film"},
-        {"strategy": "fixed", "length": 6},
-    ],
-    ids=str,
-)
-def test_one_vector_a_token(base, tmp_path, expansion):
-    from sentence_transformers import MultiVectorEncoder
-    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
-
-    dense = Dense(WIDTH, 12, bias=False, activation_function=nn.Identity(), module_input_name="token_embeddings")
-    made = MultiVectorEncoder(
-        modules=[
-            Transformer(str(base("BertModel")), document_length=40, query_expansion=expansion),
-            dense,
-            MultiVectorMask(["(", ")", ",", "!", "film"]),
-            Normalize(module_input_name="token_embeddings"),
-        ],
-        prompts={"query": "ask : ", "document": "read : "},
-        device="cpu",
-    )
-    made.save_pretrained(str(tmp_path / "masked"))
-    reference = MultiVectorEncoder(str(tmp_path / "masked"), device="cpu")
-    compactor.export(tmp_path / "masked", tmp_path / "out", precision=["fp32"])
-    model = compactor.runtime.load(tmp_path / "out", precision="fp32", threads=1, truncate=True)
-    for role, encode in (
-        ("query", reference.encode_query),
-        ("document", reference.encode_document),
-        (None, reference.encode),
-    ):
-        for answer, expected in zip(model(TEXTS, role=role), encode(TEXTS, convert_to_numpy=True), strict=True):
-            assert isinstance(answer, TokenVectors)
-            np.testing.assert_allclose(answer.vectors, expected, atol=2e-4)
-    long = "film and more " * 30
-    strict = compactor.runtime.load(tmp_path / "out", precision="fp32", threads=1)
-    assert isinstance(strict([long], role="document")[0], Refused)
-    expected = reference.encode_document([long], convert_to_numpy=True)[0]
-    np.testing.assert_allclose(model([long], role="document")[0].vectors, expected, atol=2e-4)
-
-
-@SIX
-def test_expansion_that_is_not_looked_at_cannot_be_packed(base, tmp_path):
-    from sentence_transformers import MultiVectorEncoder
-    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
-
-    expansion = {"strategy": "fixed", "length": 24}
-    made = MultiVectorEncoder(
-        modules=[Transformer(str(base("BertModel")), query_expansion=expansion), MultiVectorMask()], device="cpu"
-    )
-    made.save_pretrained(str(tmp_path / "masked"))
-    with pytest.raises(UsageError, match="--pack"):
-        compactor.export(tmp_path / "masked", tmp_path / "out", pack=True)
-
-
-# What is refused when exporting, by name
-
-
-def edit(path: Path, **changes: Any) -> None:
-    content = json.loads(path.read_text()) if path.is_file() else {}
-    path.write_text(json.dumps({**content, **changes}))
-
-
-POOLED = ("Pooling", {"embedding_dimension": WIDTH})
-
-
-@pytest.mark.parametrize(
-    ("file", "changes", "says"),
-    [
-        ("sentence_bert_config.json", {"transformer_task": "text-generation"}, "transformer_task"),
-        ("sentence_bert_config.json", {"module_output_name": "sentence_embedding"}, "module_output_name"),
-        (
-            "sentence_bert_config.json",
-            {"modality_config": {"text": {"method": "get_text_features"}}},
-            "modality_config",
-        ),
-        ("sentence_bert_config.json", {"processing_kwargs": {"text": {"max_length": 4}}}, "processing_kwargs"),
-        (
-            "sentence_bert_config.json",
-            {"model_args": {"dtype": "float32", "num_hidden_layers": 1}},
-            "num_hidden_layers",
-        ),
-        ("sentence_bert_config.json", {"tokenizer_args": {"do_lower_case": False}}, "do_lower_case"),
-        ("sentence_bert_config.json", {"config_args": {"hidden_act": "relu"}}, "hidden_act"),
-        ("sentence_bert_config.json", {"tokenizer_name_or_path": "elsewhere"}, "tokenizer_name_or_path"),
-        ("sentence_bert_config.json", {"query_expansion": {"strategy": "fixed", "length": 9}}, "query_expansion"),
-        ("sentence_bert_config.json", {"new_setting": 1}, "new_setting"),
-        ("config_sentence_transformers.json", {"truncate_dim": "half"}, "truncate_dim"),
-        ("config_sentence_transformers.json", {"default_prompt_name": "none such"}, "default_prompt_name"),
-        ("config_sentence_transformers.json", {"model_type": "BirdEncoder"}, "BirdEncoder"),
-        ("1_Pooling/config.json", {"pooling_mode": "median"}, "pooling_mode"),
-        ("1_Pooling/config.json", {"pooling_mode": ["mean", 3]}, "pooling_mode"),
-        ("1_Pooling/config.json", {"new_setting": 1}, "new_setting"),
-        ("2_Dense/config.json", {"activation_function": "mine.Activation"}, "activation_function"),
-        ("2_Dense/config.json", {"activation_function": None}, "activation_function"),
-        ("2_Dense/config.json", {"module_output_name": "scores"}, "module_output_name"),
-        ("2_Dense/config.json", {"out_features": 13}, "linear.weight"),
-        ("2_Dense/config.json", {"in_features": "many"}, "in_features"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else None,
-)
-def test_what_is_not_built_is_refused_by_name(base, tmp_path, file, changes, says):
-    save(tmp_path / "masked", base("BertModel"), Pooling(WIDTH, pooling_mode="mean"), Dense(WIDTH, 12))
-    edit(tmp_path / "masked" / file, **changes)
-    with pytest.raises(ModelDirectoryError, match=says) as caught:
-        compactor.export(tmp_path / "masked", tmp_path / "out")
-    assert caught.value.todo and str(tmp_path / "masked") in str(caught.value.where)
-    assert not (tmp_path / "out").exists()
-
-
-def test_texts_that_would_become_messages_are_refused(base, tmp_path):
-    """A tokenizer with a chat template, where no ``modality_config`` says that texts are texts."""
-    save(tmp_path / "masked", base("BertModel"), Pooling(WIDTH, pooling_mode="mean"))
-    edit(tmp_path / "masked/tokenizer_config.json", chat_template="{{ messages }}")
-    edit(tmp_path / "masked/sentence_bert_config.json", modality_config=None)
-    with pytest.raises(ModelDirectoryError, match="chat template"):
-        compactor.export(tmp_path / "masked", tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        "sentence_transformers.models.WordWeights",
-        "sentence_transformers.sentence_transformer.modules.cnn.CNN",
-        "sentence_transformers.models.LSTM",
-        "mine.Pooling",
-        "sentence_transformers.multi_vector_encoder.modules.HierarchicalTokenPooling",
-        "sentence_transformers.models.Transformer",
-    ],
-)
-def test_modules_that_are_not_built_are_refused_by_name(base, tmp_path, module):
-    save(tmp_path / "masked", base("BertModel"), Pooling(WIDTH, pooling_mode="mean"), Normalize())
-    path = tmp_path / "masked/modules.json"
-    modules = json.loads(path.read_text())
-    modules[2]["type"] = module
-    path.write_text(json.dumps(modules))
-    with pytest.raises(ModelDirectoryError, match=module.rpartition(".")[2]):
-        compactor.export(tmp_path / "masked", tmp_path / "out")
-
-
-def test_a_folder_keeps_to_its_task(base, tmp_path):
-    save(tmp_path / "masked", base("BertModel"), Pooling(WIDTH, pooling_mode="mean"))
-    with pytest.raises(ModelDirectoryError, match="whose task is feature-extraction, not fill-mask"):
-        compactor.export(tmp_path / "masked", tmp_path / "out", task="fill-mask")
