@@ -51,7 +51,7 @@ def load_torch(model_dir: Path) -> Any:
 
     if (model_dir / "sparse_args.json").exists():
         from compactor.checkpoint import read_checkpoint
-        from compactor.importer import load_model
+        from compactor.importing.encoder import load_model
 
         return load_model(read_checkpoint(model_dir)).module
 
@@ -111,9 +111,9 @@ def export_ours(model_dir: Path, folder: Path, options: Mapping[str, Any]) -> di
 def export_compact(model_dir: Path, path: Path) -> None:
     """Our compact graph before any lowering: what the stock recipe starts from."""
     from compactor.checkpoint import read_checkpoint
-    from compactor.importer import load_model, trace
-    from compactor.pipeline import canonicalisation, clean_up, finishing, run_passes, structure
-    from compactor.serialization import write_graph
+    from compactor.exporting.serialization import write_graph
+    from compactor.importing.encoder import load_model, trace
+    from compactor.passes.pipeline import canonicalisation, clean_up, finishing, run_passes, structure
 
     graph = trace(load_model(read_checkpoint(model_dir)))
     run_passes(graph, [*canonicalisation(), *structure(), *clean_up(), *finishing()])

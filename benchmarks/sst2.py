@@ -315,7 +315,7 @@ def describe_training(bench: Bench, run: Run) -> dict[str, Any]:
 
 def describe_weights(folder: Path) -> dict[str, Any]:
     """As much of the same as the weights themselves say."""
-    from compactor.inspecting import AttentionSummary, FeedForwardSummary, inspect
+    from compactor.exporting.inspecting import AttentionSummary, FeedForwardSummary, inspect
 
     layers = inspect(folder).layers
     attentions = [layer for layer in layers if isinstance(layer, AttentionSummary)]

@@ -30,14 +30,14 @@ if TYPE_CHECKING:
         UsageError,
         VerificationError,
     )
-    from compactor.exporting import ExportResult, export
-    from compactor.inspecting import Inspection, inspect
+    from compactor.exporting.export import ExportResult, export
+    from compactor.exporting.inspecting import Inspection, inspect
+    from compactor.exporting.verifying import verify
     from compactor.manifest import load_manifest
     from compactor.predicting.on_ray import RayOptions
     from compactor.predicting.predict import Prediction, predict
     from compactor.trainer.config import PruneConfig
     from compactor.trainer.pruning import PruneResult, prune
-    from compactor.verifying import verify
 
     __version__: str
 
@@ -69,8 +69,8 @@ __all__ = [
 
 _HOMES = {
     "CompactorError": "errors",
-    "ExportResult": "exporting",
-    "Inspection": "inspecting",
+    "ExportResult": "exporting.export",
+    "Inspection": "exporting.inspecting",
     "MeasurementError": "errors",
     "ModelDirectoryError": "errors",
     "OutputError": "errors",
@@ -83,13 +83,13 @@ _HOMES = {
     "VerificationError": "errors",
     "bench": "benching.bench",
     "compare": "benching.comparing",
-    "export": "exporting",
-    "inspect": "inspecting",
+    "export": "exporting.export",
+    "inspect": "exporting.inspecting",
     "load_manifest": "manifest",
     "load_report": "benching.report",
     "predict": "predicting.predict",
     "prune": "trainer.pruning",
-    "verify": "verifying",
+    "verify": "exporting.verifying",
 }
 
 

@@ -55,8 +55,9 @@ class PrunedBart:
 @pytest.fixture(scope="session")
 def pruned_bart(tmp_path_factory: pytest.TempPathFactory) -> PrunedBart:
     """Exported once for all tests: tracing takes seconds. Change neither folder."""
-    from compactor.exporting import export
-    from tests.compactor import families, traces
+    from compactor.exporting.export import export
+    from tests.compactor import families
+    from tests.compactor.exporting import traces
 
     folder = tmp_path_factory.mktemp("bart")
     module = families.build_encoder_decoder("bart", seed=2)  # one that has much to say

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
-from compactor.passes.attach_caches import AttachCachesPass, Step
+from compactor.passes.caching.attach_caches import AttachCachesPass, Step
 from tests.models import VOCAB, Architecture, Builder, Weights, _Transformer, random_weights
 
 Arrays = dict[str, np.ndarray]

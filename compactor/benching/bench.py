@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compactor.artefact import as_output_error
 from compactor.benching.agreement import describe_agreements, find_agreements
 from compactor.benching.assembling import Extras, assemble
 from compactor.benching.card import machine_card
@@ -23,6 +22,7 @@ from compactor.benching.server.urls import is_url, split_targets
 from compactor.benching.targets import Targets
 from compactor.benching.workload import Workload
 from compactor.errors import OutputError, UsageError
+from compactor.exporting.artefact import as_output_error
 
 _PROFILE_RUNS = 10
 _PEAK = {"size": 2048, "seconds": 1.0}

@@ -32,7 +32,7 @@ MAX_BATCHES = 128
 MAX_STEPS = 128
 
 _CHUNK = 1 << 20
-_NOT_WEIGHTS = ("i64", "i32", "boolean", "string")  # as compactor.stages counts: indexes and flags are none
+_NOT_WEIGHTS = ("i64", "i32", "boolean", "string")  # as compactor.exporting.stages counts: indexes and flags are none
 
 
 def profile(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -293,7 +293,7 @@ def _read_onnx_as_it_is(path: Path, modified: int, size: int) -> _OnnxFacts:
     """Parameters, and the files beside the graph that hold weights; reads no external weights."""
     import onnx_ir as ir
 
-    from compactor.stages import count_parameters
+    from compactor.exporting.stages import count_parameters
 
     model = ir.load(path)
     values = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
@@ -328,7 +328,7 @@ def _shared_parameters(variant: Variant) -> int:
     from compactor.benching.engines.ort_generation import graph_files
     from compactor.runtime.decoding import ENCODER
 
-    indices = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)  # as compactor.stages counts
+    indices = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)  # as compactor.exporting.stages counts
     found: dict[tuple[object, ...], int] = {}
     for graph, path in graph_files(variant).items():
         model = ir.load(path)

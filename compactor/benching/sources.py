@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from compactor.benching.graphs import GraphFacts, read_graph
+from compactor.companions.sentence_modules import sentence_task
 from compactor.errors import ModelDirectoryError
 from compactor.manifest import MANIFEST_NAME, artefact_file_problems, load_manifest
 from compactor.runtime.decoding import ENCODER
-from compactor.sentence_modules import sentence_task
 from compactor.tasks import GENERATION, find_task
 
 _SEARCH_SETTINGS = "generation_config.json"

@@ -11,9 +11,9 @@ from typing import Any
 import click
 
 from compactor.commands import debug_option, json_option
+from compactor.commands.summary import describe_layer, operator_tables, print_stages, print_verification, removed
 from compactor.console import Console
 from compactor.manifest import load_manifest
-from compactor.summary import describe_layer, operator_tables, print_stages, print_verification, removed
 
 Manifest = dict[str, Any]
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compactor import commands
-from compactor.artefact import ArtefactWriter, Layout, is_artefact
+from compactor.commands.summary import LAYER_COLUMNS, layer_rows, print_stages, print_verification, removed
 from compactor.console import Console
-from compactor.summary import LAYER_COLUMNS, layer_rows, print_stages, print_verification, removed
-from compactor.targets import TARGETS, choose_precisions, find_target
+from compactor.exporting.artefact import ArtefactWriter, Layout, is_artefact
+from compactor.exporting.targets import TARGETS, choose_precisions, find_target
 from compactor.tasks import GENERATION, TASKS
 
 if TYPE_CHECKING:
-    from compactor.exporting import ExportResult
+    from compactor.exporting.export import ExportResult
 
 
 def _split_commas(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
@@ -113,7 +113,7 @@ def command(
     console = Console(quiet=quiet, verbose=verbose)
     with console.working() as progress:
         progress("loading libraries")
-        from compactor.exporting import export
+        from compactor.exporting.export import export
 
         result = export(
             model_dir,

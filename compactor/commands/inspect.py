@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from compactor import commands
+from compactor.commands.summary import Row, describe_layer, removed
 from compactor.console import Console, format_bytes, format_count, format_ratio
-from compactor.summary import Row, describe_layer, removed
 
 
 @click.command(short_help="Show what an export would remove; takes seconds.")
@@ -27,7 +27,7 @@ def command(model_dir: Path, allow_pickle: bool, as_json: bool) -> None:
     console = Console()
     with console.working() as progress:
         progress("reading the checkpoint")
-        from compactor.inspecting import inspect
+        from compactor.exporting.inspecting import inspect
 
         inspection = inspect(model_dir, allow_pickle=allow_pickle).to_json()
     if as_json:

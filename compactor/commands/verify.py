@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from compactor import commands
+from compactor.commands.summary import print_verification
 from compactor.console import Console
 from compactor.errors import VerificationError
 from compactor.manifest import artefact_file_problems, load_manifest, source_file_problems
-from compactor.summary import print_verification
 
 
 @click.command(short_help="Check an artefact against its checkpoint again.")
@@ -34,7 +34,7 @@ def command(out_dir: Path, model_dir: Path, allow_pickle: bool, as_json: bool, q
         _require_none(artefact_file_problems(manifest, out_dir), "the artefact was changed", out_dir)
         _require_none(source_file_problems(manifest, model_dir), "made from other files", model_dir)
         progress("loading libraries")
-        from compactor.verifying import verify
+        from compactor.exporting.verifying import verify
 
         verification = verify(out_dir, model_dir, allow_pickle=allow_pickle, progress=progress)
     if as_json:

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compactor.companions.files import read_object
+from compactor.companions.tokenizer import read_tokenizer
 from compactor.errors import ModelDirectoryError, UsageError
 from compactor.evaluation.datafiles import Table
 from compactor.evaluation.inputs import InputSpec
-from compactor.model_files import read_object
 from compactor.runtime.answers import Refused
 from compactor.runtime.bucketing import Examples
 from compactor.runtime.encoding import Encoded, TextEncoder
 from compactor.runtime.sentences import Prompts
 from compactor.runtime.tokenizer import read_limit
-from compactor.source_tokenizer import read_tokenizer
 from compactor.tasks import TASKS
 
 _REAL_LENGTH = 10**9  # transformers writes 10**30 for a tokenizer without a limit

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from compactor.errors import UsageError
-from compactor.passes._liveness import head_liveness, neuron_liveness
+from compactor.passes.graph.liveness import head_liveness, neuron_liveness
 from compactor.trainer.masks import FAMILIES, Group, MaskedBias, MaskedWeight, Member, highest, keep_at_least
 from compactor.trainer.methods import Block, Scoring, Shape, Unit
 from compactor.trainer.schedule import Schedule, Steering
@@ -291,7 +291,7 @@ class Pruner(nn.Module):
 
     @torch.no_grad()
     def layers(self) -> list[Layer]:
-        """What is left of each block; heads and neurons by the rules of the export (``compactor.passes._liveness``)."""
+        """What is left of each block; heads and neurons by the rules of the export (``passes.graph.liveness``)."""
         masks = {member.name: (group, member) for group, member in self.members()}
         found = []
         for block in self.blocks:

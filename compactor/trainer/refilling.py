@@ -1,6 +1,6 @@
 """What follows the pruning in the filled and rewound methods: who survived, and what becomes of them.
 
-Surviving is what an export would keep (``compactor.passes._liveness``): a head with a live value channel, a neuron that
+Surviving is what an export would keep (``passes.graph.liveness``): a head with a live value channel, a neuron that
 is driven and read. Reference: Lagunas et al. (2021), Section 3, "hybrid filled"; ``rewind`` as in its code.
 """
 
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compactor.passes._liveness import head_liveness, neuron_liveness
+from compactor.passes.graph.liveness import head_liveness, neuron_liveness
 from compactor.trainer.masks import Member
 from compactor.trainer.pruner import Pruner
 from compactor.trainer.structure import AttentionMatrices, Matrices

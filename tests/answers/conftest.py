@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-import compactor.building
-from compactor.importer import LoadedModel, trace
+import compactor.exporting.building
+from compactor.importing.encoder import LoadedModel, trace
 from tests.consumers.folders import save_text_model
 
 
@@ -28,7 +28,7 @@ def traced_once() -> Iterator[None]:
         return kept[key].clone()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compactor.building, "trace", traced)
+        patch.setattr(compactor.exporting.building, "trace", traced)
         yield
 
 

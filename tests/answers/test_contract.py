@@ -220,29 +220,31 @@ ELSEWHERE: dict[tuple[str, str], str] = {
     (
         CONFIG,
         "max_position_embeddings",
-    ): "tests.compactor.test_limits.test_the_longest_text_is_answered_and_no_longer_one",
-    (CONFIG, "pruned_heads"): "tests.compactor.test_checkpoint_pruned_heads",
-    (CONFIG, "tie_word_embeddings"): "tests.compactor.test_export_families",
+    ): "tests.compactor.importing.test_limits.test_the_longest_text_is_answered_and_no_longer_one",
+    (CONFIG, "pruned_heads"): "tests.compactor.checkpoint.test_pruned_heads",
+    (CONFIG, "tie_word_embeddings"): "tests.compactor.exporting.test_export_families",
     (CONFIG, "prefix"): "tests.answers.test_slow_tokenizers.test_settings_of_writing",
-    (CONFIG, "task_specific_params"): "tests.compactor.test_export_decoders_refused",
-    (TOKENS, "model_max_length"): "tests.compactor.test_source_tokenizer.test_the_limit_is_the_smallest_that_binds",
+    (CONFIG, "task_specific_params"): "tests.compactor.exporting.test_export_decoders_refused",
+    (TOKENS, "model_max_length"): "tests.compactor.companions.test_tokenizer.test_the_limit_is_the_smallest_that_binds",
     (TOKENS, "padding_side"): (
-        "tests.compactor.test_source_tokenizer.test_a_question_comes_last_where_padding_is_on_the_left"
+        "tests.compactor.companions.test_tokenizer.test_a_question_comes_last_where_padding_is_on_the_left"
     ),
     (TOKENS, "truncation_side"): (
-        "tests.compactor.test_source_tokenizer.test_what_is_too_long_is_cut_as_the_reference_cuts"
+        "tests.compactor.companions.test_tokenizer.test_what_is_too_long_is_cut_as_the_reference_cuts"
     ),
     (TOKENS, "chat_template"): (
         "tests.answers.test_sentence_refusals.test_texts_that_would_become_messages_are_refused"
     ),
-    (ENCODER, "max_seq_length"): "tests.compactor.test_source_tokenizer.test_the_limit_is_the_smallest_that_binds",
+    (ENCODER, "max_seq_length"): "tests.compactor.companions.test_tokenizer.test_the_limit_is_the_smallest_that_binds",
     (DENSE, "bias"): "tests.answers.test_sentence_answers.test_projections",
     (DENSE, "use_residual"): "tests.answers.test_sentence_answers.test_residual_projections",
     (DENSE, "module_input_name"): "tests.answers.test_sentence_answers.test_a_projection_of_tokens",
     (POOLING, "pooling_mode_*"): "tests.answers.test_sentence_answers.test_flags_of_old_folders",
     ("router_config.json", "structure"): "tests.answers.test_sentence_answers.test_routes",
     ("router_config.json", "route_mappings"): "tests.answers.test_sentence_answers.test_routes",
-    ("modules.json", "path"): "tests.compactor.test_companions.test_copies_the_modules_of_sentence_transformers",
+    ("modules.json", "path"): (
+        "tests.compactor.companions.test_copying.test_copies_the_modules_of_sentence_transformers"
+    ),
     (
         "generation_config.json",
         "all that generate reads",
@@ -251,14 +253,16 @@ ELSEWHERE: dict[tuple[str, str], str] = {
         "tests.answers.test_slow_tokenizers.test_settings_that_no_text_can_be_written_by"
     ),
     **{
-        ("preprocessor_config.json", key): "tests.compactor.test_image_processors.test_pixels_are_the_references"
+        ("preprocessor_config.json", key): (
+            "tests.compactor.companions.test_image_processor.test_pixels_are_the_references"
+        )
         for key in (
             *("image_processor_type", "size", "resample", "crop_pct", "crop_size", "rescale_factor", "image_mean"),
             "do_flip_channel_order",
         )
     },
     ("preprocessor_config.json", "do_pad"): (
-        "tests.compactor.test_image_processors.test_what_cannot_be_honoured_is_refused_by_name"
+        "tests.compactor.companions.test_image_processor.test_what_cannot_be_honoured_is_refused_by_name"
     ),
 }
 

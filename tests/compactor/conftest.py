@@ -25,7 +25,7 @@ def fake_export(monkeypatch: pytest.MonkeyPatch) -> Callable[[Export], None]:
     """Replaces the export by any function."""
 
     def replace(function: Export) -> None:
-        replace_module(monkeypatch, "compactor.exporting", export=function)
+        replace_module(monkeypatch, "compactor.exporting.export", export=function)
 
     replace(exported)
     return replace

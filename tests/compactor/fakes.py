@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from compactor.artefact import ArtefactWriter
 from compactor.cli import main
+from compactor.exporting.artefact import ArtefactWriter
 from tests.compactor.manifests import example_manifest
 
 Export = Callable[..., types.SimpleNamespace]

@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from compactor.checkpoint import read_checkpoint
-from compactor.importer import load_model
+from compactor.importing.encoder import load_model
 from compactor.runtime.verification import text_cases
 from tests.compactor import families
 

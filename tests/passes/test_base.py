@@ -3,9 +3,9 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
-from compactor.passes._base import Applied, Refused, RewritePass, RewriteResult
-from compactor.passes.quantize_linears import QuantizeLinearsPass
-from compactor.passes.remove_dead_heads import RemoveDeadHeadsPass
+from compactor.passes.base import Applied, Refused, RewritePass, RewriteResult
+from compactor.passes.precision.quantize_linears import QuantizeLinearsPass
+from compactor.passes.structure.remove_dead_heads import RemoveDeadHeadsPass
 
 
 def model():

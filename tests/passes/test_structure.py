@@ -9,18 +9,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compactor.passes.align_widths import AlignWidthsPass
-from compactor.passes.fold_value_biases import FoldValueBiasesPass
-from compactor.passes.label_layers import LabelLayersPass
-from compactor.passes.normalize_attention import NormalizeAttentionPass
-from compactor.passes.pack_tokens import PackTokensPass
-from compactor.passes.raise_attention import RaiseAttentionPass
-from compactor.passes.remove_dead_heads import RemoveDeadHeadsPass
-from compactor.passes.remove_dead_neurons import RemoveDeadNeuronsPass
-from compactor.passes.remove_empty_sublayers import RemoveEmptySublayersPass
-from compactor.passes.simplify_masks import SimplifyMasksPass
-from compactor.passes.trim_head_channels import TrimHeadChannelsPass
-from compactor.passes.write_residuals_as_sum import WriteResidualsAsSumPass
+from compactor.passes.canonical.label_layers import LabelLayersPass
+from compactor.passes.canonical.normalize_attention import NormalizeAttentionPass
+from compactor.passes.canonical.raise_attention import RaiseAttentionPass
+from compactor.passes.canonical.simplify_masks import SimplifyMasksPass
+from compactor.passes.lowering.align_widths import AlignWidthsPass
+from compactor.passes.lowering.pack_tokens import PackTokensPass
+from compactor.passes.lowering.write_residuals_as_sum import WriteResidualsAsSumPass
+from compactor.passes.structure.fold_value_biases import FoldValueBiasesPass
+from compactor.passes.structure.remove_dead_heads import RemoveDeadHeadsPass
+from compactor.passes.structure.remove_dead_neurons import RemoveDeadNeuronsPass
+from compactor.passes.structure.remove_empty_sublayers import RemoveEmptySublayersPass
+from compactor.passes.structure.trim_head_channels import TrimHeadChannelsPass
 from tests.models import Architecture, build, random_weights
 from tests.passes.strategies import pruned
 from tests.planting import attention_node, columns, empty_feed_forward, kill_values, make_uniform

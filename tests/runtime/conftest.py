@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.compactor import traces
+from tests.compactor.exporting import traces
 from tests.consumers.folders import save_text_model
 
 TextArtefact = Callable[[str], tuple[Path, Path]]
@@ -17,7 +17,7 @@ TextArtefact = Callable[[str], tuple[Path, Path]]
 @pytest.fixture(scope="session")
 def text_artefact(tmp_path_factory: pytest.TempPathFactory, example_checkpoint: Path) -> TextArtefact:
     """By the name of a class of transformers: a masked model, and its artefact in fp32 and int8. Change neither."""
-    from compactor.exporting import export
+    from compactor.exporting.export import export
 
     @functools.cache
     def make(class_name: str) -> tuple[Path, Path]:

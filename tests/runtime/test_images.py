@@ -19,7 +19,7 @@ import transformers
 from transformers.image_utils import load_image
 
 import compactor.runtime
-from compactor.exporting import export
+from compactor.exporting.export import export
 from compactor.runtime.answers import Classified, Refused
 from compactor.runtime.artefacts import Artefact
 from compactor.runtime.errors import ArtefactError

@@ -139,7 +139,7 @@ def set_threads(threads: int) -> None:
 
 def _load(variant: Variant) -> Any:
     from compactor.checkpoint import read_checkpoint
-    from compactor.importer import load_model
+    from compactor.importing.encoder import load_model
 
     checkpoint = read_checkpoint(variant.path, allow_pickle=bool(variant.options.get("allow_pickle", False)))
     return load_model(checkpoint, variant.options.get("task"))

@@ -40,7 +40,7 @@ class TorchGenerator:
         import transformers
 
         from compactor.checkpoint import read_checkpoint
-        from compactor.encoder_decoder import load_encoder_decoder
+        from compactor.importing.encoder_decoder import load_encoder_decoder
         from compactor.tasks import GENERATION, TASKS
 
         self.device = choose_device(variant.provider)

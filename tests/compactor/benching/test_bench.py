@@ -11,7 +11,7 @@ import compactor
 from compactor.benching import bench as benching
 from compactor.benching.report import load_report, report_problems
 from compactor.errors import ModelDirectoryError, OutputError, UsageError
-from compactor.exporting import export
+from compactor.exporting.export import export
 from tests.compactor import families
 
 FAST = {"rounds": 1, "duration_s": 0.01, "threads": 1, "spinning": False}

@@ -29,7 +29,7 @@ from compactor.benching.report import load_report, report_problems, report_schem
 from compactor.benching.targets import resolve_targets
 from compactor.errors import ModelDirectoryError, UsageError
 from compactor.evaluation.inputs import InputSpec
-from compactor.exporting import export
+from compactor.exporting.export import export
 from compactor.manifest import load_manifest
 from compactor.runtime.sampling import Clock
 from compactor.schema import schema_problems

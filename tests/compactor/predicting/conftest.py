@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("pyarrow")
 
-from compactor.exporting import export
+from compactor.exporting.export import export
 from compactor.predicting.predict import predict
 from tests.compactor.predicting.files import write
 

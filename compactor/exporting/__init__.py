@@ -1,0 +1,1 @@
+"""From a checkpoint to a verified artefact: ``export.py`` is the road."""

@@ -1,0 +1,79 @@
+"""One stage of an export: its file, and what the file weighs and costs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from compactor.passes.graph.matching import constant
+from compactor.runtime.executed_graph import executed_operators, saved_operators
+
+_NOT_WEIGHTS = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
+
+
+def describe_stage(name: str, model: ir.Model, path: Path, root: Path, *, macs: int) -> dict[str, Any]:
+    """The manifest's entry of a stage.
+
+    Args:
+        name: ``compact``, ``int8`` or ``fp16``.
+        model: The graph as it was saved.
+        path: Its file.
+        root: The artefact's folder.
+        macs: Multiply-adds for one token; see ``macs_per_token``.
+    """
+    data = path.with_name(f"{path.name}_data")
+    return {
+        "name": name,
+        "file": path.relative_to(root).as_posix(),
+        "bytes": path.stat().st_size + (data.stat().st_size if data.exists() else 0),
+        "macs_per_token": macs,
+        "parameters": count_parameters(model),
+        "operators": {},
+        "executed_operators": None,
+    }
+
+
+def count_operators(stage: dict[str, Any], path: Path) -> None:
+    """Count the file's operators, and what ONNX Runtime makes of them. Both read the weights: free the graphs first."""
+    stage["operators"] = dict(sorted(saved_operators(path).items()))
+    stage["executed_operators"] = dict(sorted(executed_operators(path).items()))
+
+
+def describe_masked(model: ir.Model) -> dict[str, Any]:
+    """The manifest's entry of the masked model, which is not kept: its bytes are those of its constants."""
+    return {
+        "name": "masked",
+        "file": None,
+        "bytes": constant_bytes(model),
+        "macs_per_token": macs_per_token(model),
+        "parameters": count_parameters(model),
+        "operators": dict(sorted(saved_operators(model).items())),
+        "executed_operators": None,
+    }
+
+
+def macs_per_token(model: ir.Model) -> int:
+    """Multiply-adds of the weight matrices for one token, in an fp32 graph.
+
+    Counts the ``MatMul`` layers, which work on every token. Leaves out attention scores, which grow with the length,
+    and the exporter's ``Gemm``: layers behind a pooled token, which work once a sequence.
+    """
+    weights = (constant(node.inputs[1]) for node in model.graph if node.op_type == "MatMul")
+    return sum(math.prod(weight.shape) for weight in weights if weight is not None and weight.ndim == 2)
+
+
+def constant_bytes(model: ir.Model) -> int:
+    """Bytes of all constants."""
+    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+
+
+def count_parameters(model: ir.Model) -> int:
+    """Elements of all constants but indices and flags."""
+    return sum(
+        math.prod(value.const_value.shape.numpy())
+        for value in model.graph.initializers.values()
+        if value.const_value is not None and value.const_value.dtype not in _NOT_WEIGHTS
+    )

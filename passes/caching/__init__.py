@@ -1,0 +1,1 @@
+"""From a decoder without a cache to the graphs of its steps."""

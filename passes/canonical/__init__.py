@@ -1,0 +1,1 @@
+"""From what exporters write to the canonical dialect."""

@@ -1,0 +1,122 @@
+"""Bring attention into the canonical 3-D form.
+
+    Reshape, Transpose (x3) -> Attention (4-D) -> Transpose, Reshape   ==>   Attention (3-D; q_num_heads, scale)
+
+In the 3-D form the head count is one attribute and everything else is the width of a matrix. The scale is pinned to
+the original 1/sqrt(d), so that later passes may narrow heads without moving the logits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from compactor.passes.base import Applied, NoMatch, Refused, RewritePass, RewriteResult
+from compactor.passes.graph.matching import attribute, new_node, producer, redirect, sole_consumer
+
+_SWAP = (0, 2, 1, 3)  # (B, S, H, d) <-> (B, H, S, d)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wrapped:
+    """The 3-D values around a 4-D attention, its head counts and its scale."""
+
+    inputs: tuple[ir.Value, ir.Value, ir.Value]
+    output: ir.Value
+    query_heads: int
+    kv_heads: int
+    scale: float
+
+
+@dataclasses.dataclass(frozen=True)
+class NormalizeAttentionPass(RewritePass):
+    """Replace each 4-D ``Attention`` between Reshape and Transpose by the 3-D form.
+
+    Left alone, with the reason: an attention whose operands are not heads split from one matrix by Reshape and
+    Transpose, whose result is not merged back the same way, whose head size is not static, or that has or exposes a
+    cache, or exposes its logits.
+    """
+
+    name: ClassVar[str] = "normalize-attention"
+
+    def call(self, model: ir.Model) -> RewriteResult:
+        """Normalise every attention of the main graph."""
+        applied, refused = [], []
+        for node in tuple(model.graph):
+            if node.op_type != "Attention" or node.domain or attribute(node, "q_num_heads", 0):
+                continue
+            try:
+                found = _match(node)
+            except NoMatch as reason:
+                refused.append(Refused(node.name or "Attention", str(reason)))
+                continue
+            _rewrite(model.graph, node, found)
+            applied.append(Applied("graph", "normalized-attention", 1))
+        RemoveUnusedNodesPass()(model)  # or the blocks' inner values would seem to have other readers
+        return RewriteResult.of(model, applied, refused)
+
+
+def _match(node: ir.Node) -> _Wrapped:
+    if len(node.inputs) > 4 and any(v is not None for v in node.inputs[4:]):
+        raise NoMatch("the attention has a key/value cache")
+    if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
+        raise NoMatch("the attention exposes its cache or its logits")
+    splits = [_split_heads(value) for value in node.inputs[:3]]
+    (query, query_heads, width), (key, kv_heads, _), (value, value_heads, _) = splits
+    if kv_heads != value_heads:
+        raise NoMatch(f"{kv_heads} key heads but {value_heads} value heads")
+    transpose = sole_consumer(node.outputs[0])
+    if transpose.op_type != "Transpose" or tuple(attribute(transpose, "perm", ())) != _SWAP:
+        raise NoMatch("the heads are not merged by a Transpose")
+    reshape = sole_consumer(transpose.outputs[0])
+    if reshape.op_type != "Reshape":
+        raise NoMatch("the heads are not merged by a Reshape")
+    merged = reshape.outputs[0]
+    value_width = splits[2][2]
+    if merged.shape is None or len(merged.shape) != 3 or merged.shape[-1] != query_heads * value_width:
+        raise NoMatch(f"the merged heads have shape {merged.shape}")
+    scale = attribute(node, "scale", None)
+    return _Wrapped((query, key, value), merged, query_heads, kv_heads, width**-0.5 if scale is None else float(scale))
+
+
+def _split_heads(value: ir.Value | None) -> tuple[ir.Value, int, int]:
+    """The (B, S, H*d) value behind a (B, H, S, d) operand, with H and d."""
+    transpose = producer(value, "Transpose")
+    if tuple(attribute(transpose, "perm", ())) != _SWAP:
+        raise NoMatch("the heads are not split by a Transpose of (0, 2, 1, 3)")
+    reshape = producer(transpose.inputs[0], "Reshape")
+    split, source = reshape.outputs[0], reshape.inputs[0]
+    if split.shape is None or len(split.shape) != 4 or source is None or source.shape is None or len(source.shape) != 3:
+        raise NoMatch("the heads are not split by a Reshape of (B, S, H*d)")
+    heads, width, total = split.shape[2], split.shape[3], source.shape[2]
+    if isinstance(width, int) and isinstance(total, int) and width and not isinstance(heads, int):
+        heads = total // width
+    if not isinstance(heads, int) or not isinstance(width, int) or heads * width != total:
+        raise NoMatch(f"the head count of '{split.name}' is not static")
+    return source, heads, width
+
+
+def _rewrite(graph: ir.Graph, node: ir.Node, found: _Wrapped) -> None:
+    causal = int(attribute(node, "is_causal", 0))
+    softcap = float(attribute(node, "softcap", 0.0))
+    options: dict[str, Any] = {
+        "q_num_heads": found.query_heads,
+        "kv_num_heads": found.kv_heads,
+        "scale": found.scale,
+        "is_causal": causal,
+        "softcap": softcap,
+    }
+    given = {name: value for name, value in options.items() if value}
+    attention = new_node("Attention", [*found.inputs, *node.inputs[3:4]], **given)
+    attention.name = node.name
+    attention.outputs[0].type = found.output.type
+    attention.outputs[0].shape = found.output.shape
+    graph.insert_after(node, attention)
+    reshape = found.output.producer()
+    assert reshape is not None
+    transpose = producer(reshape.inputs[0], "Transpose")
+    redirect(found.output, attention.outputs[0])
+    graph.remove([reshape, transpose, node], safe=True)

@@ -1,0 +1,1 @@
+"""What passes share: how a graph is followed, matched and refilled."""

@@ -1,0 +1,225 @@
+"""Views of the canonical graph: attention and feed-forward blocks as frozen records of their nodes.
+
+Blocks are found by following the graph, never by module names. Finding changes nothing; a place that does not match
+raises ``NoMatch`` with the reason. All refusals happen here, before the first edit of a pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from compactor.passes.base import NoMatch
+from compactor.passes.graph.liveness import HeadLiveness, head_liveness
+from compactor.passes.graph.matching import (
+    LAYER_KEY,
+    Linear,
+    attribute,
+    constant,
+    linear_from,
+    linear_into,
+    sole_consumer,
+)
+from compactor.passes.graph.pointwise import is_pointwise
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionBlock:
+    """One canonical (3-D) attention block.
+
+    Attributes:
+        node: The ``Attention`` node: ``q_num_heads`` heads, explicit ``scale``.
+        query: ``(D, H*d)`` projection.
+        key: ``(D, H*d)`` projection.
+        value: ``(D, H*dv)`` projection.
+        output: ``(H*dv, D)`` projection, the only reader of the attention's output.
+        per_head_mask: Whether the mask carries a value per head on axis 1.
+    """
+
+    node: ir.Node
+    query: Linear
+    key: Linear
+    value: Linear
+    output: Linear
+    per_head_mask: bool
+
+    @property
+    def heads(self) -> int:
+        """H."""
+        return int(attribute(self.node, "q_num_heads", 0))
+
+    @property
+    def scale(self) -> float:
+        """The factor of the logits."""
+        return float(attribute(self.node, "scale", 0.0))
+
+    @property
+    def liveness(self) -> HeadLiveness:
+        """What can change the output."""
+        return head_liveness(
+            self.query.weight, self.query.bias, self.key.weight, self.value.weight, self.output.weight, heads=self.heads
+        )
+
+    @property
+    def layer(self) -> str:
+        """The label of the sublayer."""
+        return self.node.metadata_props.get(LAYER_KEY, self.node.name or "attention")
+
+    @property
+    def nodes(self) -> tuple[ir.Node, ...]:
+        """Every node of the block."""
+        return (self.node, *self.query.nodes, *self.key.nodes, *self.value.nodes, *self.output.nodes)
+
+
+def match_attention(node: ir.Node) -> AttentionBlock:
+    """The block around a 3-D ``Attention`` node. Raises NoMatch; changes nothing."""
+    heads = attribute(node, "q_num_heads", 0)
+    if not heads:
+        raise NoMatch("the attention is not in the 3-D form")
+    if attribute(node, "kv_num_heads", heads) != heads:
+        raise NoMatch("query heads share key/value heads (grouped-query attention)")
+    if attribute(node, "scale", None) is None:
+        raise NoMatch("the scale is not pinned")
+    if attribute(node, "softcap", 0.0):
+        raise NoMatch("a soft cap makes the logits' row shift visible")
+    if any(value is not None for value in node.inputs[4:]) or any(
+        value.uses() or value.is_graph_output() for value in node.outputs[1:]
+    ):
+        raise NoMatch("the attention keeps a key/value cache or exposes its logits")
+    query, key, value = (
+        _projection(role, operand) for role, operand in zip(("query", "key", "value"), node.inputs[:3], strict=True)
+    )
+    try:
+        output = linear_from(node.outputs[0])
+    except NoMatch as reason:
+        raise NoMatch(f"output projection: {reason}") from None
+    mask = node.inputs[3] if len(node.inputs) > 3 else None
+    return AttentionBlock(node, query, key, value, output, per_head_mask=_is_per_head(mask, heads))
+
+
+def _projection(role: str, operand: ir.Value | None) -> Linear:
+    try:
+        layer = linear_into(operand)
+        sole_consumer(layer.output)
+    except NoMatch as reason:
+        raise NoMatch(f"{role} projection: {reason}") from None
+    return layer
+
+
+def _is_per_head(mask: ir.Value | None, heads: int) -> bool:
+    if mask is None:
+        return False
+    if mask.shape is None:
+        raise NoMatch("the shape of the attention mask is not known")
+    if len(mask.shape) < 4:
+        return len(mask.shape) == 3 and mask.shape[0] not in (1,)
+    size = mask.shape[1]
+    if size == 1:
+        return False
+    if size == heads and len(mask.shape) == 4:
+        return True
+    raise NoMatch(f"the attention mask has {size} values on its head axis for {heads} heads")
+
+
+@dataclasses.dataclass(frozen=True)
+class FeedForwardBlock:
+    """One feed-forward block: linear layers into a pointwise region, one linear layer out of it.
+
+    Attributes:
+        inputs: ``(D, N)`` projections into the region: one, or two for a gated (GLU-style) block.
+        region: The pointwise nodes between, in graph order.
+        output: ``(N, D)`` projection.
+    """
+
+    inputs: tuple[Linear, ...]
+    region: tuple[ir.Node, ...]
+    output: Linear
+
+    @property
+    def width(self) -> int:
+        """N."""
+        return int(self.output.weight.shape[0])
+
+    @property
+    def layer(self) -> str:
+        """The label of the sublayer."""
+        return self.output.matmul.metadata_props.get(LAYER_KEY, self.output.matmul.name or "feed_forward")
+
+    @property
+    def nodes(self) -> tuple[ir.Node, ...]:
+        """Every node of the block."""
+        return (*(node for layer in self.inputs for node in layer.nodes), *self.region, *self.output.nodes)
+
+
+def match_feed_forward(matmul: ir.Node) -> FeedForwardBlock:
+    """The block whose output projection is ``matmul``. Raises NoMatch; changes nothing."""
+    value = matmul.inputs[0]
+    if value is None or value.producer() is None or not is_pointwise(value.producer()):
+        raise NoMatch("no activation feeds it")
+    output = linear_from(value)
+    width = output.weight.shape[0]
+    region: dict[ir.Node, None] = {}
+    inputs: dict[ir.Node, Linear] = {}
+    pending = [value]
+    while pending:
+        current = pending.pop()
+        array = constant(current)
+        if array is not None:
+            if array.size != 1:
+                raise NoMatch("the activation has a constant per neuron")
+            continue
+        node = current.producer()
+        if node is None:
+            raise NoMatch("the activation reads a graph input")
+        layer = _linear_of_width(current, width)
+        if layer is not None:
+            inputs[layer.matmul] = layer
+        elif is_pointwise(node):
+            if node not in region:
+                region[node] = None
+                pending.extend(v for v in node.inputs if v is not None)
+        else:
+            raise NoMatch(f"the activation reads '{node.op_type}'")
+    if not region or not inputs:
+        raise NoMatch("no activation between two linear layers")
+    inside = {*region, matmul}
+    for current in (*(layer.output for layer in inputs.values()), *(node.outputs[0] for node in region)):
+        if current.is_graph_output() or any(usage.node not in inside for usage in current.uses()):
+            raise NoMatch(f"'{current.name}' is used outside the block")
+    ordered = tuple(node for node in _graph(matmul) if node in region)
+    return FeedForwardBlock(tuple(inputs.values()), ordered, output)
+
+
+def _linear_of_width(value: ir.Value, width: int) -> Linear | None:
+    try:
+        layer = linear_into(value)
+    except NoMatch:
+        return None
+    return layer if layer.weight.shape[1] == width else None
+
+
+def _graph(node: ir.Node) -> ir.Graph:
+    assert isinstance(node.graph, ir.Graph)
+    return node.graph
+
+
+def attention_blocks(graph: ir.Graph) -> Iterator[tuple[ir.Node, AttentionBlock | NoMatch]]:
+    """Every ``Attention`` node with its block, or the reason it has none. Safe to edit while iterating."""
+    for node in tuple(graph):
+        if node.op_type == "Attention" and node.domain == "":
+            try:
+                yield node, match_attention(node)
+            except NoMatch as reason:
+                yield node, reason
+
+
+def feed_forward_blocks(graph: ir.Graph) -> Iterator[FeedForwardBlock]:
+    """Every feed-forward block. Safe to edit while iterating."""
+    for node in tuple(graph):
+        if node.op_type == "MatMul" and node.graph is not None:
+            try:
+                yield match_feed_forward(node)
+            except NoMatch:
+                continue

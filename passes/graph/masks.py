@@ -1,0 +1,264 @@
+"""What an attention mask computes, told from its graph: a symbolic evaluation over the padding mask.
+
+Each element of a mask is a function of at most one element of ``attention_mask`` (B, S), which is 0 or 1 (in a decoder,
+of ``encoder_attention_mask``). So a value is
+summed up by two numbers, what it is where the token is padding and where it is real, and by which of its axes run over
+the batch and the keys. Exporters spell the same mask in very different ways (additive or boolean, expanded, gathered
+through an index grid); they all come out as the same summary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from compactor.passes.graph.matching import attribute, constant
+
+PADDING_MASK = "attention_mask"
+ENCODER_PADDING_MASK = "encoder_attention_mask"  # of the tokens that a decoder's cross-attention looks at
+PADDING_MASKS = (PADDING_MASK, ENCODER_PADDING_MASK)
+HIDDEN = -1e9  # an additive mask at or below this is as good as False: exp(HIDDEN) is 0 in every float type
+
+_BATCH, _KEY, _INDEX, _ONE, _ANY = "batch", "key", "index", "1", "any"
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskSummary:
+    """What a mask element is for a padded and for a real key.
+
+    Attributes:
+        padded: Its value where ``attention_mask`` is 0.
+        real: Its value where ``attention_mask`` is 1.
+        boolean: Whether the value is a bool (True: visible) and not an additive term.
+        axes: One role an axis: ``batch``, ``key``, ``1`` (size one), ``any`` (the same along the axis), ``index``
+            (the value is the position along this axis, not a mask).
+    """
+
+    padded: float
+    real: float
+    boolean: bool
+    axes: tuple[str, ...]
+
+    @property
+    def is_index(self) -> bool:
+        """Whether the value is a position, 0, 1, 2, … along one axis."""
+        return _INDEX in self.axes
+
+    @property
+    def keeps_everything(self) -> bool:
+        """Whether the mask hides nothing."""
+        return not self.is_index and self.padded == self.real == (1.0 if self.boolean else 0.0)
+
+    @property
+    def is_padding_mask(self) -> bool:
+        """Whether the mask hides exactly the padded keys: (B, 1, S or 1, S), True or 0 where real."""
+        if self.is_index or len(self.axes) != 4 or self.axes[0] != _BATCH or self.axes[3] != _KEY:
+            return False
+        if not set(self.axes[1:3]) <= {_ONE, _ANY}:
+            return False
+        return self._hides
+
+    @property
+    def _hides(self) -> bool:
+        if self.boolean:
+            return self.padded == 0 and self.real == 1
+        return self.padded <= HIDDEN and self.real == 0
+
+
+def hides_padding(value: ir.Value | None) -> bool:
+    """Whether a mask is proven to hide every padded key, whatever else it adds to the logits."""
+    summary = summarize(value)
+    if summary is not None:
+        return summary.is_padding_mask
+    node = value.producer() if value is not None else None
+    if node is None:
+        return False
+    if node.op_type in ("Add", "And"):
+        return any(hides_padding(v) for v in node.inputs)
+    if node.op_type == "Gather" and attribute(node, "axis", 0) not in (1, -3):
+        return False  # it may choose heads, but not examples or keys
+    if node.op_type in ("Gather", "Expand", "Identity"):
+        return hides_padding(node.inputs[0])
+    return False
+
+
+def zeroes_padding(node: ir.Node) -> bool:
+    """Whether a node multiplies rows (B, S, W) by a mask (B, S, 1) that is 0 where padded: nothing of them is left."""
+    return node.op_type == "Mul" and any(
+        summary is not None
+        and not summary.boolean
+        and summary.padded == 0
+        and not summary.is_index
+        and summary.axes == (_BATCH, _KEY, _ONE)
+        for summary in map(summarize, node.inputs)
+    )
+
+
+def summarize(value: ir.Value | None) -> MaskSummary | None:
+    """Summarise ``value``; None where it is not such a function of the padding mask."""
+    if value is None:
+        return None
+    if value.is_graph_input():
+        if value.name in PADDING_MASKS and value.shape is not None and len(value.shape) == 2:
+            return MaskSummary(0.0, 1.0, False, (_BATCH, _KEY))
+        return None
+    array = constant(value)
+    if array is not None:
+        if array.size == 0 or not (array == array.reshape(-1)[0]).all():
+            return None
+        number = float(array.reshape(-1)[0])
+        return MaskSummary(
+            number, number, array.dtype == np.bool_, tuple(_ONE if n == 1 else _ANY for n in array.shape)
+        )
+    node = value.producer()
+    rule = _RULES.get(node.op_type) if node is not None and node.domain == "" else None
+    return rule(node) if node is not None and rule is not None else None
+
+
+Rule = Callable[[ir.Node], MaskSummary | None]
+
+
+def _merge_axes(*operands: tuple[str, ...]) -> tuple[str, ...] | None:
+    rank = max(map(len, operands))
+    padded = [(_ONE,) * (rank - len(axes)) + axes for axes in operands]
+    merged = []
+    for roles in zip(*padded, strict=True):
+        varying = {role for role in roles if role not in (_ONE, _ANY)}
+        if len(varying) > 1:
+            return None
+        merged.append(varying.pop() if varying else (_ANY if _ANY in roles else _ONE))
+    if merged.count(_KEY) > 1 or merged.count(_BATCH) > 1:
+        return None  # a function of two elements of the padding mask, as "query and key are both real"
+    return tuple(merged)
+
+
+def _elementwise(function: Callable[..., float], *, boolean: bool) -> Rule:
+    def rule(node: ir.Node) -> MaskSummary | None:
+        operands = [summarize(v) for v in node.inputs]
+        if any(o is None or o.is_index for o in operands):
+            return None
+        known = [o for o in operands if o is not None]
+        axes = _merge_axes(*(o.axes for o in known))
+        if axes is None:
+            return None
+        with np.errstate(all="ignore"):
+            padded, real = (float(function(*(getattr(o, side) for o in known))) for side in ("padded", "real"))
+        return MaskSummary(padded, real, boolean, axes)
+
+    return rule
+
+
+def _cast(node: ir.Node) -> MaskSummary | None:
+    source = summarize(node.inputs[0])
+    if source is None or source.is_index:
+        return source
+    if attribute(node, "to", 0) == ir.DataType.BOOL:
+        return MaskSummary(float(source.padded != 0), float(source.real != 0), True, source.axes)
+    return dataclasses.replace(source, boolean=False)
+
+
+def _where(node: ir.Node) -> MaskSummary | None:
+    condition, yes, no = (summarize(v) for v in node.inputs)
+    if condition is None or yes is None or no is None or any(o.is_index for o in (condition, yes, no)):
+        return None
+    axes = _merge_axes(condition.axes, yes.axes, no.axes)
+    if axes is None:
+        return None
+    padded = yes.padded if condition.padded else no.padded
+    real = yes.real if condition.real else no.real
+    return MaskSummary(padded, real, yes.boolean, axes)
+
+
+def _unsqueeze(node: ir.Node) -> MaskSummary | None:
+    source, new = summarize(node.inputs[0]), constant(node.inputs[1])
+    if source is None or new is None:
+        return None
+    rank = len(source.axes) + new.size
+    inserted = {int(axis) % rank for axis in new.reshape(-1)}
+    rest = iter(source.axes)
+    return dataclasses.replace(source, axes=tuple(_ONE if i in inserted else next(rest) for i in range(rank)))
+
+
+def _expand(node: ir.Node) -> MaskSummary | None:
+    source, shape = summarize(node.inputs[0]), node.inputs[1]
+    if source is None or shape is None or shape.shape is None or not isinstance(shape.shape[0], int):
+        return None
+    axes = (_ONE,) * (shape.shape[0] - len(source.axes)) + source.axes
+    return dataclasses.replace(source, axes=tuple(_ANY if role == _ONE else role for role in axes))
+
+
+def _range(node: ir.Node) -> MaskSummary | None:
+    start, step = constant(node.inputs[0]), constant(node.inputs[2])
+    if start is None or step is None or start.item() != 0 or step.item() != 1:
+        return None
+    return MaskSummary(0.0, 0.0, False, (_INDEX,))
+
+
+def _greater_or_equal(node: ir.Node) -> MaskSummary | None:
+    left, right = (summarize(v) for v in node.inputs)
+    if (
+        left is not None
+        and right is not None
+        and left.is_index
+        and not right.is_index
+        and right.padded == right.real <= 0
+    ):
+        axes = _merge_axes(tuple(_ANY if role == _INDEX else role for role in left.axes), right.axes)
+        return None if axes is None else MaskSummary(1.0, 1.0, True, axes)  # a position is never negative
+    return _elementwise(lambda a, b: a >= b, boolean=True)(node)
+
+
+def _gather_nd(node: ir.Node) -> MaskSummary | None:
+    """``mask[rows, columns]`` through a grid of all positions: rows run over one axis, columns over another."""
+    source, grid = summarize(node.inputs[0]), node.inputs[1].producer() if node.inputs[1] is not None else None
+    if source is None or source.axes != (_BATCH, _KEY) or grid is None or attribute(node, "batch_dims", 0):
+        return None
+    if grid.op_type != "Concat" or len(grid.inputs) != 2:
+        return None
+    rows, columns = (summarize(v) for v in grid.inputs)
+    if rows is None or columns is None or not (rows.is_index and columns.is_index):
+        return None
+    if rows.axes[-1] != _ONE or columns.axes[-1] != _ONE or not _cover(grid, node.inputs[0]):
+        return None
+    axes: list[str] = []
+    for row, column in zip(rows.axes[:-1], columns.axes[:-1], strict=True):
+        if row == column == _INDEX:
+            return None
+        axes.append(_BATCH if row == _INDEX else _KEY if column == _INDEX else _ANY)
+    return dataclasses.replace(source, axes=tuple(axes))
+
+
+def _cover(grid: ir.Node, mask: ir.Value | None) -> bool:
+    """Whether the index ranges behind ``grid`` are as long as the axes of ``mask``, by their symbolic sizes."""
+    for axis, index in enumerate(grid.inputs):
+        node = index.producer() if index is not None else None
+        while node is not None and node.op_type != "Range":
+            node = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+        if node is None or mask is None or mask.shape is None or node.outputs[0].shape is None:
+            return False
+        if node.outputs[0].shape[0] != mask.shape[axis]:
+            return False
+    return True
+
+
+_RULES: Mapping[str, Rule] = {
+    "Add": _elementwise(lambda a, b: a + b, boolean=False),
+    "And": _elementwise(lambda a, b: bool(a) and bool(b), boolean=True),
+    "Cast": _cast,
+    "Equal": _elementwise(lambda a, b: a == b, boolean=True),
+    "Expand": _expand,
+    "GatherND": _gather_nd,
+    "Greater": _elementwise(lambda a, b: a > b, boolean=True),
+    "GreaterOrEqual": _greater_or_equal,
+    "Identity": lambda node: summarize(node.inputs[0]),
+    "Mul": _elementwise(lambda a, b: a * b, boolean=False),
+    "Not": _elementwise(lambda a: not a, boolean=True),
+    "Or": _elementwise(lambda a, b: bool(a) or bool(b), boolean=True),
+    "Range": _range,
+    "Sub": _elementwise(lambda a, b: a - b, boolean=False),
+    "Unsqueeze": _unsqueeze,
+    "Where": _where,
+}

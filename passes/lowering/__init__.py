@@ -1,0 +1,1 @@
+"""From the compact canonical graph to operators that are fast on the target."""

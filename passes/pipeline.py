@@ -1,0 +1,190 @@
+"""The pipeline: which passes run, in which order, for which target; and the runner that collects what they say.
+
+``structure``, ``lowering`` and ``precision_passes`` are the design in short: exact removal on the canonical graph,
+operators that are fast on the target, then the number format. Between the first two, ``caching`` makes two graphs of a
+decoder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from compactor.passes.base import RewriteResult
+from compactor.passes.caching.attach_caches import AttachCachesPass, Step
+from compactor.passes.canonical.fold_transposed_weights import FoldTransposedWeightsPass
+from compactor.passes.canonical.label_layers import LabelLayersPass
+from compactor.passes.canonical.normalize_attention import NormalizeAttentionPass
+from compactor.passes.canonical.raise_attention import RaiseAttentionPass
+from compactor.passes.canonical.simplify_masks import SimplifyMasksPass
+from compactor.passes.finishing.name_nodes import NameNodesPass
+from compactor.passes.finishing.share_transposed_weights import ShareTransposedWeightsPass
+from compactor.passes.lowering.align_widths import AlignWidthsPass
+from compactor.passes.lowering.decompose_attention import DecomposeAttentionPass
+from compactor.passes.lowering.fuse_bias_gelu import FuseBiasGeluPass
+from compactor.passes.lowering.fuse_cuda_attention import FuseCudaAttentionPass
+from compactor.passes.lowering.fuse_skip_layer_norm import FuseSkipLayerNormPass
+from compactor.passes.lowering.lower_opset import LowerOpsetPass
+from compactor.passes.lowering.pack_tokens import FILL_LOGITS, PackTokensPass
+from compactor.passes.lowering.write_masks_as_floats import WriteMasksAsFloatsPass
+from compactor.passes.lowering.write_residuals_as_sum import WriteResidualsAsSumPass
+from compactor.passes.precision.convert_to_float16 import ConvertToFloat16Pass
+from compactor.passes.precision.quantize_embeddings import QuantizeEmbeddingsPass
+from compactor.passes.precision.quantize_linears import QuantizeLinearsPass
+from compactor.passes.structure.fold_value_biases import FoldValueBiasesPass
+from compactor.passes.structure.remove_dead_heads import RemoveDeadHeadsPass
+from compactor.passes.structure.remove_dead_neurons import RemoveDeadNeuronsPass
+from compactor.passes.structure.remove_empty_sublayers import RemoveEmptySublayersPass
+from compactor.passes.structure.trim_head_channels import TrimHeadChannelsPass
+from compactor.tasks import Task
+
+logger = logging.getLogger(__name__)
+
+AnyPass = ir.passes.PassBase
+
+
+def canonicalisation(stack: str = "") -> list[AnyPass]:
+    """From what the exporter wrote to the canonical dialect; ``stack`` is what the layers' names begin with."""
+    return [
+        common.LiftConstantsToInitializersPass(),
+        FoldTransposedWeightsPass(),  # of tied embeddings, which exporters leave transposed
+        RaiseAttentionPass(),  # MatMul and Softmax into Attention, where a position bias kept them apart
+        NormalizeAttentionPass(),  # 3-D form: the head count becomes an attribute, the scale is pinned
+        LabelLayersPass(stack=stack),  # from here on every node knows its sublayer
+        SimplifyMasksPass(),  # one spelling of the padding mask; packing needs it proven
+    ]
+
+
+def structure() -> list[AnyPass]:
+    """Exact removal of all that cannot change the output."""
+    return [
+        FoldValueBiasesPass(),  # first: afterwards a value channel without weights is exactly zero
+        RemoveDeadHeadsPass(),  # before trimming, so that a dead head does not keep its layer wide
+        TrimHeadChannelsPass(),
+        RemoveDeadNeuronsPass(),
+        RemoveEmptySublayersPass(),  # after all that can empty a sublayer
+        common.RemoveUnusedNodesPass(),
+        common.ShapeInferencePass(),  # widths changed; the lowering reads shapes
+    ]
+
+
+def caching(step: Step, target: str) -> list[AnyPass]:
+    """From a compact decoder without a cache to the graph of one step of generation."""
+    aligned: list[AnyPass] = []
+    if target == "cuda":  # before the caches get their shapes; MultiHeadAttention wants those of keys and values equal
+        aligned = [AlignWidthsPass(head=8, neurons=8, same=True), common.ShapeInferencePass()]
+    return [*aligned, AttachCachesPass(step=step, explicit=target == "portable"), common.ShapeInferencePass()]
+
+
+def lowering(target: str, task: Task, *, pack: bool) -> list[AnyPass]:
+    """From the compact canonical graph to operators that are fast on the target, in fp32."""
+    passes: list[AnyPass] = []
+    if target == "cpu":  # whole cache lines, for at most a twentieth more neurons
+        passes += [AlignWidthsPass(neurons=64, waste=0.05), common.ShapeInferencePass()]
+    if pack:
+        fill = dict.fromkeys(task.outputs, FILL_LOGITS if task.logits else 0.0)
+        passes.append(PackTokensPass(fill=fill))
+    if target == "cpu":
+        # ORT fuses (B, S, D) residuals into a kernel that is slow on CPU; packed (T, D) ones, where packing was not
+        # refused, it does not.
+        passes.append(WriteResidualsAsSumPass(packed=pack))
+        passes.append(WriteMasksAsFloatsPass())
+    elif target == "cuda":
+        passes += [
+            AlignWidthsPass(head=8, neurons=8),  # what fp16 tensor cores and the memory-efficient attention ask for
+            common.ShapeInferencePass(),
+            FuseCudaAttentionPass(),
+            FuseSkipLayerNormPass(),
+            FuseBiasGeluPass(),
+            LowerOpsetPass(opset=20),  # CUDA kernels are registered by operator version: not newer than need be
+        ]
+    elif target == "portable":
+        passes += [DecomposeAttentionPass(), LowerOpsetPass()]
+    return [*passes, *clean_up()]
+
+
+def precision_passes(name: str, target: str) -> list[AnyPass]:
+    """From the lowered fp32 graph to the number format ``name``."""
+    if name == "fp32":
+        return []
+    if name == "int8":
+        return [
+            QuantizeEmbeddingsPass(),
+            QuantizeLinearsPass(operators="standard" if target == "portable" else "contrib"),
+            *clean_up(),
+        ]
+    if name == "fp16":
+        return [common.ShapeInferencePass(), ConvertToFloat16Pass(), *clean_up()]
+    raise AssertionError(f"compactor developer: no passes for precision '{name}'")
+
+
+def clean_up() -> list[AnyPass]:
+    """Merge what became equal and drop what nothing reads."""
+    return [
+        common.CommonSubexpressionEliminationPass(),
+        common.IdentityEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.DeduplicateInitializersPass(),
+    ]
+
+
+def finishing() -> list[AnyPass]:
+    """The last steps before a graph is saved."""
+    return [ShareTransposedWeightsPass(), NameNodesPass(), common.TopologicalSortPass()]
+
+
+@dataclasses.dataclass
+class Record:
+    """What a run of passes did, for the manifest.
+
+    Attributes:
+        passes: The text of each of our passes that ran.
+        rules: One entry for each rule applied: pass, layer, rule, count.
+        refused: One entry for each place left alone: pass, layer, reason.
+    """
+
+    passes: list[str] = dataclasses.field(default_factory=list)
+    rules: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    refused: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def count(self, rule: str) -> int:
+        """How often ``rule`` was applied, over all layers."""
+        return sum(entry["count"] for entry in self.rules if entry["rule"] == rule)
+
+    def add(self, other: Record) -> None:
+        """Append what another run did; passes that ran in both are named once, at their last place."""
+        self.passes = [text for text in self.passes if text not in other.passes] + other.passes
+        self.rules += other.rules
+        self.refused += [entry for entry in other.refused if entry not in self.refused]
+
+
+def run_passes(model: ir.Model, passes: Sequence[AnyPass], record: Record | None = None) -> None:
+    """Run ``passes`` over ``model`` in place and add what they report to ``record``."""
+    for step in passes:
+        result = step(model)
+        if not isinstance(result, RewriteResult):
+            continue
+        name = str(step).partition("{")[0]
+        logger.debug("%s: %d rules applied, %d places left alone", step, len(result.applied), len(result.refused))
+        if record is None:
+            continue
+        record.passes.append(str(step))
+        for applied in result.applied:
+            _merge(record.rules, {"pass": name, "layer": applied.layer, "rule": applied.rule}, applied.count)
+        for refusal in result.refused:
+            entry = {"pass": name, "layer": refusal.layer, "reason": refusal.reason}
+            if entry not in record.refused:
+                record.refused.append(entry)
+
+
+def _merge(rules: list[dict[str, Any]], key: dict[str, Any], count: int) -> None:
+    for entry in rules:
+        if all(entry[name] == value for name, value in key.items()):
+            entry["count"] += count
+            return
+    rules.append({**key, "count": count})

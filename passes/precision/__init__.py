@@ -1,0 +1,1 @@
+"""From fp32 to another number format."""

@@ -1,0 +1,1 @@
+"""Exact removal of all that cannot change the output."""

@@ -1,0 +1,115 @@
+"""Remove sublayers of which nothing is left but a bias.
+
+    x + sublayer(x) = x + b        when every head is dead, or no neuron is left
+
+The bias is folded onward into whatever produced ``x`` (the shift of a LayerNormalization, the bias of a linear layer,
+a constant embedding), and the sublayer is no node at all; where ``x`` is read elsewhere too, ``x + b`` stays, as it
+does where both ``x`` and the sum are inputs or outputs of the graph.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from compactor.passes.base import Applied, NoMatch, Refused, RewritePass, RewriteResult
+from compactor.passes.graph.blocks import AttentionBlock, attention_blocks, feed_forward_blocks
+from compactor.passes.graph.matching import Array, Linear, add_initializer, attribute, constant, redirect, sole_consumer
+from compactor.passes.structure.remove_dead_heads import live_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class RemoveEmptySublayersPass(RewritePass):
+    """Replace emptied attention and feed-forward blocks by their bias, folded onward where possible.
+
+    Left alone, with the reason: an emptied block whose output does not feed a residual addition.
+    """
+
+    name: ClassVar[str] = "remove-empty-sublayers"
+
+    def call(self, model: ir.Model) -> RewriteResult:
+        """Remove the emptied sublayers of the main graph."""
+        applied, refused = [], []
+        empty = [
+            (block.layer, block.output)
+            for _, block in attention_blocks(model.graph)
+            if isinstance(block, AttentionBlock) and not live_heads(block).any()
+        ]
+        empty += [(block.layer, block.output) for block in feed_forward_blocks(model.graph) if block.width == 0]
+        reduced = []
+        for layer, output in empty:
+            try:
+                reduced.append((layer, _replace_by_bias(model.graph, output)))
+            except NoMatch as reason:
+                refused.append(Refused(layer, str(reason)))
+        RemoveUnusedNodesPass()(model)  # what only the emptied blocks read must not count as a reader below
+        for layer, residual in reduced:
+            folded = _fold_residual(model.graph, residual)
+            applied.append(Applied(layer, "empty-sublayer-folded" if folded else "empty-sublayer-bias-kept", 1))
+        return RewriteResult.of(model, applied, refused)
+
+
+def _replace_by_bias(graph: ir.Graph, output: Linear) -> ir.Node:
+    """Let the residual addition behind ``output`` add its bias (D,) instead. Returns the addition."""
+    residual = sole_consumer(output.output)
+    if residual.op_type != "Add":
+        raise NoMatch(f"the output of the emptied block feeds '{residual.op_type}', not a residual addition")
+    index = 0 if residual.inputs[0] is output.output else 1
+    stream = residual.inputs[1 - index]
+    if stream is output.output or constant(stream) is not None:
+        raise NoMatch("the output of the emptied block feeds no residual addition")
+    bias = np.zeros(output.weight.shape[1], output.weight.dtype) if output.bias is None else np.asarray(output.bias)
+    residual.replace_input_with(index, add_initializer(graph, f"{residual.outputs[0].name}.bias", bias))
+    return residual
+
+
+def _fold_residual(graph: ir.Graph, residual: ir.Node) -> bool:
+    """Fold the constant operand of ``residual`` into its stream. Returns whether the addition is gone."""
+    index = 0 if constant(residual.inputs[0]) is not None else 1
+    bias, stream = constant(residual.inputs[index]), residual.inputs[1 - index]
+    assert bias is not None and stream is not None
+    if residual.outputs[0].is_graph_output() and (stream.is_graph_output() or stream.is_graph_input()):
+        return False  # one value cannot carry two names of the model's signature
+    if bias.any() and not _fold_into(graph, stream, bias, reader=residual):
+        return False
+    redirect(residual.outputs[0], stream)
+    graph.remove(residual, safe=True)
+    return True
+
+
+def _fold_into(graph: ir.Graph, value: ir.Value, bias: Array, *, reader: ir.Node) -> bool:
+    """Add ``bias`` (D,) to ``value`` by changing a constant behind it. False, and nothing changed, where none fits."""
+    users = {usage.node for usage in value.uses()}
+    node = value.producer()
+    if users != {reader} or value.is_graph_output() or node is None:
+        return False
+    if node.op_type == "LayerNormalization" and attribute(node, "axis", -1) in (-1, 2):
+        shift = constant(node.inputs[2]) if len(node.inputs) > 2 else np.zeros_like(bias)
+        if shift is None:
+            return False
+        total = add_initializer(
+            graph, f"{node.outputs[0].name}.shift", (shift.astype(np.float64) + bias).astype(bias.dtype)
+        )
+        if len(node.inputs) < 3:
+            node.resize_inputs(3)
+        node.replace_input_with(2, total)
+        return True
+    if node.op_type != "Add":
+        return False
+    for index, operand in enumerate(node.inputs):
+        array = constant(operand)
+        if array is not None and array.ndim and array.shape[-1] == bias.shape[0]:
+            total = add_initializer(
+                graph, f"{value.name}.shifted", (array.astype(np.float64) + bias).astype(array.dtype)
+            )
+            node.replace_input_with(index, total)
+            return True
+    return any(
+        _fold_into(graph, operand, bias, reader=node)
+        for operand in node.inputs
+        if operand is not None and constant(operand) is None
+    )

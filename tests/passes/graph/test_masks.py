@@ -1,0 +1,123 @@
+"""``_masks.py``: a summary is a claim about every element of a mask, so each is checked against the mask itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx.reference import ReferenceEvaluator
+from onnx_ir.passes.common import ShapeInferencePass
+
+from compactor.passes.graph.masks import hides_padding, summarize
+from tests.models import MASKS, Architecture, Builder, _gathered, build
+from tests.planting import attention_node
+from tests.running import PADDINGS, padding_mask
+
+
+def masked(*nodes, dims=("batch", "sequence")):
+    """The value that ``nodes``, a chain of builder calls, make of the input ``attention_mask``."""
+    value = ir.Value(name="attention_mask", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(dims))
+    builder = Builder([value], np.float64)
+    result = value
+    for make in nodes:
+        result = make(builder, result)
+    ShapeInferencePass()(ir.Model(builder.graph, ir_version=11))
+    return result, builder
+
+
+def run(builder, value, mask):
+    builder.graph.outputs[:] = [value]
+    value.type = value.type or ir.TensorType(ir.DataType.BOOL)
+    proto = ir.to_proto(ir.Model(builder.graph, ir_version=11))
+    return ReferenceEvaluator(proto).run(None, {"attention_mask": mask})[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "additive", "scaled", "soft", "gathered", "gathered_additive", "inverted", "visible"]
+)
+def test_a_summary_is_what_the_mask_computes(name):
+    value, builder = masked(lambda b, x: MASKS[name](b, {"attention_mask": x}))
+    summary = summarize(value)
+    assert summary is not None
+    for padding in PADDINGS:
+        mask = padding_mask(padding)
+        expected = np.where(mask == 1, summary.real, summary.padded)[:, None, None, :]
+        computed = run(builder, value, mask)
+        assert computed.ndim == len(summary.axes) == 4
+        np.testing.assert_array_equal(computed, np.broadcast_to(expected, computed.shape))
+        assert (computed.dtype == np.bool_) == summary.boolean
+
+
+def test_a_grid_with_its_axes_swapped_is_not_the_mask():
+    swapped, _ = masked(lambda b, x: _gathered(b, {"attention_mask": x}, swap=True))
+    assert not hides_padding(swapped)
+    assert summarize(swapped) is None or not summarize(swapped).is_padding_mask
+
+
+@pytest.mark.parametrize("name", ["none", "causal", "bias_only", "given", "soft", "inverted", "visible"])
+def test_what_does_not_hide_padding_is_not_claimed_to(name):
+    model = build(Architecture(mask=name))
+    inputs = attention_node(model).inputs
+    hides = hides_padding(inputs[3] if len(inputs) > 3 else None)
+    assert hides == (name == "causal")  # causal and padding: hides the padding, and more
+
+
+@pytest.mark.parametrize("name", ["plain", "additive", "scaled", "gathered", "bias"])
+def test_a_mask_that_hides_padding_is_recognised(name):
+    assert hides_padding(attention_node(build(Architecture(mask=name))).inputs[3])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 3])
+def test_a_gather_may_choose_heads_but_not_examples_or_keys(axis):
+    model = build(Architecture(mask="bias"))
+    node = attention_node(model)
+    index = ir.Value(name="index", const_value=ir.tensor(np.array([1, 0])))
+    gather = ir.Node("", "Gather", [node.inputs[3], index], attributes=[ir.AttrInt64("axis", axis)])
+    assert hides_padding(gather.outputs[0]) == (axis == 1)
+
+
+@pytest.mark.parametrize(
+    ("chain", "padded", "real", "boolean"),
+    [
+        ((lambda b, x: b.node("Cast", x, to=ir.DataType.BOOL.value),), 0, 1, True),
+        ((lambda b, x: b.node("Equal", x, b.constant(0)),), 1, 0, True),
+        ((lambda b, x: b.node("Greater", x, b.constant(0)),), 0, 1, True),
+        ((lambda b, x: b.node("GreaterOrEqual", x, b.constant(1)),), 0, 1, True),
+        ((lambda b, x: b.node("Identity", x), lambda b, x: b.node("Mul", x, b.constant(7))), 0, 7, False),
+        ((lambda b, x: b.node("Add", x, b.constant([[2]])),), 2, 3, False),
+        ((lambda b, x: b.node("Or", b.node("Cast", x, to=9), b.constant(np.array(True))),), 1, 1, True),
+    ],
+)
+def test_operators_on_the_mask(chain, padded, real, boolean):
+    value, builder = masked(*chain)
+    summary = summarize(value)
+    assert (summary.padded, summary.real, summary.boolean) == (padded, real, boolean)
+    mask = padding_mask("holes")
+    np.testing.assert_array_equal(run(builder, value, mask), np.where(mask == 1, real, padded))
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        pytest.param((lambda b, x: b.node("CumSum", x, b.constant(1)),), id="mixes-positions"),
+        pytest.param((lambda b, x: b.node("Transpose", x, perm=[1, 0]),), id="swaps-axes"),
+        pytest.param((lambda b, x: b.node("Add", x, b.constant(np.arange(6))),), id="varies-by-position"),
+    ],
+)
+def test_an_operator_it_does_not_know_gives_no_summary(chain):
+    assert summarize(masked(*chain)[0]) is None
+
+
+@pytest.mark.parametrize("op_type", ["And", "Or", "Equal"])
+def test_a_function_of_a_query_and_a_key_is_not_summed_up(op_type):
+    """Where both are real, or both padded, it may well be constant: `Equal` is True twice, and False between them."""
+
+    def cross(b, x):
+        return b.node(op_type, *(b.node("Unsqueeze", b.node("Cast", x, to=9), b.constant([axis])) for axis in (1, 2)))
+
+    assert summarize(masked(cross)[0]) is None
+
+
+def test_no_mask_hides_nothing():
+    assert summarize(None) is None
+    assert not hides_padding(None)

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compactor.passes.graph.blocks import feed_forward_blocks
+from compactor.passes.lowering.align_widths import AlignWidthsPass
+from tests.models import Architecture, build, random_weights
+from tests.passes.strategies import PROPERTY, pruned
+from tests.planting import UNMATCHED, attention_node
+from tests.running import (
+    PADDINGS,
+    assert_rewrites_once,
+    assert_same,
+    assert_untouched,
+    initializer_shapes,
+    padding_mask,
+    random_feeds,
+    run32,
+    run64,
+)
+
+ARCH = Architecture(heads=3, qk=4, v=5, neurons=10)  # width 8
+
+
+def test_pads_heads_and_neurons_up():
+    model = build(ARCH)
+    feeds = random_feeds(model, padding_mask("holes"))
+    before = run64(model, feeds)
+
+    assert_rewrites_once(AlignWidthsPass(head=8, neurons=16), model, padded_channel=(4 + 3) * 3, padded_neuron=6)
+
+    shapes = initializer_shapes(model)
+    assert shapes.count((8, 24)) == 3 and (24, 8) in shapes
+    assert (8, 16) in shapes and (16, 8) in shapes
+    node = attention_node(model)
+    assert (node.attributes["q_num_heads"].value, node.attributes["scale"].value) == (3, 0.5)
+    assert_same(run64(model, feeds), before)
+
+
+def test_each_head_is_padded_at_its_own_end():
+    model = build(ARCH)
+    AlignWidthsPass(head=6)(model)
+    query = attention_node(model).inputs[0].producer().inputs[0].producer().inputs[1].const_value.numpy()
+    zero = ~query.any(axis=0)
+    assert zero.reshape(3, 6).tolist() == [[False] * 4 + [True] * 2] * 3
+
+
+@pytest.mark.parametrize(("qk", "v", "head", "width"), [(4, 5, 1, 5), (5, 4, 1, 5), (4, 5, 4, 8), (4, 4, 8, 8)])
+def test_same_gives_both_sides_one_width(qk, v, head, width):
+    model = build(Architecture(heads=3, qk=qk, v=v))
+    feeds = random_feeds(model)
+    before = run64(model, feeds)
+    assert_rewrites_once(AlignWidthsPass(head=head, same=True), model, padded_channel=(2 * width - qk - v) * 3)
+    assert [tuple(v.shape)[-1] for v in attention_node(model).inputs[:3]] == [3 * width] * 3
+    assert_same(run64(model, feeds), before)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("activation", ["gelu", "silu", "relu", "erf-gelu"])
+def test_a_padded_neuron_is_never_read(activation, gated):
+    model = build(Architecture(neurons=9, activation=activation, gated=gated))
+    feeds = random_feeds(model)
+    before = run64(model, feeds)
+    assert_rewrites_once(AlignWidthsPass(neurons=8), model, padded_neuron=7)
+    assert_same(run64(model, feeds), before)
+
+
+@pytest.mark.parametrize("options", [{}, {"head": 4}, {"neurons": 5}, {"head": 2, "neurons": 2}])
+def test_widths_that_fit_are_left_alone(options):
+    assert_untouched(AlignWidthsPass(**options), build(Architecture(neurons=10)))
+
+
+@pytest.mark.parametrize("case", [case for case in UNMATCHED if case != "four-dimensional"])
+def test_leaves_an_unmatched_attention_alone(case):
+    assert_untouched(AlignWidthsPass(head=3), UNMATCHED[case][0]())
+
+
+def test_onnx_runtime_agrees():
+    model = build(Architecture(heads=3, qk=4, v=5, neurons=10, dtype=np.float32))
+    feeds = random_feeds(model)
+    before = run32(model, feeds)
+    AlignWidthsPass(head=8, neurons=8, same=True)(model)
+    assert_same(run32(model, feeds), before, tolerance=1e-5)
+
+
+def test_its_text_names_its_options():
+    assert str(AlignWidthsPass(head=8)) == "align-widths{head=8}"
+
+
+@PROPERTY
+@given(pruned(), st.integers(1, 5), st.integers(1, 5), st.booleans(), st.sampled_from(PADDINGS))
+def test_keeps_the_output_of_any_model(case, head, neurons, same, padding):
+    arch, weights = case
+    model = build(arch, weights)
+    feeds = random_feeds(model, padding_mask(padding))
+    before = run64(model, feeds)
+    rewrite = AlignWidthsPass(head=head, neurons=neurons, same=same)
+    rewrite(model)
+    assert not rewrite(model).modified
+    assert_same(run64(model, feeds), before)
+
+
+def test_dense_weights_are_not_edited_in_place():
+    weights = random_weights(ARCH)
+    model = build(ARCH, weights)
+    kept = {name: value.const_value for name, value in model.graph.initializers.items()}
+    AlignWidthsPass(head=8, neurons=16)(model)
+    for name, tensor in kept.items():
+        if name in model.graph.initializers:
+            assert model.graph.initializers[name].const_value is tensor
+
+
+WASTE = [(523, 544), (187, 192), (61, 64), (74, 74), (64, 64), (1000, 1024), (17, 17), (1218, 1248), (1248, 1248)]
+
+
+@pytest.mark.parametrize(("width", "padded"), WASTE)
+def test_a_block_is_padded_to_a_smaller_multiple_rather_than_by_much(width, padded):
+    model = build(Architecture(neurons=width))
+    for _ in range(2):
+        AlignWidthsPass(neurons=64, waste=0.05)(model)
+        assert {block.width for block in feed_forward_blocks(model.graph)} == {padded}

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compactor.passes.structure.fold_value_biases import FoldValueBiasesPass
+from compactor.passes.structure.remove_dead_heads import RemoveDeadHeadsPass
+from compactor.passes.structure.trim_head_channels import TrimHeadChannelsPass, channel_index
+from tests.models import Architecture, build, random_weights
+from tests.passes.strategies import PROPERTY, pruned
+from tests.planting import UNMATCHED, attention_node, columns, kill_values, make_uniform
+from tests.running import (
+    PADDINGS,
+    assert_rewrites_once,
+    assert_same,
+    assert_untouched,
+    initializer_shapes,
+    padding_mask,
+    random_feeds,
+    run32,
+    run64,
+)
+
+ARCH = Architecture(heads=3, qk=4, v=5)  # width 8
+
+
+def folded(arch, weights, **options):
+    model = build(arch, weights, **options)
+    FoldValueBiasesPass()(model)
+    return model
+
+
+def plant_widths(weights, qk=(2, 1, 2), v=(3, 1, 2)):
+    """Leave head h its last qk[h] and v[h] channels; keys die first, then queries; columns first, then rows."""
+    for head, (q_width, v_width) in enumerate(zip(qk, v, strict=True)):
+        weights["0.key"][:, columns(4, head, range(1))] = 0
+        weights["0.query"][:, columns(4, head, range(1, 4 - q_width))] = 0
+        weights["0.query.bias"][columns(4, head, range(1, 4 - q_width))] = 0
+        weights["0.value"][:, columns(5, head, range(1))] = 0
+        weights["0.output"][columns(5, head, range(1, 5 - v_width))] = 0
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_shrinks_to_the_widest_head_and_pads_the_others(padding):
+    weights = random_weights(ARCH)
+    plant_widths(weights)
+    model = folded(ARCH, weights)
+    feeds = random_feeds(model, padding_mask(padding))
+    before = run64(model, feeds)
+
+    assert_rewrites_once(TrimHeadChannelsPass(), model, dead_qk_channel=2 * 3, dead_v_channel=2 * 3)
+
+    shapes = initializer_shapes(model)
+    assert shapes.count((8, 3 * 2)) == 2  # Wq, Wk
+    assert (8, 3 * 3) in shapes and (3 * 3, 8) in shapes  # Wv, Wo
+    node = attention_node(model)
+    assert node.attributes["q_num_heads"].value == 3
+    assert node.attributes["scale"].value == 0.5  # the original head's, not 1/sqrt(2)
+    assert_same(run64(model, feeds), before)
+
+
+def test_a_constant_query_channel_that_meets_a_live_key_stays():
+    weights = random_weights(ARCH)
+    weights["0.query"][:] = 0  # the biases are not zero
+    assert_untouched(TrimHeadChannelsPass(), folded(ARCH, weights))
+
+
+@pytest.mark.parametrize("how", ["key", "query"])
+def test_a_head_left_with_no_qk_channel_keeps_one_of_zeros(how):
+    weights = random_weights(ARCH)
+    make_uniform(weights, ARCH, 0, range(3), how)
+    model = folded(ARCH, weights)
+    feeds = random_feeds(model, padding_mask("holes"))
+    before = run64(model, feeds)
+
+    assert_rewrites_once(TrimHeadChannelsPass(), model, dead_qk_channel=3 * 3)
+
+    assert initializer_shapes(model).count((8, 3)) == 2  # Wq and Wk
+    assert_same(run64(model, feeds), before)
+
+
+def test_one_side_may_be_as_narrow_as_it_can_be():
+    weights = random_weights(ARCH)
+    plant_widths(weights, v=(5, 1, 1))
+    weights["0.value"][:, 0] = 1.0
+    model = folded(ARCH, weights)
+    feeds = random_feeds(model)
+    before = run64(model, feeds)
+    assert_rewrites_once(TrimHeadChannelsPass(), model, dead_qk_channel=2 * 3)
+    assert_same(run64(model, feeds), before)
+
+
+def test_a_dead_head_does_not_hold_the_width_up():
+    weights = random_weights(ARCH)
+    plant_widths(weights)
+    kill_values(weights, ARCH, 0, 1)
+    for name in ("query", "key"):  # wide, but nothing reads it
+        weights[f"0.{name}"][:, columns(4, 1)] = 1.0
+    model = folded(ARCH, weights)
+    feeds = random_feeds(model)
+    before = run64(model, feeds)
+    assert_rewrites_once(TrimHeadChannelsPass(), model, dead_qk_channel=2 * 3, dead_v_channel=2 * 3)
+    assert_same(run64(model, feeds), before)
+
+
+def test_leaves_values_alone_while_they_have_a_bias():
+    weights = random_weights(ARCH)
+    plant_widths(weights, qk=(3, 3, 3))
+    weights["0.key"][:, columns(4, range(3), [0])] = 1.0
+    weights["0.query"][:, columns(4, range(3), [0])] = 1.0
+    assert_untouched(TrimHeadChannelsPass(), build(ARCH, weights), "the value bias is not folded")
+
+
+def test_leaves_a_block_without_any_live_head_alone():
+    weights = random_weights(ARCH)
+    kill_values(weights, ARCH, 0, range(3))
+    assert_untouched(TrimHeadChannelsPass(), folded(ARCH, weights))
+
+
+def test_leaves_a_dense_block_alone():
+    assert_untouched(TrimHeadChannelsPass(), folded(ARCH, random_weights(ARCH)))
+
+
+@pytest.mark.parametrize("case", UNMATCHED)
+def test_leaves_a_block_alone_and_says_why(case):
+    make, reason = UNMATCHED[case]
+    assert_untouched(TrimHeadChannelsPass(), make(), reason)
+
+
+def test_onnx_runtime_agrees_on_widths_that_differ():
+    arch = Architecture(heads=3, qk=4, v=5, dtype=np.float32)
+    weights = random_weights(arch)
+    plant_widths(weights)
+    model = folded(arch, weights)
+    feeds = random_feeds(model, padding_mask("left"))
+    before = run32(model, feeds)
+    assert_rewrites_once(TrimHeadChannelsPass(), model, dead_qk_channel=2 * 3, dead_v_channel=2 * 3)
+    assert_same(run32(model, feeds), before, tolerance=1e-5)
+
+
+def test_channel_index_lists_live_channels_head_by_head():
+    live = np.array([[False, True, True], [True, False, False], [False, False, False]])
+    assert channel_index(live, 2).tolist() == [1, 2, 3, -1, -1, -1]
+
+
+@PROPERTY
+@given(pruned(), st.integers(0, 9), st.sampled_from(PADDINGS), st.booleans())
+def test_keeps_the_output_of_any_model(case, seed, padding, heads_first):
+    arch, weights = case
+    model = folded(arch, weights)
+    feeds = random_feeds(model, padding_mask(padding, seed=seed), seed)
+    before = run64(model, feeds)
+    if heads_first:
+        RemoveDeadHeadsPass()(model)
+    TrimHeadChannelsPass()(model)
+    assert not TrimHeadChannelsPass()(model).modified
+    assert_same(run64(model, feeds), before)

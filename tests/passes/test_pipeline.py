@@ -1,0 +1,138 @@
+"""The pipeline's order, and the record of what its passes said."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import pytest
+
+from compactor.exporting.targets import TARGETS
+from compactor.passes.base import Applied, Refused, RewritePass, RewriteResult
+from compactor.passes.caching.attach_caches import Step
+from compactor.passes.lowering.pack_tokens import PackTokensPass
+from compactor.passes.pipeline import (
+    Record,
+    caching,
+    canonicalisation,
+    finishing,
+    lowering,
+    precision_passes,
+    run_passes,
+    structure,
+)
+from compactor.tasks import TASKS
+
+
+class Said(RewritePass):
+    """Reports what it is told to, and changes nothing."""
+
+    name = "said"
+
+    def __init__(self, *events: Applied | Refused) -> None:
+        self._events = events
+
+    def __str__(self) -> str:
+        return "said{twice=True}"
+
+    def call(self, model: ir.Model) -> RewriteResult:
+        applied = [event for event in self._events if isinstance(event, Applied)]
+        return RewriteResult.of(model, applied, [event for event in self._events if isinstance(event, Refused)])
+
+
+@pytest.fixture
+def model() -> ir.Model:
+    return ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": 23}), ir_version=11)
+
+
+def _names(passes: list[ir.passes.PassBase]) -> list[str]:
+    return [str(step).partition("{")[0] for step in passes if isinstance(step, RewritePass)]
+
+
+def test_structure_reads_as_the_design() -> None:
+    assert _names(canonicalisation()) == [
+        "fold-transposed-weights",
+        "raise-attention",
+        "normalize-attention",
+        "label-layers",
+        "simplify-masks",
+    ]
+    assert _names(structure()) == [
+        "fold-value-biases",
+        "remove-dead-heads",
+        "trim-head-channels",
+        "remove-dead-neurons",
+        "remove-empty-sublayers",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("target", "pack", "names"),
+    [
+        ("cpu", True, ["align-widths", "pack-tokens", "write-residuals-as-sum", "write-masks-as-floats"]),
+        ("cpu", False, ["align-widths", "write-residuals-as-sum", "write-masks-as-floats"]),
+        (
+            "cuda",
+            False,
+            ["align-widths", "fuse-cuda-attention", "fuse-skip-layer-norm", "fuse-bias-gelu", "lower-opset"],
+        ),
+        ("portable", False, ["decompose-attention", "lower-opset"]),
+    ],
+)
+def test_lowering(target: str, pack: bool, names: list[str]) -> None:
+    assert _names(lowering(target, TASKS["text-classification"], pack=pack)) == names
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_padding_holds_zeros_in_hidden_states_and_a_very_low_number_in_logits(task: object) -> None:
+    entry = TASKS[task.name]  # type: ignore[attr-defined]
+    (fill,) = (step.fill for step in lowering("cpu", entry, pack=True) if isinstance(step, PackTokensPass))
+    assert set(fill) == set(entry.outputs)
+    assert all(value < -1e30 if entry.logits else value == 0 for value in fill.values())
+
+
+def test_every_target_has_passes_for_each_of_its_precisions() -> None:
+    for target in TARGETS.values():
+        for precision in target.precisions:
+            assert (precision_passes(precision, target.name) == []) == (precision == "fp32")
+    with pytest.raises(AssertionError, match="no passes for precision 'int4'"):
+        precision_passes("int4", "cpu")
+    assert _names(finishing()) == ["share-transposed-weights", "name-nodes"]
+
+
+@pytest.mark.parametrize("step", ["first", "next"])
+@pytest.mark.parametrize(
+    ("target", "names"),
+    [("cpu", ["attach-caches"]), ("portable", ["attach-caches"]), ("cuda", ["align-widths", "attach-caches"])],
+)
+def test_caches_are_attached_when_their_widths_are_final(step: Step, target: str, names: list[str]) -> None:
+    assert _names(caching(step, target)) == names
+
+
+def test_a_run_is_recorded(model: ir.Model) -> None:
+    record = Record()
+    events = (Applied("layers.0", "dead", 2), Applied("layers.1", "dead", 1), Refused("layers.2", "shared"))
+    run_passes(model, [Said(*events), Said(Applied("layers.0", "dead", 3), Refused("layers.2", "shared"))], record)
+    assert record.passes == ["said{twice=True}"] * 2
+    assert record.rules == [
+        {"pass": "said", "layer": "layers.0", "rule": "dead", "count": 5},
+        {"pass": "said", "layer": "layers.1", "rule": "dead", "count": 1},
+    ]
+    assert record.refused == [{"pass": "said", "layer": "layers.2", "reason": "shared"}]
+    assert (record.count("dead"), record.count("other")) == (6, 0)
+
+
+def test_records_add_up(model: ir.Model) -> None:
+    total, first, second = Record(), Record(), Record()
+    run_passes(model, [Said(Applied("a", "dead", 1), Refused("b", "no"))], first)
+    run_passes(model, [Said(Applied("a", "dead", 2), Refused("b", "no"))], second)
+    total.add(first)
+    total.add(second)
+    assert total.passes == ["said{twice=True}"]
+    assert total.count("dead") == 3
+    assert len(total.refused) == 1
+
+
+def test_passes_of_the_library_are_not_recorded(model: ir.Model) -> None:
+    record = Record()
+    run_passes(model, [ir.passes.common.RemoveUnusedNodesPass(), ir.passes.common.TopologicalSortPass()], record)
+    assert record == Record()
+    run_passes(model, [Said(Applied("a", "dead", 1))])
