@@ -112,10 +112,11 @@ def export_compact(model_dir: Path, path: Path) -> None:
     """Our compact graph before any lowering: what the stock recipe starts from."""
     from compactor.checkpoint import read_checkpoint
     from compactor.exporting.serialization import write_graph
-    from compactor.importing.encoder import load_model, trace
-    from compactor.passes.pipeline import canonicalisation, clean_up, finishing, run_passes, structure
+    from compactor.importing.encoder import load_model
+    from compactor.passes.pipeline import canonicalisation, clean_up, finishing, structure
+    from compactor.passes.runner import run_passes
 
-    graph = trace(load_model(read_checkpoint(model_dir)))
+    graph = load_model(read_checkpoint(model_dir)).trace()
     run_passes(graph, [*canonicalisation(), *structure(), *clean_up(), *finishing()])
     write_graph(graph, path)
 

@@ -149,7 +149,7 @@ def _as_known_error(error: Exception) -> CompactorError | None:
         path = ctx.command_path if ctx is not None else "compactor"
         return UsageError(error.format_message(), where=path, todo=f"see '{path} --help'")
 
-    from compactor.exporting.artefact import as_output_error
+    from compactor.errors import as_output_error
     from compactor.runtime.errors import ArtefactError, RuntimeSetupError
 
     if isinstance(error, RuntimeSetupError):

@@ -22,6 +22,16 @@ Progress = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
+class Section:
+    """A part of a result: its title, if any, then lines, then a table."""
+
+    title: str = ""
+    lines: Sequence[str] = ()
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Console:
     """Where a command's output goes.
 
@@ -59,6 +69,16 @@ class Console:
     def document(self, content: Any) -> None:
         """Print one JSON document: the whole result of a command."""
         click.echo(json.dumps(content, indent=2, allow_nan=False))
+
+    def show(self, *sections: Section) -> None:
+        """Print the parts of a result, one below the other."""
+        for section in sections:
+            if section.title:
+                self.heading(section.title)
+            for text in section.lines:
+                self.line(text)
+            if section.columns:
+                self.table(section.columns, section.rows)
 
     def line(self, text: str = "") -> None:
         """Print one line of a result."""

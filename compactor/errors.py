@@ -7,6 +7,13 @@ our bug (exit code 1) and keeps its traceback.
 from __future__ import annotations
 
 import enum
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG}
 
 
 class ExitCode(enum.IntEnum):
@@ -73,3 +80,35 @@ class TrainingError(CompactorError):
     """Training went wrong: the loss is no number (exit code 7)."""
 
     exit_code = ExitCode.TRAINING
+
+
+def as_output_error(error: Exception, where: str | Path) -> OutputError | None:
+    """``error`` as the OutputError it amounts to, or None where it is something else.
+
+    Libraries wrap a full disk in exceptions of their own, so its causes are searched too, and the system's words
+    are looked for in messages of other types than OSError.
+    """
+    if isinstance(error, CompactorError):
+        return None
+    for cause in _causes(error):
+        code = cause.errno if isinstance(cause, OSError) else None
+        said = str(cause) if not isinstance(cause, OSError) else ""
+        if code in _DISK_FULL or os.strerror(errno.ENOSPC) in said:
+            return OutputError("the disk is full", where=str(where), todo="free some space; nothing was published")
+        if code == errno.EIO:
+            return OutputError("the disk failed to read or write", where=str(where), todo="check the disk; see its log")
+    if isinstance(error, OSError) and error.errno in _REFUSED:
+        place = str(error.filename or where)
+        return OutputError(
+            f"the system refused access: {error.strerror}", where=place, todo="check the path and its permissions"
+        )
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)

@@ -45,6 +45,16 @@ def dump_manifest(manifest: dict[str, Any]) -> str:
     return json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write ``compactor.json`` into an artefact under construction; without it nothing can be published."""
+    (folder / MANIFEST_NAME).write_text(dump_manifest(manifest), encoding="utf-8")
+
+
+def is_artefact(folder: str | Path) -> bool:
+    """Whether ``folder`` was exported already."""
+    return (Path(folder) / MANIFEST_NAME).is_file()
+
+
 def load_manifest(out_dir: str | Path) -> dict[str, Any]:
     """Read and check the manifest of an artefact.
 

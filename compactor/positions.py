@@ -1,4 +1,4 @@
-"""How many tokens a model takes, as far as its config says; ``limits.py`` asks the model itself."""
+"""How many tokens a model takes, as far as its config says; ``importing/limits.py`` asks the model itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pipeline: which passes run, in which order, for which target; and the runner that collects what they say.
+"""The pipeline: which passes run, in which order, for which target.
 
 ``structure``, ``lowering`` and ``precision_passes`` are the design in short: exact removal on the canonical graph,
 operators that are fast on the target, then the number format. Between the first two, ``caching`` makes two graphs of a
@@ -7,15 +7,12 @@ decoder.
 
 from __future__ import annotations
 
-import dataclasses
-import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from compactor.passes.base import RewriteResult
+from compactor.passes.base import RewritePass
 from compactor.passes.caching.attach_caches import AttachCachesPass, Step
 from compactor.passes.canonical.fold_transposed_weights import FoldTransposedWeightsPass
 from compactor.passes.canonical.label_layers import LabelLayersPass
@@ -30,7 +27,7 @@ from compactor.passes.lowering.fuse_bias_gelu import FuseBiasGeluPass
 from compactor.passes.lowering.fuse_cuda_attention import FuseCudaAttentionPass
 from compactor.passes.lowering.fuse_skip_layer_norm import FuseSkipLayerNormPass
 from compactor.passes.lowering.lower_opset import LowerOpsetPass
-from compactor.passes.lowering.pack_tokens import FILL_LOGITS, PackTokensPass
+from compactor.passes.lowering.pack_tokens import PackTokensPass
 from compactor.passes.lowering.write_masks_as_floats import WriteMasksAsFloatsPass
 from compactor.passes.lowering.write_residuals_as_sum import WriteResidualsAsSumPass
 from compactor.passes.precision.convert_to_float16 import ConvertToFloat16Pass
@@ -41,11 +38,37 @@ from compactor.passes.structure.remove_dead_heads import RemoveDeadHeadsPass
 from compactor.passes.structure.remove_dead_neurons import RemoveDeadNeuronsPass
 from compactor.passes.structure.remove_empty_sublayers import RemoveEmptySublayersPass
 from compactor.passes.structure.trim_head_channels import TrimHeadChannelsPass
-from compactor.tasks import Task
-
-logger = logging.getLogger(__name__)
 
 AnyPass = ir.passes.PassBase
+
+PASSES: tuple[type[RewritePass], ...] = (
+    FoldTransposedWeightsPass,
+    RaiseAttentionPass,
+    NormalizeAttentionPass,
+    LabelLayersPass,
+    SimplifyMasksPass,
+    FoldValueBiasesPass,
+    RemoveDeadHeadsPass,
+    TrimHeadChannelsPass,
+    RemoveDeadNeuronsPass,
+    RemoveEmptySublayersPass,
+    AttachCachesPass,
+    AlignWidthsPass,
+    PackTokensPass,
+    WriteResidualsAsSumPass,
+    WriteMasksAsFloatsPass,
+    FuseCudaAttentionPass,
+    FuseSkipLayerNormPass,
+    FuseBiasGeluPass,
+    DecomposeAttentionPass,
+    LowerOpsetPass,
+    QuantizeEmbeddingsPass,
+    QuantizeLinearsPass,
+    ConvertToFloat16Pass,
+    ShareTransposedWeightsPass,
+    NameNodesPass,
+)
+"""Every pass, in the order in which a pipeline meets them; ``compactor passes`` shows them."""
 
 
 def canonicalisation(stack: str = "") -> list[AnyPass]:
@@ -81,18 +104,22 @@ def caching(step: Step, target: str) -> list[AnyPass]:
     return [*aligned, AttachCachesPass(step=step, explicit=target == "portable"), common.ShapeInferencePass()]
 
 
-def lowering(target: str, task: Task, *, pack: bool) -> list[AnyPass]:
-    """From the compact canonical graph to operators that are fast on the target, in fp32."""
+def lowering(target: str, *, pack: Mapping[str, float] | None) -> list[AnyPass]:
+    """From the compact canonical graph to operators that are fast on the target, in fp32.
+
+    Args:
+        target: ``cpu``, ``cuda`` or ``portable``.
+        pack: What packing puts at padded places of each output; None leaves the padding in.
+    """
     passes: list[AnyPass] = []
     if target == "cpu":  # whole cache lines, for at most a twentieth more neurons
         passes += [AlignWidthsPass(neurons=64, waste=0.05), common.ShapeInferencePass()]
-    if pack:
-        fill = dict.fromkeys(task.outputs, FILL_LOGITS if task.logits else 0.0)
-        passes.append(PackTokensPass(fill=fill))
+    if pack is not None:
+        passes.append(PackTokensPass(fill=dict(pack)))
     if target == "cpu":
         # ORT fuses (B, S, D) residuals into a kernel that is slow on CPU; packed (T, D) ones, where packing was not
         # refused, it does not.
-        passes.append(WriteResidualsAsSumPass(packed=pack))
+        passes.append(WriteResidualsAsSumPass(packed=pack is not None))
         passes.append(WriteMasksAsFloatsPass())
     elif target == "cuda":
         passes += [
@@ -136,55 +163,3 @@ def clean_up() -> list[AnyPass]:
 def finishing() -> list[AnyPass]:
     """The last steps before a graph is saved."""
     return [ShareTransposedWeightsPass(), NameNodesPass(), common.TopologicalSortPass()]
-
-
-@dataclasses.dataclass
-class Record:
-    """What a run of passes did, for the manifest.
-
-    Attributes:
-        passes: The text of each of our passes that ran.
-        rules: One entry for each rule applied: pass, layer, rule, count.
-        refused: One entry for each place left alone: pass, layer, reason.
-    """
-
-    passes: list[str] = dataclasses.field(default_factory=list)
-    rules: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    refused: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-
-    def count(self, rule: str) -> int:
-        """How often ``rule`` was applied, over all layers."""
-        return sum(entry["count"] for entry in self.rules if entry["rule"] == rule)
-
-    def add(self, other: Record) -> None:
-        """Append what another run did; passes that ran in both are named once, at their last place."""
-        self.passes = [text for text in self.passes if text not in other.passes] + other.passes
-        self.rules += other.rules
-        self.refused += [entry for entry in other.refused if entry not in self.refused]
-
-
-def run_passes(model: ir.Model, passes: Sequence[AnyPass], record: Record | None = None) -> None:
-    """Run ``passes`` over ``model`` in place and add what they report to ``record``."""
-    for step in passes:
-        result = step(model)
-        if not isinstance(result, RewriteResult):
-            continue
-        name = str(step).partition("{")[0]
-        logger.debug("%s: %d rules applied, %d places left alone", step, len(result.applied), len(result.refused))
-        if record is None:
-            continue
-        record.passes.append(str(step))
-        for applied in result.applied:
-            _merge(record.rules, {"pass": name, "layer": applied.layer, "rule": applied.rule}, applied.count)
-        for refusal in result.refused:
-            entry = {"pass": name, "layer": refusal.layer, "reason": refusal.reason}
-            if entry not in record.refused:
-                record.refused.append(entry)
-
-
-def _merge(rules: list[dict[str, Any]], key: dict[str, Any], count: int) -> None:
-    for entry in rules:
-        if all(entry[name] == value for name, value in key.items()):
-            entry["count"] += count
-            return
-    rules.append({**key, "count": count})

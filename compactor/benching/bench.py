@@ -21,8 +21,7 @@ from compactor.benching.server.endpoints import find_targets
 from compactor.benching.server.urls import is_url, split_targets
 from compactor.benching.targets import Targets
 from compactor.benching.workload import Workload
-from compactor.errors import OutputError, UsageError
-from compactor.exporting.artefact import as_output_error
+from compactor.errors import OutputError, UsageError, as_output_error
 
 _PROFILE_RUNS = 10
 _PEAK = {"size": 2048, "seconds": 1.0}

@@ -7,7 +7,7 @@ their own, and a state dict that was saved through them says so in every name. T
 - a part that a model might have (``module``, ``model``, ``auto_model``) is dropped at the front, and only where every
   name has it and the family's own names begin behind it.
 
-Whatever is left over is not guessed at: the stock class refuses names that do not fit, in ``loading.py``.
+Whatever is left over is not guessed at: the stock class refuses names that do not fit, in ``importing/stock.py``.
 """
 
 from __future__ import annotations

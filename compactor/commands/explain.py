@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import collections
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 from compactor.commands import debug_option, json_option
-from compactor.commands.summary import describe_layer, operator_tables, print_stages, print_verification, removed
-from compactor.console import Console
+from compactor.commands.summary import describe_layer, operator_tables, removed, stages_section, verification_section
+from compactor.console import Console, Section
 from compactor.manifest import load_manifest
 
 Manifest = dict[str, Any]
@@ -35,12 +35,14 @@ def command(out_dir: Path, as_json: bool) -> None:
     if as_json:
         console.document(explanation(manifest))
         return
-    _print_origin(console, manifest)
-    _print_layers(console, manifest)
-    _print_refusals(console, manifest)
-    print_stages(console, manifest)
-    _print_operators(console, manifest)
-    print_verification(console, manifest["verification"])
+    console.show(
+        _origin(manifest),
+        *_layers(manifest),
+        _refusals(manifest),
+        stages_section(manifest),
+        *_operators(manifest),
+        verification_section(manifest["verification"]),
+    )
 
 
 def explanation(manifest: Manifest) -> dict[str, Any]:
@@ -82,40 +84,38 @@ def _without_layer(entry: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in entry.items() if key != "layer"}
 
 
-def _print_origin(console: Console, manifest: Manifest) -> None:
+def _origin(manifest: Manifest) -> Section:
     source, recipe = manifest["source"], manifest["recipe"]
     packing = "packed" if recipe["pack"] else "not packed"
-    console.line(f"{source['path_name']} ({source['format']}), {manifest['task']}")
-    console.line(f"for {manifest['target']}: {', '.join(recipe['precision'])}, opset {recipe['opset']}, {packing}")
-    _print_list(console, "passes", recipe["passes"])
-    _print_list(console, "versions", [f"{name} {version}" for name, version in manifest["versions"].items()])
-    for note in source["notes"]:
-        console.line(note)
-    console.line(removed(manifest["layers"]).sentence())
+    lines = [
+        f"{source['path_name']} ({source['format']}), {manifest['task']}",
+        f"for {manifest['target']}: {', '.join(recipe['precision'])}, opset {recipe['opset']}, {packing}",
+        *_listed("passes", recipe["passes"]),
+        *_listed("versions", [f"{name} {version}" for name, version in manifest["versions"].items()]),
+        *source["notes"],
+        removed(manifest["layers"]).sentence(),
+    ]
+    return Section(lines=lines)
 
 
-def _print_list(console: Console, title: str, items: list[str]) -> None:
+def _listed(title: str, items: list[str]) -> list[str]:
     text = f"{title}: {', '.join(items)}"
-    for line in textwrap.wrap(text, width=100, subsequent_indent="  ", break_on_hyphens=False):
-        console.line(line)
+    return textwrap.wrap(text, width=100, subsequent_indent="  ", break_on_hyphens=False)
 
 
-def _print_layers(console: Console, manifest: Manifest) -> None:
+def _layers(manifest: Manifest) -> Iterator[Section]:
     by_layer = _by_layer(manifest)
-    console.heading("Layers")
+    lines = []
     for layer in manifest["layers"]:
         path, text = describe_layer(layer)
-        console.line(f"{path}: {text}")
         rules = _counted_rules(by_layer.pop(layer["path"], ()))
-        for rule, times, name in rules:
-            console.line(f"{times:>8} x {rule} ({name})")
+        lines += [f"{path}: {text}", *(f"{times:>8} x {rule} ({name})" for rule, times, name in rules)]
         if not rules:
-            console.line("         no rule applied")
-
+            lines.append("         no rule applied")
+    yield Section("Layers", lines)
     elsewhere = _counted_rules(entry for entries in by_layer.values() for entry in entries)
     if elsewhere:
-        console.heading("Outside of the layers")
-        console.table(("rule", ">times", "pass"), elsewhere)
+        yield Section("Outside of the layers", columns=("rule", ">times", "pass"), rows=elsewhere)
 
 
 def _counted_rules(entries: Iterable[dict[str, Any]]) -> list[tuple[str, str, str]]:
@@ -127,12 +127,10 @@ def _counted_rules(entries: Iterable[dict[str, Any]]) -> list[tuple[str, str, st
     return [(rule, str(count), name) for (rule, name), count in counts.items()]
 
 
-def _print_refusals(console: Console, manifest: Manifest) -> None:
-    console.heading("Left alone")
+def _refusals(manifest: Manifest) -> Section:
+    """A reason that holds in every layer is said once, with the number of layers."""
     if not manifest["refused"]:
-        console.line("nothing: no pass met a layer that it had to refuse")
-        return
-    # A reason that holds in every layer is said once, with the number of layers.
+        return Section("Left alone", ["nothing: no pass met a layer that it had to refuse"])
     layers: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
     for entry in manifest["refused"]:
         layers[entry["pass"], entry["reason"]].append(entry["layer"] or "whole model")
@@ -140,10 +138,10 @@ def _print_refusals(console: Console, manifest: Manifest) -> None:
         (name, reason, where[0] if len(where) == 1 else f"{where[0]} and {len(where) - 1} more")
         for (name, reason), where in layers.items()
     ]
-    console.table(("pass", "why", "where"), rows)
+    return Section("Left alone", columns=("pass", "why", "where"), rows=rows)
 
 
-def _print_operators(console: Console, manifest: Manifest) -> None:
+def _operators(manifest: Manifest) -> Iterator[Section]:
     for graph, columns, rows in operator_tables(manifest["stages"]):
-        console.heading(f"Operators{f' of {graph}' if graph else ''}: in the file, and as ONNX Runtime runs them")
-        console.table(columns, rows)
+        of = f" of {graph}" if graph else ""
+        yield Section(f"Operators{of}: in the file, and as ONNX Runtime runs them", columns=columns, rows=rows)

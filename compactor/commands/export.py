@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from compactor import commands
-from compactor.commands.summary import LAYER_COLUMNS, layer_rows, print_stages, print_verification, removed
+from compactor.commands.summary import export_sections
 from compactor.console import Console
-from compactor.exporting.artefact import ArtefactWriter, Layout, is_artefact
-from compactor.exporting.targets import TARGETS, choose_precisions, find_target
-from compactor.tasks import GENERATION, TASKS
-
-if TYPE_CHECKING:
-    from compactor.exporting.export import ExportResult
+from compactor.exporting.artefact import ArtefactWriter
+from compactor.exporting.layouts import LayoutName
+from compactor.exporting.recipe import Recipe
+from compactor.exporting.targets import TARGETS
+from compactor.manifest import is_artefact
+from compactor.tasks import TASKS
 
 
 def _split_commas(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
@@ -83,7 +81,7 @@ def command(
     task: str | None,
     target: str | None,
     precision: tuple[str, ...] | None,
-    layout: Layout,
+    layout: LayoutName,
     pack: bool | None,
     int8_budget: float | None,
     model_name: str | None,
@@ -107,8 +105,8 @@ def command(
     commands.require_model_dir(model_dir)
     # The export checks these itself; here they are answered before anything slow is loaded.
     if not is_artefact(model_dir):
-        choose_precisions(find_target(target or "cpu"), precision)
-    ArtefactWriter(out_dir, overwrite=overwrite, layout=layout, source=model_dir)
+        Recipe(target=target, precision=precision).check()
+    ArtefactWriter(out_dir, overwrite=overwrite, source=model_dir)
 
     console = Console(quiet=quiet, verbose=verbose)
     with console.working() as progress:
@@ -135,56 +133,4 @@ def command(
     if as_json:
         console.document({"path": str(result.path), "manifest": result.manifest})
     else:
-        _print_summary(console, result, shown_as=out_dir)
-
-
-def _print_summary(console: Console, result: ExportResult, *, shown_as: Path) -> None:
-    manifest = result.manifest
-    loss = removed(manifest["layers"])
-    console.line(f"{manifest['source']['path_name']} ({manifest['source']['format']}, {manifest['task']})")
-    for note in manifest["source"]["notes"]:
-        console.line(f"  {note}")
-    console.line(loss.sentence())
-    if not loss.is_nothing:
-        console.heading("Layers")
-        console.table(LAYER_COLUMNS, layer_rows(manifest["layers"]))
-    print_stages(console, manifest)
-    print_verification(console, manifest["verification"])
-    console.heading(f"Written to {shown_as}")
-    for line in next_steps(manifest, result.path, shown_as=shown_as):
-        console.line(line)
-
-
-def next_steps(manifest: dict[str, Any], path: Path, *, shown_as: Path) -> list[str]:
-    """How to open the artefact with the tools that people have: its last, most compact stage."""
-    last = f"layer by layer:  compactor explain {shlex.quote(str(shown_as))}"
-    if manifest["task"] == GENERATION:
-        precision = manifest["recipe"]["precision"][-1]
-        return [
-            f"generate:  compactor.runtime.generation.EncoderDecoder.open({str(shown_as)!r}, precision={precision!r})",
-            f"optimum:  ORTModelForSeq2SeqLM.from_pretrained({str(shown_as)!r})",
-            last,
-        ]
-    file = next(stage["file"] for stage in reversed(manifest["stages"]) if stage["file"])
-    if manifest["recipe"]["layout"] == "triton":
-        return [
-            f"serve:  tritonserver --model-repository={shlex.quote(str(path))}",
-            f"settings:  {shown_as / file.partition('/')[0] / 'config.pbtxt'}",
-            "clients:  pad texts to a few lengths, as docs/serving-triton.md and examples/triton_client.py do",
-            last,
-        ]
-    lines = [f"onnxruntime:  InferenceSession({str(shown_as / file)!r})"]
-    folder, _, name = file.rpartition("/")
-    subfolder = f"subfolder={folder!r}, " if folder else ""
-    if (path / "modules.json").is_file():
-        from compactor.runtime.sentences import SentenceSettings
-
-        sentences = SentenceSettings.read(path)
-        kind = sentences.kind if sentences is not None else ""
-        lines.append(
-            f"sentence-transformers:  {kind}({str(shown_as)!r}, backend='onnx', model_kwargs={{'file_name': {file!r}}})"
-        )
-    elif manifest["task"] in TASKS:
-        head = TASKS[manifest["task"]].auto_class.removeprefix("AutoModel") or "ForFeatureExtraction"
-        lines.append(f"optimum:  ORTModel{head}.from_pretrained({str(shown_as)!r}, {subfolder}file_name={name!r})")
-    return [*lines, last]
+        console.show(*export_sections(result.manifest, result.path, shown_as=out_dir))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import click
 
 from compactor import commands
 from compactor.commands.summary import Row, describe_layer, removed
-from compactor.console import Console, format_bytes, format_count, format_ratio
+from compactor.console import Console, Section, format_bytes, format_count, format_ratio
 
 
 @click.command(short_help="Show what an export would remove; takes seconds.")
@@ -33,23 +34,21 @@ def command(model_dir: Path, allow_pickle: bool, as_json: bool) -> None:
     if as_json:
         console.document(inspection)
     else:
-        _print_inspection(console, inspection)
+        console.show(*_sections(inspection))
 
 
-def _print_inspection(console: Console, inspection: dict[str, Any]) -> None:
+def _sections(inspection: dict[str, Any]) -> Iterator[Section]:
     names = ", ".join(inspection["architectures"]) or inspection["model_type"]
-    console.line(f"{inspection['path']} ({inspection['format']}, {names})")
-    for note in inspection["notes"]:
-        console.line(f"  {note}")
+    origin = f"{inspection['path']} ({inspection['format']}, {names})"
+    yield Section(lines=[origin, *(f"  {note}" for note in inspection["notes"])])
     if inspection["layers"]:
-        console.line(removed(inspection["layers"]).sentence(verb="an export would remove"))
-        console.heading("Layers")
-        console.table(("layer", "has", ">not zero", ">weights left"), _layer_rows(inspection["layers"]))
+        yield Section(lines=[removed(inspection["layers"]).sentence(verb="an export would remove")])
+        columns = ("layer", "has", ">not zero", ">weights left")
+        yield Section("Layers", columns=columns, rows=_layer_rows(inspection["layers"]))
     if inspection["skipped"]:
-        console.heading("Nothing is claimed about")
-        console.table(("layer", "why"), [(skipped["path"], skipped["reason"]) for skipped in inspection["skipped"]])
-    console.heading("Sizes")
-    console.table(("", ">now", ">after", ">smaller"), _size_rows(inspection))
+        rows = [(skipped["path"], skipped["reason"]) for skipped in inspection["skipped"]]
+        yield Section("Nothing is claimed about", columns=("layer", "why"), rows=rows)
+    yield Section("Sizes", columns=("", ">now", ">after", ">smaller"), rows=_size_rows(inspection))
 
 
 def _layer_rows(layers: list[dict[str, Any]]) -> list[Row]:

@@ -20,7 +20,7 @@ def command(as_json: bool) -> None:
     """
     console = Console()
     with console.working():
-        from compactor.passes.registry import PASSES
+        from compactor.passes.pipeline import PASSES
 
         rows = [(each.name, (inspect.getdoc(each) or "").partition("\n")[0].replace("``", "")) for each in PASSES]
     if as_json:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
-from compactor.console import Console, format_bytes, format_count, format_ratio
+from compactor.console import Section, format_bytes, format_count, format_ratio
+from compactor.tasks import GENERATION, TASKS
 
 Row = tuple[str, ...]
 Layer = dict[str, Any]
@@ -165,21 +168,73 @@ def _operator_rows(stages: Iterable[dict[str, Any]]) -> tuple[Row, list[Row]]:
     return columns, [(name, *(str(operators.get(name, "-")) for _, operators in counted)) for name in order]
 
 
-def print_stages(console: Console, manifest: dict[str, Any]) -> None:
-    """Print the sizes of each stage."""
-    console.heading("Sizes")
-    console.table(STAGE_COLUMNS, stage_rows(manifest))
+def export_sections(manifest: dict[str, Any], path: Path, *, shown_as: Path) -> list[Section]:
+    """What an export did, and how to open what it wrote.
+
+    Args:
+        manifest: Its manifest.
+        path: The artefact.
+        shown_as: The artefact, as the user calls it.
+    """
+    source, loss = manifest["source"], removed(manifest["layers"])
+    origin = f"{source['path_name']} ({source['format']}, {manifest['task']})"
+    sections = [Section(lines=[origin, *(f"  {note}" for note in source["notes"]), loss.sentence()])]
+    if not loss.is_nothing:
+        sections.append(Section("Layers", columns=LAYER_COLUMNS, rows=layer_rows(manifest["layers"])))
+    sections += [stages_section(manifest), verification_section(manifest["verification"])]
+    return [*sections, Section(f"Written to {shown_as}", _next_steps(manifest, path, shown_as=shown_as))]
 
 
-def print_verification(console: Console, verification: dict[str, Any]) -> None:
-    """Print how well each stage agrees with the masked model."""
-    passed = "passed" if verification["passed"] else "FAILED"
-    console.heading(f"Verification against the masked model: {passed}")
+def stages_section(manifest: dict[str, Any]) -> Section:
+    """The sizes of each stage."""
+    return Section("Sizes", columns=STAGE_COLUMNS, rows=stage_rows(manifest))
+
+
+def verification_section(verification: dict[str, Any]) -> Section:
+    """How well each stage agrees with the masked model."""
     stages = {case["stage"] for case in verification["cases"]}
     only = next(iter(stages)) if len(stages) == 1 else "compact"
-    console.line(f"largest error of the {only} model: {verification['max_abs_diff']:.2g}")
-    if verification["cases"]:
-        console.table(CHECK_COLUMNS, check_rows(verification))
+    return Section(
+        f"Verification against the masked model: {'passed' if verification['passed'] else 'FAILED'}",
+        [f"largest error of the {only} model: {verification['max_abs_diff']:.2g}"],
+        CHECK_COLUMNS if verification["cases"] else (),
+        check_rows(verification),
+    )
+
+
+def _next_steps(manifest: dict[str, Any], path: Path, *, shown_as: Path) -> list[str]:
+    """How to open the artefact with the tools that people have: its last, most compact stage."""
+    last = f"layer by layer:  compactor explain {shlex.quote(str(shown_as))}"
+    if manifest["task"] == GENERATION:
+        precision = manifest["recipe"]["precision"][-1]
+        return [
+            f"generate:  compactor.runtime.generation.EncoderDecoder.open({str(shown_as)!r}, precision={precision!r})",
+            f"optimum:  ORTModelForSeq2SeqLM.from_pretrained({str(shown_as)!r})",
+            last,
+        ]
+    file = next(stage["file"] for stage in reversed(manifest["stages"]) if stage["file"])
+    if manifest["recipe"]["layout"] == "triton":
+        return [
+            f"serve:  tritonserver --model-repository={shlex.quote(str(path))}",
+            f"settings:  {shown_as / file.partition('/')[0] / 'config.pbtxt'}",
+            "clients:  pad texts to a few lengths, as docs/serving-triton.md and examples/triton_client.py do",
+            last,
+        ]
+    lines = [f"onnxruntime:  InferenceSession({str(shown_as / file)!r})"]
+    folder, _, name = file.rpartition("/")
+    subfolder = f"subfolder={folder!r}, " if folder else ""
+    if (path / "modules.json").is_file():
+        from compactor.runtime.sentences import SentenceSettings  # it brings numpy
+
+        sentences = SentenceSettings.read(path)
+        kind = sentences.kind if sentences is not None else ""
+        lines.append(
+            f"sentence-transformers:  {kind}({str(shown_as)!r}, backend='onnx', model_kwargs={{'file_name': {file!r}}})"
+        )
+    elif manifest["task"] in TASKS:
+        head = TASKS[manifest["task"]].auto_class.removeprefix("AutoModel") or "ForFeatureExtraction"
+        lines.append(f"optimum:  ORTModel{head}.from_pretrained({str(shown_as)!r}, {subfolder}file_name={name!r})")
+    return [*lines, last]
 
 
 def _change(pair: list[int]) -> str:

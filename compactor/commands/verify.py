@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from compactor import commands
-from compactor.commands.summary import print_verification
-from compactor.console import Console
+from compactor.commands.summary import verification_section
+from compactor.console import Console, Section
 from compactor.errors import VerificationError
 from compactor.manifest import artefact_file_problems, load_manifest, source_file_problems
 
@@ -40,8 +40,8 @@ def command(out_dir: Path, model_dir: Path, allow_pickle: bool, as_json: bool, q
     if as_json:
         console.document(verification)
     else:
-        console.line(f"{out_dir} was made from {model_dir}, and computes the same")
-        print_verification(console, verification)
+        said = f"{out_dir} was made from {model_dir}, and computes the same"
+        console.show(Section(lines=[said]), verification_section(verification))
 
 
 def _require_none(problems: list[str], meaning: str, folder: Path) -> None:

@@ -6,14 +6,14 @@ Only files on the lists below are copied, only from inside the model directory, 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from compactor.companions.files import copy_file, matching, write_json
+from compactor.companions.image_processor import ImageProcessor
+from compactor.companions.sentence_modules import copy_modules
+from compactor.companions.tokenizer import TOKENIZER_FILES, SourceTokenizer
 from compactor.manifest import MANIFEST_NAME
 from compactor.runtime.folder import MODULES
-
-if TYPE_CHECKING:
-    from compactor.companions.tokenizer import SourceTokenizer
 
 _OTHER_FILES = (
     "generation_config.json",
@@ -31,6 +31,7 @@ def copy_companions(
     *,
     model_folder: Path | None = None,
     tokenizer: SourceTokenizer | None = None,
+    images: ImageProcessor | None = None,
     max_tokens: int | None = None,
     allow_pickle: bool = False,
 ) -> tuple[str, ...]:
@@ -43,6 +44,7 @@ def copy_companions(
         model_folder: The folder inside ``source`` that holds the transformer, where that is not ``source`` itself (old
             sentence-transformers folders). Its files move to the root, and ``modules.json`` follows.
         tokenizer: The checkpoint's.
+        images: The checkpoint's image processor.
         max_tokens: How many tokens the model takes; None where nothing limits them.
         allow_pickle: Also copy the weights of sentence-transformers modules that exist only in pickled form.
 
@@ -61,19 +63,13 @@ def copy_companions(
             copy_file(folder, directory, name)
             names.append(name)
     if (source / MANIFEST_NAME).is_file():  # an earlier artefact's files say all already
-        from compactor.companions.tokenizer import TOKENIZER_FILES
-
         for name in matching(source, TOKENIZER_FILES):
             copy_file(source, directory, name)
             names.append(name)
-    else:
-        from compactor.companions.image_processor import write_image_processor  # it brings torch
-
-        names.extend(write_image_processor(home, directory))
+    if images is not None:
+        names.extend(images.write(directory))
     if tokenizer is not None:
         names.extend(tokenizer.write(directory, max_tokens=max_tokens, config=config))
     if (source / MODULES).is_file():
-        from compactor.companions.sentence_modules import copy_modules  # it loads torch
-
         names.extend(copy_modules(source, home, directory, allow_pickle=allow_pickle))
     return tuple(dict.fromkeys(names))

@@ -7,6 +7,7 @@ transformers to the next. So transformers opens the folder, an artefact gets eve
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -31,28 +32,51 @@ _CLOSE = 1e-6  # as a share of the largest value: float32, computed in the same 
 _TRIED = (("RGB", 97, 23), ("L", 31, 75), ("RGBA", 60, 60), ("P", 9, 7), ("RGB", 401, 530))
 
 
-def write_image_processor(home: Path, directory: Path) -> list[str]:
-    """Write the settings of a checkpoint's image processor, where it has one and the graph takes images.
+@dataclasses.dataclass(frozen=True)
+class ImageProcessor:
+    """A checkpoint's image processor.
+
+    Attributes:
+        settings: Every setting, those included that its file leaves to the defaults of its class.
+        size: Channels, height and width of the images that it makes.
+        where: The file that names it, for messages.
+    """
+
+    settings: dict[str, Any]
+    size: tuple[int, int, int]
+    where: str
+
+    def write(self, directory: Path) -> list[str]:
+        """Write its settings beside the graphs in ``directory``, and return the name of the file.
+
+        Raises:
+            ModelDirectoryError: The graph takes images of another size.
+        """
+        size = _image_size(directory)
+        if size is None:
+            return []
+        if self.size != size:
+            raise ModelDirectoryError(
+                f"the image processor makes images of {_told(self.size)}, and the graph takes {_told(size)}",
+                where=self.where,
+                todo=f"let its sizes and the config's 'image_size' agree, or {_INSTEAD}",
+            )
+        write_json(directory / CONFIG, self.settings)
+        return [CONFIG]
+
+
+def read_image_processor(home: Path) -> ImageProcessor | None:
+    """Open the image processor of a checkpoint's model, and try it against what is built here; None where it has none.
 
     Args:
         home: The folder of the checkpoint's model.
-        directory: Where the file goes, and where the graphs are.
-
-    Returns:
-        The name of the file, or nothing where there is no processor.
 
     Raises:
-        ModelDirectoryError: The processor cannot be opened, does what is not built, or makes images of another size
-            than the graph takes.
+        ModelDirectoryError: The processor cannot be opened, or does what is not built.
     """
-    if not any((home / name).is_file() for name in (CONFIG, _WHOLE)):
-        return []
-    size = _image_size(directory)
-    if size is None:
-        return []
     stated = _stated(home)
     if stated is None:
-        return []
+        return None
     name, content = stated
     where = str(home / name)
     reference = _open(home, where)
@@ -61,16 +85,8 @@ def write_image_processor(home: Path, directory: Path) -> list[str]:
         steps = ImageSteps.read(settings, where=where, todo=f"change the setting, or {_INSTEAD}")
     except RuntimeSetupError as error:
         raise ModelDirectoryError(error.what, where=where, todo=error.todo) from error
-    made = (3, *steps.size)
-    if made != size:
-        raise ModelDirectoryError(
-            f"the image processor makes images of {_told(made)}, and the graph takes {_told(size)}",
-            where=where,
-            todo=f"let its sizes and the config's 'image_size' agree, or {_INSTEAD}",
-        )
     _try(reference, steps, settings.get("size"), where)
-    write_json(directory / CONFIG, settings)
-    return [CONFIG]
+    return ImageProcessor(settings, (3, *steps.size), where)
 
 
 def _stated(home: Path) -> tuple[str, dict[str, Any]] | None:

@@ -16,25 +16,16 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Self
 
-from compactor.companions.copying import copy_companions
-from compactor.errors import CompactorError, OutputError, UsageError
-from compactor.manifest import MANIFEST_NAME, dump_manifest
-
-if TYPE_CHECKING:
-    from compactor.companions.tokenizer import SourceTokenizer
+from compactor.errors import OutputError, UsageError, as_output_error
+from compactor.manifest import MANIFEST_NAME, is_artefact
 
 if sys.platform != "win32":
     import fcntl
 
-Layout = Literal["hf", "flat", "triton"]
-
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG}
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -47,8 +38,6 @@ class ArtefactWriter:
     Args:
         out_dir: Where the artefact shall be. Missing parents are created. A link is followed.
         overwrite: Replace what is there, if that is an earlier artefact or an empty folder.
-        layout: ``hf`` puts models into ``onnx/``, ``flat`` beside ``config.json``; ``triton`` begins as ``hf``, and
-            ``triton.py`` then arranges it.
         source: The model directory, which must neither hold the artefact nor lie inside it.
 
     Raises:
@@ -59,14 +48,10 @@ class ArtefactWriter:
     directory: Path
     """The temporary folder, while the block is open."""
 
-    def __init__(
-        self, out_dir: str | Path, *, overwrite: bool, layout: Layout, source: str | Path | None = None
-    ) -> None:
+    def __init__(self, out_dir: str | Path, *, overwrite: bool, source: str | Path | None = None) -> None:
         self._out = _resolve(Path(out_dir))
         self._overwrite = overwrite
-        self._layout = layout
         self._lock: int | None = None
-        self._has_manifest = False
         if source is not None:
             refuse_overlap(source, self._out)
         _refuse_existing(self._out, overwrite=overwrite)
@@ -94,63 +79,19 @@ class ArtefactWriter:
         if isinstance(error, Exception) and (output_error := as_output_error(error, self._out)):
             raise output_error from error
 
-    def model_path(self, name: str) -> Path:
-        """Where the model file ``name`` goes; its folder exists."""
-        folder = self.directory if self._layout == "flat" else self.directory / "onnx"
-        folder.mkdir(exist_ok=True)
-        return folder / name
-
-    def copy_companions(
-        self,
-        source: str | Path,
-        config: dict[str, Any],
-        *,
-        model_folder: Path | None = None,
-        tokenizer: SourceTokenizer | None = None,
-        max_tokens: int | None = None,
-        allow_pickle: bool = False,
-    ) -> tuple[str, ...]:
-        """Write ``config`` and copy what else consumers need beside the models; see ``companions.py``.
-
-        Returns:
-            The names of the files, relative to the artefact.
-
-        Raises:
-            ModelDirectoryError: A file of the model directory is damaged or leads out of it.
-        """
-        return copy_companions(
-            Path(source),
-            self.directory,
-            config,
-            model_folder=model_folder,
-            tokenizer=tokenizer,
-            max_tokens=max_tokens,
-            allow_pickle=allow_pickle,
-        )
-
-    def write_manifest(self, manifest: dict[str, Any]) -> None:
-        """Write ``compactor.json``; without it nothing can be published."""
-        (self.directory / MANIFEST_NAME).write_text(dump_manifest(manifest), encoding="utf-8")
-        self._has_manifest = True
-
     def publish(self) -> Path:
         """Put the folder in its place, in one step, and return that place.
 
         Raises:
             OutputError: Something appeared there meanwhile, or the disk refused.
         """
-        if not self._has_manifest:
+        if not is_artefact(self.directory):
             raise RuntimeError("publish() before write_manifest(): the artefact has no manifest")
         _refuse_existing(self._out, overwrite=self._overwrite)
         _flush(self.directory)
         _swap(self.directory, self._out)
         _flush_folder(self._out.parent)
         return self._out
-
-
-def is_artefact(folder: str | Path) -> bool:
-    """Whether ``folder`` was exported already."""
-    return (Path(folder) / MANIFEST_NAME).is_file()
 
 
 def refuse_overlap(model_dir: str | Path, out_dir: str | Path) -> None:
@@ -169,38 +110,6 @@ def refuse_overlap(model_dir: str | Path, out_dir: str | Path) -> None:
     raise UsageError(
         f"the output folder {place} the model directory", where=str(out), todo="choose an OUT_DIR outside of MODEL_DIR"
     )
-
-
-def as_output_error(error: Exception, where: str | Path) -> OutputError | None:
-    """``error`` as the OutputError it amounts to, or None where it is something else.
-
-    Libraries wrap a full disk in exceptions of their own, so its causes are searched too, and the system's words
-    are looked for in messages of other types than OSError.
-    """
-    if isinstance(error, CompactorError):
-        return None
-    for cause in _causes(error):
-        code = cause.errno if isinstance(cause, OSError) else None
-        said = str(cause) if not isinstance(cause, OSError) else ""
-        if code in _DISK_FULL or os.strerror(errno.ENOSPC) in said:
-            return OutputError("the disk is full", where=str(where), todo="free some space; nothing was published")
-        if code == errno.EIO:
-            return OutputError("the disk failed to read or write", where=str(where), todo="check the disk; see its log")
-    if isinstance(error, OSError) and error.errno in _REFUSED:
-        place = str(error.filename or where)
-        return OutputError(
-            f"the system refused access: {error.strerror}", where=place, todo="check the path and its permissions"
-        )
-    return None
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        yield current
-        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
 
 
 def _resolve(path: Path) -> Path:

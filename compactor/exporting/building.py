@@ -1,52 +1,52 @@
-"""Build what an artefact holds of a model with one graph: trace, compact, lower, write, verify."""
+"""Build the graphs of an artefact: trace, compact, lower, write, check, verify.
+
+A model with one graph goes this way, and an encoder-decoder, whose three graphs come of two parts (``graphs.py``).
+Removal is decided once for each part: a decoder's two graphs are made of the same compact one, so that a layer has the
+same heads and widths in both; that they agree on every cache is checked all the same, on the files.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import gc
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from compactor.checkpoint import Checkpoint
-from compactor.exporting.artefact import ArtefactWriter
+from compactor.errors import ModelDirectoryError
 from compactor.exporting.emission import check_emission
-from compactor.exporting.layers import measure_layers, pair_layers
-from compactor.exporting.serialization import write_graph
+from compactor.exporting.graphs import STAGES, graphs_of
+from compactor.exporting.layers import Sizes, measure_layers, pair_layers
+from compactor.exporting.recipe import Recipe
+from compactor.exporting.serialization import write_graph, write_graphs
 from compactor.exporting.stages import count_operators, describe_masked, describe_stage, macs_per_token
-from compactor.exporting.verifying import EXACT, HALF, Candidate, References, int8_tolerance, verify_candidates
-from compactor.importing.encoder import LoadedModel, load_model, trace
-from compactor.passes.pipeline import (
-    Record,
-    canonicalisation,
-    finishing,
-    lowering,
-    precision_passes,
-    run_passes,
-    structure,
-)
+from compactor.exporting.verifying import EXACT, HALF, Files, References, int8_tolerance, verify_files
+from compactor.importing.encoder import LoadedModel
+from compactor.importing.parts import WHOLE, load_parts
+from compactor.passes.caching.attach_caches import AttachCachesPass
+from compactor.passes.lowering.pack_tokens import FILL_LOGITS
+from compactor.passes.pipeline import caching, canonicalisation, finishing, lowering, precision_passes, structure
+from compactor.passes.runner import Record, run_passes
 from compactor.runtime.decoding import SUFFIXES
 from compactor.runtime.verification import Tolerance
-from compactor.tasks import Task
-
-STAGES = {"fp32": "compact", "int8": "int8", "fp16": "fp16"}
+from compactor.tasks import TASKS, Task
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One export.
+    """What is to be built.
 
     Attributes:
         checkpoint: What was read. Its tensors move into the model.
         task: What the model is exported for.
-        target: Where it shall run.
-        precisions: fp32 first.
+        recipe: What was asked for.
         packs: Whether token-wise work shall run on real tokens only.
-        int8_budget: What int8 may differ by, as a share of the largest output.
-        writer: Where graphs go.
+        root: The artefact's folder, under construction.
+        folder: Where in it the graphs go.
         scratch: A folder for what is not kept.
         say: Called with a line at each step.
         vectors: Puts what makes a text's vector behind the model; None leaves it as it is.
@@ -54,11 +54,10 @@ class Job:
 
     checkpoint: Checkpoint
     task: Task
-    target: str
-    precisions: tuple[str, ...]
+    recipe: Recipe
     packs: bool
-    int8_budget: float | None
-    writer: ArtefactWriter
+    root: Path
+    folder: Path
     scratch: Path
     say: Callable[[str], None]
     vectors: Callable[[LoadedModel], LoadedModel] | None = None
@@ -66,7 +65,7 @@ class Job:
     def tolerance(self, precision: str) -> Tolerance | None:
         """fp32 must agree; int8 within its budget, where one is stated; fp16 within its own rounding."""
         if precision == "int8":
-            return int8_tolerance(self.int8_budget)
+            return int8_tolerance(self.recipe.int8_budget)
         return EXACT if precision == "fp32" else HALF
 
 
@@ -83,68 +82,126 @@ class Built:
     verification: dict[str, Any]
     opset: int
     max_tokens: int | None
-    weights: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    weights: list[dict[str, Any]]
 
 
-def build_encoder(job: Job) -> Built:
-    """A model with one graph.
+def build(job: Job) -> Built:
+    """Build, write and verify the graphs of a model.
 
     Raises:
-        ModelDirectoryError: The model cannot be built or traced.
+        ModelDirectoryError: The model cannot be built or traced, or its decoder cannot keep caches.
         VerificationError: A graph's numbers differ, or ONNX Runtime runs other operators than were meant.
     """
-    loaded = load_model(job.checkpoint, job.task.name)
-    job.checkpoint.tensors.clear()  # the model owns them now
-    loaded = loaded if job.vectors is None else job.vectors(loaded)
-
+    target = job.recipe.chosen_target.name
+    parts = load_parts(job.checkpoint, job.task, job.vectors)
+    max_tokens = next(iter(parts.values())).max_tokens
     job.say("running the masked model in PyTorch, for reference")
-    references = References(loaded.cases, loaded.run, job.scratch)
-    job.say("tracing")
-    graph = trace(loaded)
-    max_tokens = loaded.max_tokens
-    del loaded
+    references = {name: References(part.cases, part.run, job.scratch / name) for name, part in parts.items()}
+    traced: dict[str, ir.Model] = {}
+    for name, part in parts.items():
+        job.say(f"tracing the {name}" if name else "tracing")
+        traced[name] = part.trace(beside=list(traced.values()))
+    del parts, part
 
     job.say("removing what cannot change the output")
     record = Record()
-    run_passes(graph, canonicalisation(), record)
-    stages, before = [describe_masked(graph)], measure_layers(graph)
-    run_passes(graph, structure(), record)
-    layers, macs = pair_layers(before, measure_layers(graph)), macs_per_token(graph)
-    attentions = count_attentions(graph)
-    run_passes(graph, lowering(job.target, job.task, pack=job.packs), record)
+    for name, half in traced.items():
+        run_passes(half, canonicalisation(name), record)
+    before = _measure(traced)
+    stages = [describe_masked(graph, name) for name, graph in _graphs(traced, job).items()]
+    for half in traced.values():
+        run_passes(half, structure(), record)
+    layers = pair_layers(before, _measure(traced))
+    graphs = _graphs(traced, job, record)
+    del traced, half
+    macs = {name: macs_per_token(graph) for name, graph in graphs.items()}
+    attentions = {name: _count_attentions(graph) for name, graph in graphs.items()}
+    for name, graph in graphs.items():
+        run_passes(graph, lowering(target, pack=_padding(name, job)), record)
     gc.collect()  # the masked weights
 
-    candidates, quantized = [], {}
-    for name in job.precisions:
-        job.say(f"writing {name}")
-        model = graph.clone()
-        emitted = Record()
-        run_passes(model, [*precision_passes(name, job.target), *finishing()], emitted)
-        path = job.writer.model_path(f"model{SUFFIXES[name]}.onnx")
-        sign(model)
-        write_graph(model, path)
-        stages.append(describe_stage(STAGES[name], model, path, job.writer.directory, macs=macs))
-        candidates.append(Candidate(STAGES[name], path, job.tolerance(name)))
-        quantized[STAGES[name]] = emitted.count("int8-linear")
-        record.add(emitted)
-    opset = model.opset_imports[""]
-    del graph, model
+    files: list[Files] = []
+    quantized: list[int] = []
+    weights = []
+    for precision in job.recipe.precisions:
+        job.say(f"writing {precision}")
+        models: dict[Path, ir.Model] = {}
+        paths = {name: job.folder / f"{name or 'model'}{SUFFIXES[precision]}.onnx" for name in graphs}
+        for name, graph in graphs.items():
+            model, emitted = graph.clone(), Record()
+            run_passes(model, [*precision_passes(precision, target), *finishing()], emitted)
+            model.producer_name, model.producer_version = "compactor", importlib.metadata.version("compactor")
+            models[paths[name]] = model
+            quantized.append(emitted.count("int8-linear"))
+            record.add(emitted)
+        shared: dict[str, int] = {}
+        if len(models) > 1:
+            data = job.folder / f"model{SUFFIXES[precision]}.onnx_data"
+            shared = write_graphs(models, data)
+            name = data.relative_to(job.root).as_posix()
+            weights.append({"file": name, "bytes": data.stat().st_size, "precision": precision})
+        else:
+            write_graph(model, paths[name])
+        for name, path in paths.items():
+            sizes = {"macs": macs[name], "shared": shared.get(path.name, 0)}
+            stages.append(describe_stage(STAGES[precision], models[path], path, job.root, graph=name, **sizes))
+        files.append(Files(STAGES[precision], paths, job.tolerance(precision)))
+        opset = model.opset_imports[""]
+        del models, model
+    del graphs, graph
     gc.collect()
 
     job.say("checking what ONNX Runtime makes of it")
-    for stage, candidate in zip(stages[1:], candidates, strict=True):
-        count_operators(stage, candidate.path)
-        check_emission(stage, target=job.target, attentions=attentions, quantized=quantized[candidate.stage])
+    saved = [(name, path) for each in files for name, path in each.paths.items()]
+    for stage, (name, path), linears in zip(stages[len(attentions) :], saved, quantized, strict=True):
+        count_operators(stage, path)
+        check_emission(stage, target=target, attentions=attentions[name], quantized=linears)
 
     job.say("verifying against the masked model")
-    return Built(layers, stages, record, verify_candidates(references, candidates), opset, max_tokens)
+    verification = verify_files(job.task, references, files)
+    return Built(layers, stages, record, verification, opset, max_tokens, weights)
 
 
-def count_attentions(graph: ir.Model) -> int:
+def _graphs(traced: Mapping[str, ir.Model], job: Job, record: Record | None = None) -> dict[str, ir.Model]:
+    """The artefact's graphs, by name. Raises ModelDirectoryError where a decoder cannot keep caches."""
+    origins = graphs_of(job.task)
+    if len(origins) == 1:
+        return {name: traced[origin.part] for name, origin in origins.items()}
+    graphs = {name: traced[origin.part].clone() for name, origin in origins.items()}
+    for name, origin in origins.items():
+        if origin.step is None:
+            continue
+        said = Record()
+        run_passes(graphs[name], caching(origin.step, job.recipe.chosen_target.name), said)
+        refused = [entry for entry in said.refused if entry["pass"] == AttachCachesPass.name]
+        if refused:
+            raise ModelDirectoryError(
+                f"the decoder cannot generate with caches: {refused[0]['reason']}",
+                where=f"{job.checkpoint.path}, {refused[0]['layer']}",
+                todo="compactor generates with decoders like BART's, whose attention masks are causal and padding",
+            )
+        if record is not None:
+            record.add(said)
+    return graphs
+
+
+def _measure(traced: Mapping[str, ir.Model]) -> Sizes:
+    return {layer: sizes for half in traced.values() for layer, sizes in measure_layers(half).items()}
+
+
+def _count_attentions(graph: ir.Model) -> int:
     """Attention operators of the canonical graph."""
     return sum(node.op_type == "Attention" for node in graph.graph)
 
 
-def sign(model: ir.Model) -> None:
-    """Say in the file who made it."""
-    model.producer_name, model.producer_version = "compactor", importlib.metadata.version("compactor")
+def _padding(name: str, job: Job) -> dict[str, float] | None:
+    """What packing puts at padded places of each output; None for a graph whose tokens are not packed."""
+    origin = graphs_of(job.task)[name]
+    if not job.packs or origin.step is not None:
+        return None
+    return padding_values(job.task if origin.part == WHOLE else TASKS["feature-extraction"])
+
+
+def padding_values(task: Task) -> dict[str, float]:
+    """What stands at padded places of each output: below every logit, and 0 among hidden states."""
+    return dict.fromkeys(task.outputs, FILL_LOGITS if task.logits else 0.0)

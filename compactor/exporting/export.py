@@ -1,38 +1,23 @@
-"""``compactor export``: from a masked checkpoint to a verified artefact. Reads top to bottom as the design.
+"""``compactor export``: a masked checkpoint becomes a verified artefact, complete in its place or not there at all.
 
 Of an artefact it makes a Triton repository without compiling anything again.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
-import importlib.metadata
-import platform
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from compactor.checkpoint import Checkpoint, read_checkpoint
-from compactor.companions.image_processor import write_image_processor
-from compactor.companions.routes import take_route
-from compactor.companions.sentence_modules import read_sentences
-from compactor.companions.tokenizer import read_tokenizer
 from compactor.errors import UsageError
-from compactor.exporting import triton
-from compactor.exporting.artefact import ArtefactWriter, Layout, is_artefact
-from compactor.exporting.building import Job, build_encoder
-from compactor.exporting.building_decoders import build_encoder_decoder
-from compactor.exporting.targets import choose_precisions, find_target
-from compactor.exporting.trying import try_answers
-from compactor.importing.sentence_vectors import refuse_embedding, with_vectors
-from compactor.manifest import MANIFEST_NAME, SCHEMA_VERSION
-from compactor.runtime.sentences import Roles, SentenceSettings
-from compactor.tasks import find_task
-
-_PACKAGES = ("compactor", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "torch", "transformers")
+from compactor.exporting.artefact import ArtefactWriter
+from compactor.exporting.compiling import compile_checkpoint
+from compactor.exporting.layouts import Layout, LayoutName
+from compactor.exporting.recipe import Recipe
+from compactor.exporting.triton import Repository
+from compactor.manifest import is_artefact, write_manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +35,7 @@ def export(
     task: str | None = None,
     target: str | None = None,
     precision: Sequence[str] | None = None,
-    layout: Layout = "hf",
+    layout: LayoutName = "hf",
     overwrite: bool = False,
     allow_pickle: bool = False,
     pack: bool | None = None,
@@ -90,142 +75,40 @@ def export(
         OutputError: ``out_dir`` exists, or the disk refused.
     """
     say = progress or (lambda _: None)
-    if layout != triton.LAYOUT and (model_name is not None or threads is not None):
-        raise UsageError("a model name and threads are told to Triton only", todo="pass --layout triton, or leave them")
-    if threads is not None and threads < 1:
-        raise UsageError(f"{threads} threads run nothing", todo="give at least one")
-    if is_artefact(model_dir):
-        compiled = {"task": task, "target": target, "pack": pack, "int8_budget": int8_budget, "route": route}
-        compiled["embed"] = embed or None
-        _refuse_compiling_again(model_dir, layout, [name for name, value in compiled.items() if value is not None])
-        request = triton.Request(model_name, threads, precision)
-        with ArtefactWriter(out_dir, overwrite=overwrite, layout=layout, source=model_dir) as writer:
+    source = Path(model_dir)
+    recipe = Recipe(
+        task=task,
+        target=target,
+        pack=pack,
+        int8_budget=int8_budget,
+        route=route,
+        embed=embed,
+        precision=precision,
+        allow_pickle=allow_pickle,
+    )
+    form = _layout(source, layout, model_name, threads, precision)
+    if not is_artefact(source):
+        recipe.check()
+    with ArtefactWriter(out_dir, overwrite=overwrite, source=source) as writer:
+        if is_artefact(source):
             say("copying the artefact")
-            manifest = triton.copy_artefact(Path(model_dir), writer, request, allow_pickle=allow_pickle)
-            manifest = triton.arrange(writer.directory, manifest, request)
-            writer.write_manifest(manifest)
-            return ExportResult(writer.publish(), manifest)
-
-    chosen = find_target(target or "cpu")
-    precisions = choose_precisions(chosen, precision)
-    packs = chosen.packs if pack is None else pack
-    if int8_budget is not None and not 0 <= int8_budget < 1:
-        raise UsageError(
-            f"the int8 budget is {int8_budget}", todo="give a share of the largest output, from 0 to below 1"
-        )
-    if layout == triton.LAYOUT:
-        triton.check_name(model_name or Path(model_dir).resolve().name)  # before an hour's work, not after it
-    with (
-        ArtefactWriter(out_dir, overwrite=overwrite, layout=layout, source=model_dir) as writer,
-        tempfile.TemporaryDirectory(prefix="compactor-") as scratch,
-    ):
-        say("reading the checkpoint")
-        checkpoint = read_checkpoint(take_route(Path(model_dir), route, Path(scratch)), allow_pickle=allow_pickle)
-        modules = Path(scratch, ".modules")
-        sentences = read_sentences(checkpoint, modules, task=task, allow_pickle=allow_pickle)
-        task = sentences.task if sentences is not None else task
-        found = find_task(task, checkpoint.config, where=str(checkpoint.path))
-        packs = packs and not _looks_at_masked_tokens(checkpoint.model_path, sentences, pack)
-        if layout == triton.LAYOUT:
-            triton.refuse_generation(found.name, checkpoint.path)
-        tokenizer = read_tokenizer(checkpoint.model_path, found, root=checkpoint.path)
-        if found.image:
-            write_image_processor(checkpoint.model_path, Path(scratch))  # what is not built is refused before the work
-        vectors = None
-        if embed:
-            refuse_embedding(sentences, checkpoint.path)
-            assert sentences is not None
-            vectors = functools.partial(with_vectors, folder=modules, settings=sentences)
-        job = Job(checkpoint, found, chosen.name, precisions, packs, int8_budget, writer, Path(scratch), say, vectors)
-        built = build_encoder_decoder(job) if found.generates else build_encoder(job)
-        manifest = {
-            "schema": SCHEMA_VERSION,
-            "source": _source(checkpoint),
-            "versions": _versions(),
-            "task": found.name,
-            "target": chosen.name,
-            "recipe": {
-                "precision": list(precisions),
-                "layout": layout,
-                "pack": built.record.count("packed-operator") > 0,
-                "passes": built.record.passes,
-                "opset": built.opset,
-                **({"embed": True} if embed else {}),
-            },
-            "layers": built.layers,
-            "stages": built.stages,
-            **({"weights": built.weights} if built.weights else {}),
-            "rules": built.record.rules,
-            "refused": built.record.refused,
-            "verification": built.verification,
-        }
-        writer.copy_companions(
-            checkpoint.path,
-            _config(checkpoint, chosen.name),
-            model_folder=checkpoint.model_path,
-            tokenizer=tokenizer,
-            max_tokens=built.max_tokens,
-            allow_pickle=allow_pickle,
-        )
-        writer.write_manifest(manifest)
-        say("answering texts with it")
-        try_answers(writer.directory, tokenizer, found, where=str(checkpoint.model_path))
-        if layout == triton.LAYOUT:
-            manifest = triton.arrange(writer.directory, manifest, triton.Request(model_name, threads))
-        writer.write_manifest(manifest)
+            manifest = form.copy(source, writer.directory, recipe)
+        else:
+            with tempfile.TemporaryDirectory(prefix="compactor-") as scratch:
+                manifest = compile_checkpoint(source, recipe, form, writer.directory, Path(scratch), say)
+        manifest = form.arrange(writer.directory, manifest)
+        write_manifest(writer.directory, manifest)
         return ExportResult(writer.publish(), manifest)
 
 
-def _refuse_compiling_again(artefact: str | Path, layout: Layout, options: Sequence[str]) -> None:
-    if layout != triton.LAYOUT:
-        raise UsageError(
-            "this folder was exported already",
-            where=str(artefact),
-            todo="pass --layout triton to make a Triton repository of it, or give the checkpoint",
-        )
-    if options:
-        raise UsageError(
-            f"--{options[0].replace('_', '-')} is for a checkpoint, and this folder was exported already",
-            where=str(artefact),
-            todo="leave the option, or give the checkpoint",
-        )
-
-
-def _looks_at_masked_tokens(folder: Path, sentences: SentenceSettings | None, pack: bool | None) -> bool:
-    """Whether answers need the states of tokens that the model itself does not look at, which packing leaves out.
-
-    Raises:
-        UsageError: They do, and packing is asked for.
-    """
-    expansion = Roles.read(folder, sentences).expansion
-    needed = expansion is not None and not expansion.attend
-    if needed and pack:
-        raise UsageError(
-            "--pack leaves out the tokens that 'query_expansion' adds, and they have vectors of their own",
-            where=str(folder),
-            todo="leave --pack",
-        )
-    return needed
-
-
-def _source(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
-        "path_name": checkpoint.path.resolve().name,
-        "format": checkpoint.format,
-        "files": [dataclasses.asdict(file) for file in checkpoint.files],
-        "notes": list(checkpoint.notes),
-    }
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
-
-
-def _config(checkpoint: Checkpoint, target: str) -> dict[str, Any]:
-    """The original config plus a note of what the graphs are; consumers ignore keys they do not know."""
-    note = {"version": importlib.metadata.version("compactor"), "target": target, "manifest": MANIFEST_NAME}
-    return {**checkpoint.config, "compactor": note}
+def _layout(
+    source: Path, name: LayoutName, model_name: str | None, threads: int | None, precision: Sequence[str] | None
+) -> Layout:
+    """Raises UsageError where the layout cannot be what is asked for."""
+    if name == "triton":
+        if model_name is None and not is_artefact(source):
+            model_name = source.resolve().name
+        return Repository(model_name=model_name, threads=threads, precision=precision)
+    if model_name is not None or threads is not None:
+        raise UsageError("a model name and threads are told to Triton only", todo="pass --layout triton, or leave them")
+    return Layout(name)

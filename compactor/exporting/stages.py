@@ -14,7 +14,9 @@ from compactor.runtime.executed_graph import executed_operators, saved_operators
 _NOT_WEIGHTS = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
 
 
-def describe_stage(name: str, model: ir.Model, path: Path, root: Path, *, macs: int) -> dict[str, Any]:
+def describe_stage(
+    name: str, model: ir.Model, path: Path, root: Path, *, macs: int, graph: str, shared: int = 0
+) -> dict[str, Any]:
     """The manifest's entry of a stage.
 
     Args:
@@ -23,16 +25,19 @@ def describe_stage(name: str, model: ir.Model, path: Path, root: Path, *, macs: 
         path: Its file.
         root: The artefact's folder.
         macs: Multiply-adds for one token; see ``macs_per_token``.
+        graph: Which graph of several; empty for an only one.
+        shared: Bytes of its weights that lie in a file which other graphs read too.
     """
     data = path.with_name(f"{path.name}_data")
     return {
         "name": name,
         "file": path.relative_to(root).as_posix(),
-        "bytes": path.stat().st_size + (data.stat().st_size if data.exists() else 0),
+        "bytes": path.stat().st_size + (data.stat().st_size if data.exists() else 0) + shared,
         "macs_per_token": macs,
         "parameters": count_parameters(model),
         "operators": {},
         "executed_operators": None,
+        **({"shared_bytes": shared, "graph": graph} if graph else {}),
     }
 
 
@@ -42,7 +47,7 @@ def count_operators(stage: dict[str, Any], path: Path) -> None:
     stage["executed_operators"] = dict(sorted(executed_operators(path).items()))
 
 
-def describe_masked(model: ir.Model) -> dict[str, Any]:
+def describe_masked(model: ir.Model, graph: str) -> dict[str, Any]:
     """The manifest's entry of the masked model, which is not kept: its bytes are those of its constants."""
     return {
         "name": "masked",
@@ -52,6 +57,7 @@ def describe_masked(model: ir.Model) -> dict[str, Any]:
         "parameters": count_parameters(model),
         "operators": dict(sorted(saved_operators(model).items())),
         "executed_operators": None,
+        **({"graph": graph} if graph else {}),
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -94,21 +95,44 @@ class LoadedModel:
                 )
         return {name: result[name].numpy() for name in self.task.outputs}
 
+    def trace(self, beside: Sequence[ir.Model] = ()) -> ir.Model:
+        """An opset-23 graph with the ecosystem's input, output and axis names. The weights move into it.
 
-def load_model(checkpoint: Checkpoint, task_name: str | None = None) -> LoadedModel:
+        Args:
+            beside: Graphs of other parts of the same model, which keep their weights.
+
+        Raises:
+            ModelDirectoryError: The exporter cannot trace the model; the message holds its reason.
+        """
+        if self.task.image:
+            example = {"pixel_values": torch.randn(_TRACE_BATCH, *_image_shape(self.module.config, self.where))}
+            axes: dict[str, Any] = {"pixel_values": {0: torch.export.Dim("batch_size")}}
+        else:
+            length = min(_TRACE_LENGTH, self.max_tokens or _TRACE_LENGTH)
+            ids = torch.full((_TRACE_BATCH, length), int(self.module.config.vocab_size) // 2, dtype=torch.long)
+            filled = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+            example = {name: filled[name] for name in self.input_names}
+            sizes = {0: torch.export.Dim("batch_size"), 1: torch.export.Dim("sequence_length")}
+            axes = dict.fromkeys(example, sizes)
+        name = type(self.module).__name__
+        model, produced = trace_module(self.module, example, axes, name=name, where=self.where, beside=beside)
+        _keep_outputs(model, produced, self)
+        return model
+
+
+def load_model(checkpoint: Checkpoint, task: Task | None = None) -> LoadedModel:
     """Build the stock model of a checkpoint.
 
     Args:
         checkpoint: What ``read_checkpoint`` returned. Its tensors move into the model.
-        task_name: The task; None infers it from ``architectures``.
+        task: What it is for; None takes what the folder says of itself.
 
     Raises:
         ModelDirectoryError: The model type is not known to transformers, is not an encoder, or lacks weights.
-        UsageError: There is no such task.
     """
     where = str(checkpoint.path)
-    task_name = task_name or sentence_task(checkpoint.path, checkpoint.model_path)
-    task = find_task(task_name, checkpoint.config, where=where)
+    if task is None:
+        task = find_task(sentence_task(checkpoint.path, checkpoint.model_path), checkpoint.config, where=where)
     module = build_model(checkpoint, task)
     config = module.config
     if getattr(config, "is_encoder_decoder", False) and not task.generates:
@@ -131,28 +155,6 @@ def load_model(checkpoint: Checkpoint, task_name: str | None = None) -> LoadedMo
                 todo="pass --task with the task the model was trained for",
             )
     return LoadedModel(module, task, names, where)
-
-
-def trace(loaded: LoadedModel) -> ir.Model:
-    """Trace a model into an opset-23 graph with the ecosystem's input, output and axis names.
-
-    Raises:
-        ModelDirectoryError: The exporter cannot trace the model; the message holds its reason.
-    """
-    if loaded.task.image:
-        example = {"pixel_values": torch.randn(_TRACE_BATCH, *_image_shape(loaded.module.config, loaded.where))}
-        axes: dict[str, Any] = {"pixel_values": {0: torch.export.Dim("batch_size")}}
-    else:
-        length = min(_TRACE_LENGTH, loaded.max_tokens or _TRACE_LENGTH)
-        ids = torch.full((_TRACE_BATCH, length), int(loaded.module.config.vocab_size) // 2, dtype=torch.long)
-        filled = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
-        example = {name: filled[name] for name in loaded.input_names}
-        sizes = {0: torch.export.Dim("batch_size"), 1: torch.export.Dim("sequence_length")}
-        axes = dict.fromkeys(example, sizes)
-    name = type(loaded.module).__name__
-    model, produced = trace_module(loaded.module, example, axes, name=name, where=loaded.where)
-    _keep_outputs(model, produced, loaded)
-    return model
 
 
 def _keep_outputs(model: ir.Model, produced: list[str], loaded: LoadedModel) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from transformers.cache_utils import EncoderDecoderCache
 
 from compactor.checkpoint import Checkpoint
 from compactor.errors import ModelDirectoryError
-from compactor.importing.encoder import LoadedModel, trace
+from compactor.importing.encoder import LoadedModel
 from compactor.importing.stock import build_model
 from compactor.importing.tracing import trace_module
 from compactor.passes.caching.attach_caches import CAUSAL_MASK, PAST_LENGTH, TOKENS
@@ -47,6 +47,11 @@ class LoadedEncoderDecoder:
     encoder: LoadedModel
     task: Task
     where: str
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Tokens of a text that the encoder reads, at most; None where nothing limits them."""
+        return self.encoder.max_tokens
 
     @property
     def cases(self) -> list[Case]:
@@ -86,6 +91,42 @@ class LoadedEncoderDecoder:
                 todo="look for NaN, infinity or overflow in its weights",
             )
         return {"logits": result.logits.numpy()}
+
+    def trace(self, beside: Sequence[ir.Model] = ()) -> ir.Model:
+        """The decoder's graph, without a cache. The weights move into it.
+
+        Inputs: ``input_ids`` (B, S), ``encoder_hidden_states`` (B, T, D), ``encoder_attention_mask`` (B, T),
+        ``past_length`` (), ``causal_mask`` (1, 1, S, S). Output: ``logits`` (B, S, V).
+
+        Args:
+            beside: The encoder's graph, which shares weights with it, and keeps them.
+
+        Raises:
+            ModelDirectoryError: The exporter cannot trace it.
+        """
+        decoder = _Timeless(self.module).eval()
+        width = int(self.module.config.d_model)
+        batch, length, source = 2, 5, 7
+        example = {
+            TOKENS: torch.full((batch, length), int(self.module.config.vocab_size) // 2),
+            "encoder_hidden_states": torch.randn(batch, source, width),
+            "encoder_attention_mask": torch.ones(batch, source, dtype=torch.long),
+            PAST_LENGTH: torch.tensor(0),
+            CAUSAL_MASK: torch.zeros(1, 1, length, length),
+        }
+        rows, tokens = torch.export.Dim("batch_size"), torch.export.Dim("decoder_sequence_length")
+        keys = torch.export.Dim("encoder_sequence_length")
+        axes: dict[str, Any] = {
+            TOKENS: {0: rows, 1: tokens},
+            "encoder_hidden_states": {0: rows, 1: keys},
+            "encoder_attention_mask": {0: rows, 1: keys},
+            PAST_LENGTH: {},
+            CAUSAL_MASK: {2: tokens, 3: tokens},
+        }
+        name = type(self.module).__name__
+        model, _ = trace_module(decoder, example, axes, name=name, where=self.where, beside=beside)
+        model.graph.outputs[0].name = "logits"
+        return model
 
 
 def load_encoder_decoder(checkpoint: Checkpoint, task: Task) -> LoadedEncoderDecoder:
@@ -128,45 +169,6 @@ def _check_tied(checkpoint: Checkpoint, where: str) -> None:
                 where=where,
                 todo="save the model again with its embeddings tied, or set 'tie_word_embeddings' to false",
             )
-
-
-def trace_encoder(loaded: LoadedEncoderDecoder) -> ir.Model:
-    """The encoder's graph: ``input_ids``, ``attention_mask`` -> ``last_hidden_state``."""
-    return trace(loaded.encoder)
-
-
-def trace_decoder(loaded: LoadedEncoderDecoder, encoder: ir.Model) -> ir.Model:
-    """The decoder's graph, without a cache. ``encoder`` is the other half's, which shares weights with it.
-
-    Inputs: ``input_ids`` (B, S), ``encoder_hidden_states`` (B, T, D), ``encoder_attention_mask`` (B, T),
-    ``past_length`` (), ``causal_mask`` (1, 1, S, S). Output: ``logits`` (B, S, V).
-
-    Raises:
-        ModelDirectoryError: The exporter cannot trace it.
-    """
-    decoder = _Timeless(loaded.module).eval()
-    width = int(loaded.module.config.d_model)
-    batch, length, source = 2, 5, 7
-    example = {
-        TOKENS: torch.full((batch, length), int(loaded.module.config.vocab_size) // 2),
-        "encoder_hidden_states": torch.randn(batch, source, width),
-        "encoder_attention_mask": torch.ones(batch, source, dtype=torch.long),
-        PAST_LENGTH: torch.tensor(0),
-        CAUSAL_MASK: torch.zeros(1, 1, length, length),
-    }
-    rows, tokens = torch.export.Dim("batch_size"), torch.export.Dim("decoder_sequence_length")
-    keys = torch.export.Dim("encoder_sequence_length")
-    axes: dict[str, Any] = {
-        TOKENS: {0: rows, 1: tokens},
-        "encoder_hidden_states": {0: rows, 1: keys},
-        "encoder_attention_mask": {0: rows, 1: keys},
-        PAST_LENGTH: {},
-        CAUSAL_MASK: {2: tokens, 3: tokens},
-    }
-    name = type(loaded.module).__name__
-    model, _ = trace_module(decoder, example, axes, name=name, where=loaded.where, beside=[encoder])
-    model.graph.outputs[0].name = "logits"
-    return model
 
 
 class _Timeless(nn.Module):

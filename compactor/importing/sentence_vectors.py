@@ -28,14 +28,15 @@ from compactor.runtime.sentences.settings import VECTORS, SentenceSettings
 Features = dict[str, Tensor]
 
 
-def refuse_embedding(settings: SentenceSettings | None, folder: Path) -> None:
-    """Raises UsageError where a folder makes no vector of a text."""
+def require_vectors(settings: SentenceSettings | None, folder: Path) -> SentenceSettings:
+    """The settings themselves. Raises UsageError where a folder makes no vector of a text."""
     if settings is None or settings.kind != VECTORS:
         raise UsageError(
             f"--embed is for folders of sentence-transformers that make vectors, and this is no {VECTORS}",
             where=str(folder),
             todo="leave --embed",
         )
+    return settings
 
 
 def with_vectors(loaded: LoadedModel, folder: Path, settings: SentenceSettings) -> LoadedModel:

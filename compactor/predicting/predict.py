@@ -20,8 +20,7 @@ from typing import Any
 import onnxruntime
 
 from compactor.console import Progress, format_bytes
-from compactor.errors import OutputError, UsageError
-from compactor.exporting.artefact import as_output_error
+from compactor.errors import OutputError, UsageError, as_output_error
 from compactor.predicting.answers import answer_fields
 from compactor.predicting.columns import choose_columns
 from compactor.predicting.formats import find_format, find_spans, open_input

@@ -6,7 +6,7 @@ In a decoder it is ``encoder_attention_mask`` that cross-attention reads, and th
 
 Exporters spell the mask differently in every release (additive, boolean, gathered through an index grid); the later
 passes and ONNX Runtime meet one. The forms differ only for an example without any real token, which has no defined
-output. See ``_masks.py`` for how a mask is recognised.
+output. See ``graph/masks.py`` for how a mask is recognised.
 """
 
 from __future__ import annotations

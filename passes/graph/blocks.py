@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from compactor.passes.base import NoMatch
 from compactor.passes.graph.liveness import HeadLiveness, head_liveness
@@ -61,6 +63,14 @@ class AttentionBlock:
         return head_liveness(
             self.query.weight, self.query.bias, self.key.weight, self.value.weight, self.output.weight, heads=self.heads
         )
+
+    @property
+    def live_heads(self) -> NDArray[np.bool_]:
+        """``(H,)`` bool: heads with a live value channel; a bias that was not folded keeps its head alive."""
+        live = self.liveness.heads
+        if self.value.bias is not None:
+            live = live | self.value.bias.reshape(self.heads, -1).any(axis=1)
+        return live
 
     @property
     def layer(self) -> str:

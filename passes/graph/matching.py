@@ -201,6 +201,14 @@ class Linear:
         return Linear(self.matmul, add)
 
 
+def add_to_bias(bias: Array | None, row: Array, weight: Array) -> Array:
+    """``bias + row @ weight`` (or ``row @ weight`` without a bias), summed in float64, in the dtype of ``weight``."""
+    total = row.astype(np.float64) @ weight.astype(np.float64)
+    if bias is not None:
+        total += bias
+    return np.asarray(total.astype(weight.dtype))
+
+
 def linear_into(value: ir.Value | None) -> Linear:
     """The linear layer whose output is ``value``. Raises NoMatch; changes nothing."""
     node = producer(value, "Add", "MatMul")

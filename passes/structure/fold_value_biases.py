@@ -12,12 +12,11 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
 from compactor.passes.base import Applied, NoMatch, Refused, RewritePass, RewriteResult
 from compactor.passes.graph.blocks import attention_blocks
-from compactor.passes.graph.matching import Array, layer_of
+from compactor.passes.graph.matching import add_to_bias, layer_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +43,3 @@ class FoldValueBiasesPass(RewritePass):
                 )
                 applied.append(Applied(block.layer, "value-bias", 1))
         return RewriteResult.of(model, applied, refused)
-
-
-def add_to_bias(bias: Array | None, row: Array, weight: Array) -> Array:
-    """``bias + row @ weight`` (or ``row @ weight`` without a bias), summed in float64, in the dtype of ``weight``."""
-    total = row.astype(np.float64) @ weight.astype(np.float64)
-    if bias is not None:
-        total += bias
-    return np.asarray(total.astype(weight.dtype))

@@ -44,19 +44,11 @@ class RemoveDeadHeadsPass(RewritePass):
             if isinstance(block, NoMatch):
                 refused.append(Refused(layer_of(node), str(block)))
                 continue
-            live = live_heads(block)
+            live = block.live_heads
             if live.any() and not live.all():
                 _keep_heads(model.graph, block, live)
                 applied.append(Applied(block.layer, "dead-head", int((~live).sum())))
         return RewriteResult.of(model, applied, refused)
-
-
-def live_heads(block: AttentionBlock) -> NDArray[np.bool_]:
-    """``(H,)`` bool: heads with a live value channel; a bias that was not folded keeps its head alive."""
-    live = block.liveness.heads
-    if block.value.bias is not None:
-        live = live | block.value.bias.reshape(block.heads, -1).any(axis=1)
-    return live
 
 
 def _keep_heads(graph: ir.Graph, block: AttentionBlock, live: NDArray[np.bool_]) -> None:

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from compactor.passes.base import Applied, RewritePass, RewriteResult
 from compactor.passes.graph.blocks import FeedForwardBlock, feed_forward_blocks
+from compactor.passes.graph.matching import add_to_bias
 from compactor.passes.graph.pointwise import evaluate
-from compactor.passes.structure.fold_value_biases import add_to_bias
 
 
 @dataclasses.dataclass(frozen=True)

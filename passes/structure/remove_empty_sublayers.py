@@ -19,7 +19,6 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from compactor.passes.base import Applied, NoMatch, Refused, RewritePass, RewriteResult
 from compactor.passes.graph.blocks import AttentionBlock, attention_blocks, feed_forward_blocks
 from compactor.passes.graph.matching import Array, Linear, add_initializer, attribute, constant, redirect, sole_consumer
-from compactor.passes.structure.remove_dead_heads import live_heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +36,7 @@ class RemoveEmptySublayersPass(RewritePass):
         empty = [
             (block.layer, block.output)
             for _, block in attention_blocks(model.graph)
-            if isinstance(block, AttentionBlock) and not live_heads(block).any()
+            if isinstance(block, AttentionBlock) and not block.live_heads.any()
         ]
         empty += [(block.layer, block.output) for block in feed_forward_blocks(model.graph) if block.width == 0]
         reduced = []

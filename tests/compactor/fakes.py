@@ -12,6 +12,7 @@ import pytest
 
 from compactor.cli import main
 from compactor.exporting.artefact import ArtefactWriter
+from compactor.manifest import write_manifest
 from tests.compactor.manifests import example_manifest
 
 Export = Callable[..., types.SimpleNamespace]
@@ -21,8 +22,8 @@ def exported(model_dir: Path, out_dir: Path, **options: Any) -> types.SimpleName
     """Stands in for ``compactor.exporting.export``: the example manifest, after some noise on stdout."""
     print("a library talks")
     options["progress"]("tracing")
-    with ArtefactWriter(out_dir, overwrite=options["overwrite"], layout=options["layout"]) as writer:
-        writer.write_manifest(example_manifest())
+    with ArtefactWriter(out_dir, overwrite=options["overwrite"]) as writer:
+        write_manifest(writer.directory, example_manifest())
         return types.SimpleNamespace(path=writer.publish(), manifest=example_manifest())
 
 

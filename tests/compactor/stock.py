@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from compactor.checkpoint import read_checkpoint
 from compactor.importing.encoder import load_model
 from compactor.runtime.verification import text_cases
+from compactor.tasks import TASKS
 from tests.compactor import families
 
 Tensors = dict[str, torch.Tensor]
@@ -52,7 +53,7 @@ def stock(auto_class: str, folder: Path) -> Any:
 def assert_same_answers(folder: Path, reference: Any, task: str | None = None) -> tuple[str, ...]:
     """Our model of ``folder`` gives the reference's numbers, to the bit; returns the notes."""
     checkpoint = read_checkpoint(folder)
-    loaded = load_model(checkpoint, task)
+    loaded = load_model(checkpoint, None if task is None else TASKS[task])
     vocabulary, length = int(reference.config.vocab_size), 12
     padding = reference.config.pad_token_id
     for case in text_cases(

@@ -53,8 +53,8 @@ def test_a_clone_is_a_whole_package_too(tmp_path: Path) -> None:
     for folder in ("compactor", "passes", "runtime"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     code = (
-        "import compactor.runtime, compactor.passes.registry, compactor.runtime.serving.settings as settings\n"
-        "print(compactor.__file__, compactor.runtime.__file__, compactor.passes.registry.__file__, settings.__file__)"
+        "import compactor.runtime, compactor.passes.pipeline, compactor.runtime.serving.settings as settings\n"
+        "print(compactor.__file__, compactor.runtime.__file__, compactor.passes.pipeline.__file__, settings.__file__)"
     )
     found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert [Path(path).relative_to(tmp_path).parts[0] for path in found.stdout.split()] == [

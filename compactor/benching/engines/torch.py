@@ -140,9 +140,11 @@ def set_threads(threads: int) -> None:
 def _load(variant: Variant) -> Any:
     from compactor.checkpoint import read_checkpoint
     from compactor.importing.encoder import load_model
+    from compactor.tasks import find_task
 
     checkpoint = read_checkpoint(variant.path, allow_pickle=bool(variant.options.get("allow_pickle", False)))
-    return load_model(checkpoint, variant.options.get("task"))
+    name = variant.options.get("task")
+    return load_model(checkpoint, None if name is None else find_task(name, checkpoint.config, where=variant.name))
 
 
 def _transform(module: Any, variant: Variant) -> Any:

@@ -11,6 +11,7 @@ import transformers
 from compactor.checkpoint import read_checkpoint
 from compactor.errors import ModelDirectoryError
 from compactor.importing.encoder import load_model
+from compactor.tasks import TASKS
 from tests.compactor.families import CLASSES
 from tests.compactor.stock import assert_same_answers, change_config, change_weights, saved, stock
 
@@ -26,7 +27,7 @@ LAST = "bert.encoder.layer.1."
 
 def refused(folder: Path, message: str, task: str | None = None) -> str:
     with pytest.raises(ModelDirectoryError, match=message) as error:
-        load_model(read_checkpoint(folder), task)
+        load_model(read_checkpoint(folder), None if task is None else TASKS[task])
     assert error.value.todo
     assert str(folder) in str(error.value)
     return str(error.value)

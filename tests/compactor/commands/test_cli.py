@@ -50,7 +50,7 @@ def test_no_command_shows_help_and_is_a_mistake(capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_is_documented(name: str) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "docs" / "cli.md").read_text(encoding="utf-8")
     section = text.partition(f"\n## compactor {name}\n")[2].partition("\n## ")[0]
     command = cli.get_command(click.Context(cli), name)
     assert command is not None
@@ -189,8 +189,8 @@ SLOW_EXPORT = """
     from compactor.exporting.artefact import ArtefactWriter
 
     def export(model_dir, out_dir, **options):
-        with ArtefactWriter(out_dir, overwrite=False, layout="hf") as writer:
-            writer.model_path("model.onnx").write_text("half")
+        with ArtefactWriter(out_dir, overwrite=False) as writer:
+            (writer.directory / "model.onnx").write_text("half")
             print("started", file=sys.stderr, flush=True)
             time.sleep(60)
 

@@ -225,7 +225,7 @@ def test_passes_lists_names_and_first_lines(
 
         name = "fold"
 
-    replace_module(monkeypatch, "compactor.passes.registry", PASSES=(FoldPass,))
+    replace_module(monkeypatch, "compactor.passes.pipeline", PASSES=(FoldPass,))
     assert run("passes", "--json") == 0
     assert json.loads(capsys.readouterr().out) == [{"name": "fold", "summary": "Fold things."}]
     assert run("passes") == 0

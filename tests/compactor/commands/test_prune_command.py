@@ -344,7 +344,7 @@ def test_a_run_from_the_command_line_to_a_stock_model(place: Path) -> None:
 def test_every_field_of_the_record_is_documented(place: Path) -> None:
     record = json.loads((place / "done" / "training.json").read_text())
     final = record["final"]
-    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "docs" / "training.md").read_text(encoding="utf-8")
     section = text.partition("\n## `training.json`\n")[2].partition("\n## ")[0]
     known = set(re.findall(r"`([a-z_]+)`", section))
     for part in (record, record["phases"][0], record["log"][0], record["evaluations"][0], final, final["layers"][0]):

@@ -16,7 +16,7 @@ import transformers
 from transformers.image_utils import load_image
 
 from compactor.companions import image_processor
-from compactor.companions.image_processor import write_image_processor
+from compactor.companions.image_processor import read_image_processor
 from compactor.errors import ModelDirectoryError
 from compactor.exporting.export import export
 from compactor.runtime.answers import Classified, Refused
@@ -59,6 +59,11 @@ def artefact(folder: Path, *shape: Any, name: str = "pixel_values") -> Path:
     (folder / "onnx").mkdir(parents=True)
     onnx.save(onnx.helper.make_model(graph), folder / "onnx" / "model.onnx")
     return folder
+
+
+def write_image_processor(home: Path, out: Path) -> list[str]:
+    processor = read_image_processor(home)
+    return [] if processor is None else processor.write(out)
 
 
 def carried(home: Path, size: int | tuple[int, int] = SIZE) -> ImageEncoder:
@@ -219,10 +224,10 @@ def test_a_folder_without_a_processor_has_none(tmp_path: Path) -> None:
     assert not (out / "preprocessor_config.json").exists()
 
 
-def test_a_graph_of_texts_has_none(tmp_path: Path) -> None:
-    home = checkpoint(tmp_path / "model", {"image_processor_type": "DonutImageProcessor"})
-    assert write_image_processor(home, artefact(tmp_path / "out", "sequence_length", name="input_ids")) == []
-    assert write_image_processor(home, tmp_path / "nothing") == []
+def test_a_model_of_texts_needs_none(tmp_path: Path) -> None:
+    home = families.save(tmp_path / "model", "bert")
+    (home / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "DonutImageProcessor"}))
+    assert export(home, tmp_path / "out", precision=["fp32"]).path.is_dir()
 
 
 @pytest.mark.parametrize(

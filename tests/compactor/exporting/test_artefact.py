@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from compactor.errors import CompactorError, OutputError, UsageError
+from compactor.errors import CompactorError, OutputError, UsageError, as_output_error
 from compactor.exporting import artefact
-from compactor.exporting.artefact import ArtefactWriter, as_output_error, refuse_overlap
-from compactor.manifest import MANIFEST_NAME, load_manifest
+from compactor.exporting.artefact import ArtefactWriter, refuse_overlap
+from compactor.manifest import MANIFEST_NAME, load_manifest, write_manifest
 from tests.compactor.manifests import example_manifest
 
 
 def _publish(out: Path, *, overwrite: bool = False, mark: str = "model") -> Path:
-    with ArtefactWriter(out, overwrite=overwrite, layout="hf") as writer:
-        writer.model_path("model.onnx").write_text(mark)
-        writer.write_manifest(example_manifest())
+    with ArtefactWriter(out, overwrite=overwrite) as writer:
+        (writer.directory / "model.onnx").write_text(mark)
+        write_manifest(writer.directory, example_manifest())
         return writer.publish()
 
 
@@ -34,20 +34,15 @@ def test_publishes_and_leaves_nothing_else(tmp_path: Path) -> None:
     out = _publish(tmp_path / "deep" / "out")
     assert out == tmp_path / "deep" / "out"
     assert load_manifest(out) == example_manifest()
-    assert (out / "onnx" / "model.onnx").read_text() == "model"
+    assert (out / "model.onnx").read_text() == "model"
     assert _names(out.parent) == ["out"]
     mask = os.umask(0)
     os.umask(mask)
     assert stat.S_IMODE(out.stat().st_mode) == 0o777 & ~mask
 
 
-def test_flat_layout_puts_models_at_the_root(tmp_path: Path) -> None:
-    with ArtefactWriter(tmp_path / "out", overwrite=False, layout="flat") as writer:
-        assert writer.model_path("model.onnx") == writer.directory / "model.onnx"
-
-
 def test_nothing_is_visible_before_publish(tmp_path: Path) -> None:
-    with ArtefactWriter(tmp_path / "out", overwrite=False, layout="hf") as writer:
+    with ArtefactWriter(tmp_path / "out", overwrite=False) as writer:
         assert writer.directory.parent == tmp_path
         assert writer.directory.name.startswith(".out.compactor-")
         assert not (tmp_path / "out").exists()
@@ -59,12 +54,12 @@ def test_nothing_is_visible_before_publish(tmp_path: Path) -> None:
 def test_any_failure_leaves_the_old_artefact_or_none(tmp_path: Path, error: BaseException, overwrite: bool) -> None:
     if overwrite:
         _publish(tmp_path / "out", mark="old")
-    with pytest.raises(type(error)), ArtefactWriter(tmp_path / "out", overwrite=overwrite, layout="hf") as writer:
-        writer.model_path("model.onnx").write_text("new")
+    with pytest.raises(type(error)), ArtefactWriter(tmp_path / "out", overwrite=overwrite) as writer:
+        (writer.directory / "model.onnx").write_text("new")
         raise error
     assert _names(tmp_path) == (["out"] if overwrite else [])
     if overwrite:
-        assert (tmp_path / "out" / "onnx" / "model.onnx").read_text() == "old"
+        assert (tmp_path / "out" / "model.onnx").read_text() == "old"
 
 
 @pytest.mark.parametrize("atomic", [True, False])
@@ -76,8 +71,8 @@ def test_overwrite_replaces_all_of_the_old_artefact(
     out = _publish(tmp_path / "out", mark="old")
     (out / "stale.txt").touch()
     _publish(out, overwrite=True, mark="new")
-    assert (out / "onnx" / "model.onnx").read_text() == "new"
-    assert _names(out) == [MANIFEST_NAME, "onnx"]
+    assert (out / "model.onnx").read_text() == "new"
+    assert _names(out) == [MANIFEST_NAME, "model.onnx"]
     assert _names(tmp_path) == ["out"]
 
 
@@ -96,24 +91,24 @@ def test_a_failed_rename_puts_the_old_artefact_back(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os, "rename", fail_second)
     with pytest.raises(KeyboardInterrupt):
         _publish(out, overwrite=True, mark="new")
-    assert (out / "onnx" / "model.onnx").read_text() == "old"
+    assert (out / "model.onnx").read_text() == "old"
     assert _names(tmp_path) == ["out"]
 
 
 def test_refuses_what_exists(tmp_path: Path) -> None:
     out = _publish(tmp_path / "out")
     with pytest.raises(OutputError, match="already exists"):
-        ArtefactWriter(out, overwrite=False, layout="hf")
+        ArtefactWriter(out, overwrite=False)
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="not a folder"):
-        ArtefactWriter(tmp_path / "file", overwrite=True, layout="hf")
+        ArtefactWriter(tmp_path / "file", overwrite=True)
 
 
 def test_overwrite_never_replaces_a_folder_of_other_things(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").touch()
     with pytest.raises(OutputError, match=r"holds no 'compactor\.json'"):
-        ArtefactWriter(tmp_path / "thesis", overwrite=True, layout="hf")
+        ArtefactWriter(tmp_path / "thesis", overwrite=True)
     (tmp_path / "empty").mkdir()
     assert _publish(tmp_path / "empty", overwrite=True) == tmp_path / "empty"
 
@@ -122,19 +117,19 @@ def test_refuses_a_mount_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "volume").mkdir()
     monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path / "volume")
     with pytest.raises(OutputError, match="mount point"):
-        ArtefactWriter(tmp_path / "volume", overwrite=True, layout="hf")
+        ArtefactWriter(tmp_path / "volume", overwrite=True)
 
 
 def test_refuses_what_appeared_meanwhile(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with (
         pytest.raises(OutputError, match="already exists"),
-        ArtefactWriter(out, overwrite=False, layout="hf") as writer,
+        ArtefactWriter(out, overwrite=False) as writer,
     ):
-        writer.write_manifest(example_manifest())
+        write_manifest(writer.directory, example_manifest())
         _publish(out, mark="first")
         writer.publish()
-    assert (out / "onnx" / "model.onnx").read_text() == "first"
+    assert (out / "model.onnx").read_text() == "first"
     assert _names(tmp_path) == ["out"]
 
 
@@ -143,13 +138,13 @@ def test_follows_a_link_and_keeps_it(tmp_path: Path) -> None:
     (tmp_path / "latest").symlink_to(real)
     assert _publish(tmp_path / "latest", overwrite=True, mark="new") == real
     assert (tmp_path / "latest").is_symlink()
-    assert (tmp_path / "latest" / "onnx" / "model.onnx").read_text() == "new"
+    assert (tmp_path / "latest" / "model.onnx").read_text() == "new"
 
 
 def test_publish_needs_a_manifest(tmp_path: Path) -> None:
     with (
         pytest.raises(RuntimeError, match="before write_manifest"),
-        ArtefactWriter(tmp_path / "out", overwrite=False, layout="hf") as writer,
+        ArtefactWriter(tmp_path / "out", overwrite=False) as writer,
     ):
         writer.publish()
 
@@ -157,8 +152,8 @@ def test_publish_needs_a_manifest(tmp_path: Path) -> None:
 KILLED = """
 import os, pathlib, signal, sys
 from compactor.exporting.artefact import ArtefactWriter
-with ArtefactWriter(sys.argv[1], overwrite=False, layout="hf") as writer:
-    writer.model_path("model.onnx").write_text("half")
+with ArtefactWriter(sys.argv[1], overwrite=False) as writer:
+    (writer.directory / "model.onnx").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -177,7 +172,7 @@ def test_a_killed_export_publishes_nothing_and_the_next_one_cleans_up(tmp_path: 
 
 
 def test_leaves_an_export_that_is_still_running_alone(tmp_path: Path) -> None:
-    with ArtefactWriter(tmp_path / "out", overwrite=False, layout="hf") as first:
+    with ArtefactWriter(tmp_path / "out", overwrite=False) as first:
         _publish(tmp_path / "out", mark="second")
         assert first.directory.is_dir()
 
@@ -195,7 +190,7 @@ def test_leaves_an_export_that_is_still_running_alone(tmp_path: Path) -> None:
 def test_a_failing_disk_is_an_output_error(tmp_path: Path, error: Exception, message: str) -> None:
     with (
         pytest.raises(OutputError, match=message) as caught,
-        ArtefactWriter(tmp_path / "out", overwrite=False, layout="hf"),
+        ArtefactWriter(tmp_path / "out", overwrite=False),
     ):
         raise error
     assert caught.value.exit_code == 5
@@ -223,7 +218,7 @@ def test_refuses_an_output_that_touches_the_model(tmp_path: Path, out: str, plac
     with pytest.raises(UsageError, match=place):
         refuse_overlap(tmp_path / "model", tmp_path / out)
     with pytest.raises(UsageError, match=place):
-        ArtefactWriter(tmp_path / out, overwrite=True, layout="hf", source=tmp_path / "model")
+        ArtefactWriter(tmp_path / out, overwrite=True, source=tmp_path / "model")
 
 
 def test_accepts_a_sibling_whose_name_begins_alike(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import compactor
 from compactor.exporting.export import export
 from compactor.passes.lowering.pack_tokens import FILL_LOGITS
-from compactor.passes.registry import PASSES
+from compactor.passes.pipeline import PASSES
 from compactor.runtime.verification import compare
 from tests.compactor import families
 from tests.compactor.exporting.traces import quantize_small_weights, trace_once

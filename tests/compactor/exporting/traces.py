@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import onnx_ir as ir
 import pytest
 
-import compactor.exporting.building
-import compactor.exporting.building_decoders
 import compactor.exporting.serialization
 import compactor.passes.pipeline
-from compactor.importing.encoder import LoadedModel, trace
-from compactor.importing.encoder_decoder import LoadedEncoderDecoder, trace_decoder, trace_encoder
+from compactor.importing.encoder import LoadedModel
+from compactor.importing.encoder_decoder import LoadedEncoderDecoder
 from compactor.passes.finishing.share_transposed_weights import ShareTransposedWeightsPass
 from compactor.passes.precision.quantize_embeddings import QuantizeEmbeddingsPass
 from compactor.passes.precision.quantize_linears import QuantizeLinearsPass
 
-_kept: dict[tuple[str, str], ir.Model] = {}
+_kept: dict[tuple[str, str, str], ir.Model] = {}
 
 
 def trace_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,26 +25,22 @@ def trace_once(monkeypatch: pytest.MonkeyPatch) -> None:
     Tracing is most of the time of a small export.
     """
 
-    def traced(loaded: LoadedModel) -> ir.Model:
-        key = (loaded.where, loaded.task.name)
+    trace, trace_decoder = LoadedModel.trace, LoadedEncoderDecoder.trace
+
+    def traced(loaded: LoadedModel, beside: Sequence[ir.Model] = ()) -> ir.Model:
+        key = (loaded.where, loaded.task.name, type(loaded.module).__name__)
         if key not in _kept:
-            _kept[key] = trace(loaded)
+            _kept[key] = trace(loaded, beside)
         return _kept[key].clone()
 
-    def encoder_traced(loaded: LoadedEncoderDecoder) -> ir.Model:
-        key = (loaded.where, "encoder")
-        if key not in _kept:  # both at once: tracing a half empties what is left of the other
-            encoder = trace_encoder(loaded)
-            _kept[loaded.where, "decoder"] = trace_decoder(loaded, encoder)
-            _kept[key] = encoder
+    def decoder_traced(loaded: LoadedEncoderDecoder, beside: Sequence[ir.Model] = ()) -> ir.Model:
+        key = (loaded.where, loaded.task.name, "decoder")
+        if key not in _kept:
+            _kept[key] = trace_decoder(loaded, [*beside, *_kept.values()])
         return _kept[key].clone()
 
-    def decoder_traced(loaded: LoadedEncoderDecoder, encoder: ir.Model) -> ir.Model:
-        return _kept[loaded.where, "decoder"].clone()
-
-    monkeypatch.setattr(compactor.exporting.building, "trace", traced)
-    monkeypatch.setattr(compactor.exporting.building_decoders, "trace_encoder", encoder_traced)
-    monkeypatch.setattr(compactor.exporting.building_decoders, "trace_decoder", decoder_traced)
+    monkeypatch.setattr(LoadedModel, "trace", traced)
+    monkeypatch.setattr(LoadedEncoderDecoder, "trace", decoder_traced)
 
 
 def quantize_small_weights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import torch
 from compactor.checkpoint import read_checkpoint
 from compactor.errors import ModelDirectoryError
 from compactor.importing.encoder import load_model
+from compactor.tasks import TASKS
 from tests.compactor import checkpoints, families
 from tests.compactor.families import OUTPUTS
 
@@ -64,7 +65,7 @@ def test_what_the_head_lacks_is_named(tmp_path: Path) -> None:
 def test_more_that_is_missing_is_counted(tmp_path: Path) -> None:
     folder = checkpoints.write(tmp_path / "model")
     with pytest.raises(ModelDirectoryError, match=r"lack '.*' and \d+ more, which 'BertForMaskedLM' needs"):
-        load_model(read_checkpoint(folder), "fill-mask")
+        load_model(read_checkpoint(folder), TASKS["fill-mask"])
 
 
 def test_a_head_of_another_size(tmp_path: Path) -> None:
@@ -76,13 +77,13 @@ def test_a_head_of_another_size(tmp_path: Path) -> None:
 def test_a_text_task_for_a_model_of_images(tmp_path: Path) -> None:
     folder = families.save(tmp_path / "model", "vit", "ForImageClassification")
     with pytest.raises(ModelDirectoryError, match="takes no 'input_ids'"):
-        load_model(read_checkpoint(folder), "feature-extraction")
+        load_model(read_checkpoint(folder), TASKS["feature-extraction"])
 
 
 def test_a_base_model_without_its_pooler(tmp_path: Path) -> None:
     tensors = {name: tensor for name, tensor in checkpoints.tensors().items() if "pooler" not in name}
     folder = checkpoints.write(tmp_path / "model", tensors)
-    loaded = load_model(read_checkpoint(folder), "feature-extraction")
+    loaded = load_model(read_checkpoint(folder), TASKS["feature-extraction"])
     assert loaded.module.pooler is None
 
 
@@ -98,7 +99,7 @@ def test_a_model_that_fails_by_itself(tmp_path: Path) -> None:
     tensors = checkpoints.tensors()
     tensors["qa_outputs.weight"], tensors["qa_outputs.bias"] = torch.ones(3, checkpoints.WIDTH), torch.ones(3)
     folder = checkpoints.write(tmp_path / "model", tensors, checkpoints.config(num_labels=3))
-    loaded = load_model(read_checkpoint(folder), "question-answering")
+    loaded = load_model(read_checkpoint(folder), TASKS["question-answering"])
     with pytest.raises(ModelDirectoryError, match="'BertForQuestionAnswering' fails on case"):
         loaded.run(loaded.cases[0])
 

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compactor.passes.structure.fold_value_biases import FoldValueBiasesPass, add_to_bias
+from compactor.passes.graph.matching import add_to_bias
+from compactor.passes.structure.fold_value_biases import FoldValueBiasesPass
 from tests.models import Architecture, build, random_weights
 from tests.passes.strategies import PROPERTY, architectures
 from tests.planting import UNMATCHED

@@ -1,0 +1,63 @@
+"""What is asked of an export, checked before anything slow begins."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from compactor.errors import UsageError
+from compactor.exporting.targets import Target, choose_precisions, find_target
+
+_OF_COPIES = ("precision", "allow_pickle")  # what also a folder that was exported already can be asked for
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a checkpoint is compiled; None leaves the choice here.
+
+    Attributes:
+        task: What the model is exported for, else what the folder says of itself.
+        target: Where it shall run, else on a CPU.
+        pack: Whether token-wise work shall run on real tokens only, else as the target has it.
+        int8_budget: What int8 may differ by, as a share of the largest output.
+        route: Of a Router of sentence-transformers, which of its chains of modules.
+        embed: Whether the modules of a sentence-transformers folder go into the graph.
+        precision: Number formats, else those of the target.
+        allow_pickle: Whether pickled weights are read, with ``weights_only``.
+    """
+
+    task: str | None = None
+    target: str | None = None
+    pack: bool | None = None
+    int8_budget: float | None = None
+    route: str | None = None
+    embed: bool = False
+    precision: Sequence[str] | None = None
+    allow_pickle: bool = False
+
+    @property
+    def chosen_target(self) -> Target:
+        """The target itself. Raises UsageError where there is none of that name."""
+        return find_target(self.target or "cpu")
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Number formats, fp32 first. Raises UsageError where the target does not take one of them."""
+        return choose_precisions(self.chosen_target, self.precision)
+
+    @property
+    def packs(self) -> bool:
+        """Whether token-wise work shall run on real tokens only, as far as the model allows it."""
+        return self.chosen_target.packs if self.pack is None else self.pack
+
+    def check(self) -> None:
+        """Raises UsageError where something cannot be meant."""
+        if self.precisions and self.int8_budget is not None and not 0 <= self.int8_budget < 1:
+            raise UsageError(
+                f"the int8 budget is {self.int8_budget}", todo="give a share of the largest output, from 0 to below 1"
+            )
+
+    def stated(self) -> list[str]:
+        """The options that only a compiler can follow, as far as they were given."""
+        fields = (field for field in dataclasses.fields(self) if field.name not in _OF_COPIES)
+        return [field.name for field in fields if getattr(self, field.name) != field.default]
