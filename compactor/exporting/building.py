@@ -120,46 +120,66 @@ def build(job: Job) -> Built:
         run_passes(graph, lowering(target, pack=_padding(name, job)), record)
     gc.collect()  # the masked weights
 
-    files: list[Files] = []
-    quantized: list[int] = []
-    weights = []
+    opset = next(iter(graphs.values())).opset_imports[""]
+    written = []
     for precision in job.recipe.precisions:
         job.say(f"writing {precision}")
-        models: dict[Path, ir.Model] = {}
-        paths = {name: job.folder / f"{name or 'model'}{SUFFIXES[precision]}.onnx" for name in graphs}
-        for name, graph in graphs.items():
-            model, emitted = graph.clone(), Record()
-            run_passes(model, [*precision_passes(precision, target), *finishing()], emitted)
-            model.producer_name, model.producer_version = "compactor", importlib.metadata.version("compactor")
-            models[paths[name]] = model
-            quantized.append(emitted.count("int8-linear"))
-            record.add(emitted)
-        shared: dict[str, int] = {}
-        if len(models) > 1:
-            data = job.folder / f"model{SUFFIXES[precision]}.onnx_data"
-            shared = write_graphs(models, data)
-            name = data.relative_to(job.root).as_posix()
-            weights.append({"file": name, "bytes": data.stat().st_size, "precision": precision})
-        else:
-            write_graph(model, paths[name])
-        for name, path in paths.items():
-            sizes = {"macs": macs[name], "shared": shared.get(path.name, 0)}
-            stages.append(describe_stage(STAGES[precision], models[path], path, job.root, graph=name, **sizes))
-        files.append(Files(STAGES[precision], paths, job.tolerance(precision)))
-        opset = model.opset_imports[""]
-        del models, model
+        written.append(_write(graphs, precision, macs, job, record))
     del graphs, graph
     gc.collect()
 
     job.say("checking what ONNX Runtime makes of it")
-    saved = [(name, path) for each in files for name, path in each.paths.items()]
-    for stage, (name, path), linears in zip(stages[len(attentions) :], saved, quantized, strict=True):
-        count_operators(stage, path)
-        check_emission(stage, target=target, attentions=attentions[name], quantized=linears)
+    for each in written:
+        for name, stage in each.stages.items():
+            count_operators(stage, each.files.paths[name])
+            check_emission(stage, target=target, attentions=attentions[name], quantized=each.quantized[name])
+            stages.append(stage)
 
     job.say("verifying against the masked model")
-    verification = verify_files(job.task, references, files)
+    verification = verify_files(job.task, references, [each.files for each in written])
+    weights = [each.weights for each in written if each.weights]
     return Built(layers, stages, record, verification, opset, max_tokens, weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Written:
+    """The files of a precision: what the manifest says of each graph, how many int8 layers it has, shared weights."""
+
+    files: Files
+    stages: dict[str, dict[str, Any]]
+    quantized: dict[str, int]
+    weights: dict[str, Any] | None
+
+
+def _write(
+    graphs: Mapping[str, ir.Model], precision: str, macs: Mapping[str, int], job: Job, record: Record
+) -> _Written:
+    """Write the lowered ``graphs`` in a number format; several keep their weights in one file."""
+    target, stage, suffix = job.recipe.chosen_target.name, STAGES[precision], SUFFIXES[precision]
+    paths = {name: job.folder / f"{name or 'model'}{suffix}.onnx" for name in graphs}
+    models, quantized = {}, {}
+    for name, graph in graphs.items():
+        models[name], emitted = graph.clone(), Record()
+        run_passes(models[name], [*precision_passes(precision, target), *finishing()], emitted)
+        models[name].producer_name = "compactor"
+        models[name].producer_version = importlib.metadata.version("compactor")
+        quantized[name] = emitted.count("int8-linear")
+        record.add(emitted)
+    shared, weights = dict.fromkeys(graphs, 0), None
+    if len(models) == 1:
+        for name, model in models.items():
+            write_graph(model, paths[name])
+    else:
+        data = job.folder / f"model{suffix}.onnx_data"
+        referred = write_graphs({paths[name]: model for name, model in models.items()}, data)
+        shared = {name: referred[path.name] for name, path in paths.items()}
+        file = data.relative_to(job.root).as_posix()
+        weights = {"file": file, "bytes": data.stat().st_size, "precision": precision}
+    stages = {
+        name: describe_stage(stage, model, paths[name], job.root, macs=macs[name], graph=name, shared=shared[name])
+        for name, model in models.items()
+    }
+    return _Written(Files(stage, paths, job.tolerance(precision)), stages, quantized, weights)
 
 
 def _graphs(traced: Mapping[str, ir.Model], job: Job, record: Record | None = None) -> dict[str, ir.Model]:
