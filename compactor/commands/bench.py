@@ -257,7 +257,7 @@ def command(
         return
     _refuse_contradictions(ctx)
     if out is not None:
-        commands.require_packages("matplotlib", "jinja2", needed_by="-o")
+        commands.require_packages("matplotlib", "jinja2", "scipy", needed_by="-o")
     if data is not None and not _only_urls(ctx):
         commands.require_packages("torchmetrics", needed_by="--data")
     if any(map(is_url, targets)):

@@ -11,7 +11,6 @@ import dataclasses
 import html
 import io
 import re
-import unicodedata
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -24,22 +23,10 @@ if TYPE_CHECKING:
 WIDTH = 350.0  # of a drawing, in CSS pixels at its natural size: about a phone, or a column of the page
 
 # Sentinel colours -> variables of the page. No drawing uses a colour outside this table.
-INK = "#010203"
-MUTED = "#010204"
-GRID = "#010205"
-TRACK = "#010206"
-PAPER = "#010207"
-BAD = "#010208"
+INK, MUTED, GRID, TRACK, PAPER, BAD = _NAMED = tuple(f"#0102{index:02x}" for index in range(3, 9))
 SERIES = tuple(f"#0103{index:02x}" for index in range(8))  # the first is the baseline's, and of what is left over
-COLOURS = {
-    INK: "--ink",
-    MUTED: "--muted",
-    GRID: "--grid",
-    TRACK: "--track",
-    PAPER: "--paper",
-    BAD: "--bad",
-    **{colour: f"--s{index}" for index, colour in enumerate(SERIES)},
-}
+COLOURS = dict(zip(_NAMED, ("--ink", "--muted", "--grid", "--track", "--paper", "--bad"), strict=True))
+COLOURS |= {colour: f"--s{index}" for index, colour in enumerate(SERIES)}
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -57,14 +44,9 @@ _STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "grid.color": GRID,
     "grid.linewidth": 0.8,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelsize": 11.0,
-    "ytick.labelsize": 11.0,
-    "xtick.major.size": 0.0,
-    "ytick.major.size": 0.0,
-    "xtick.minor.size": 0.0,
-    "ytick.minor.size": 0.0,
+    **{f"{axis}tick.color": MUTED for axis in "xy"},
+    **{f"{axis}tick.labelsize": 11.0 for axis in "xy"},
+    **{f"{axis}tick.{ticks}.size": 0.0 for axis in "xy" for ticks in ("major", "minor")},
     "lines.linewidth": 2.0,
     "lines.markersize": 6.0,
     "figure.facecolor": "none",
@@ -135,20 +117,10 @@ def framed(
 
 def shorten(text: str, columns: int) -> str:
     """``text`` in at most ``columns`` columns of a terminal's width, cut with an ellipsis."""
+    from rich.cells import cell_len, set_cell_size
+
     text = printable(text)
-    if sum(map(_columns, text)) <= columns:
-        return text
-    kept, room = "", columns - 1
-    for character in text:
-        room -= _columns(character)
-        if room < 0:
-            break
-        kept += character
-    return f"{kept.rstrip()}…"
-
-
-def _columns(character: str) -> int:
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+    return text if cell_len(text) <= columns else f"{set_cell_size(text, columns - 1).rstrip()}…"
 
 
 def _inline(text: str, identity: str, label: str) -> str:

@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 _LINE = 1.25  # height of a line, in sizes of its type
 _LETTER = 0.66  # width of a bold letter, in sizes of its type
 _STEPS = (0.0, 1.0, -1.0, 2.0, -2.0, 3.0, -3.0, 4.0, -4.0)  # lines up or down from beside the point
-
-_Box = tuple[float, float, float, float]  # left, bottom, right, top, in pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,39 +38,54 @@ def put_labels(axes: Any, labels: Sequence[Label], *, size: float) -> None:
         labels: The more important first.
         size: Of the type, in pixels.
     """
+    from matplotlib.transforms import Bbox
+
     points = [axes.transData.transform((label.x, label.y)) for label in labels]
-    taken: list[_Box] = [
-        (x - label.radius, y - label.radius, x + label.radius, y + label.radius)
+    taken = [
+        Bbox.from_extents(x - label.radius, y - label.radius, x + label.radius, y + label.radius)
         for label, (x, y) in zip(labels, points, strict=True)
     ]
-    frame = axes.bbox
     for label, (x, y) in zip(labels, points, strict=True):
         width, height, gap = _LETTER * size * len(label.text), _LINE * size, label.radius + 4
         candidates = [
-            (side, x + gap if side == "left" else x - gap - width, y + step * height - height / 2)
+            (side, Bbox.from_bounds(left, y + step * height - height / 2, width, height))
             for step in _STEPS
-            for side in ("left", "right")
+            for side, left in (("left", x + gap), ("right", x - gap - width))
         ]
         free = [
-            (side, left, low)
-            for side, left, low in candidates
-            if frame.x0 <= left
-            and left + width <= frame.x1
-            and not any(_overlap((left, low, left + width, low + height), box) for box in taken)
+            (side, box)
+            for side, box in candidates
+            if axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 and not box.count_overlaps(taken)
         ]
-        side, left, low = (free or candidates)[0]
-        taken.append((left, low, left + width, low + height))
-        anchor = left if side == "left" else left + width
-        axes.annotate(
-            label.text,
-            (label.x, label.y),
-            (anchor - x, low + 0.3 * size - y),
-            textcoords="offset points",  # a point is a pixel here
-            fontsize=size,
-            fontweight="bold",
-            ha=side,
-            zorder=4,
-        )
+        side, box = (free or candidates)[0]
+        taken.append(box)
+        anchor = box.x0 if side == "left" else box.x1
+        offset = (anchor - x, box.y0 + 0.3 * size - y)
+        write(axes, label.text, (label.x, label.y), offset, fontsize=size, ha=side, zorder=4)
+
+
+def write(axes: Any, text: str, place: tuple[float, float], offset: tuple[float, float], **style: Any) -> None:
+    """Write in bold, ``offset`` pixels from ``place``, which is in the units of the axes."""
+    axes.annotate(
+        text, place, offset, textcoords="offset points", **{"fontweight": "bold", **style}
+    )  # points are pixels
+
+
+def name_ends(
+    axes: Any, ends: Sequence[tuple[str, tuple[float, float]]], *, size: float, offset: float, gap: float
+) -> None:
+    """Write the name of each line right of its end, at least ``gap`` apart.
+
+    Args:
+        axes: Whose limits are final.
+        ends: Names and the last points of their lines.
+        size: Of the type, in pixels.
+        offset: Between a line and its name, in pixels.
+        gap: Between names, in pixels upwards.
+    """
+    heights = [float(axes.transData.transform(end)[1]) for _, end in ends]
+    for (name, end), height, moved in zip(ends, heights, spread(heights, gap), strict=True):
+        write(axes, name, end, (offset, moved - height - 4), fontsize=size, annotation_clip=False)
 
 
 def spread(values: Sequence[float], gap: float) -> list[float]:
@@ -79,21 +94,11 @@ def spread(values: Sequence[float], gap: float) -> list[float]:
     >>> spread([10.0, 11.0, 40.0], 4.0)
     [8.5, 12.5, 40.0]
     """
-    groups: list[list[int]] = []  # of neighbours that touch, lowest first
-    centres: list[float] = []
-    for index in sorted(range(len(values)), key=lambda index: values[index]):
-        groups.append([index])
-        centres.append(values[index])
-        while len(groups) > 1 and centres[-1] - centres[-2] < gap * (len(groups[-1]) + len(groups[-2])) / 2:
-            merged = groups.pop(-2) + groups.pop(-1)
-            groups.append(merged)
-            centres[-2:] = [sum(values[i] for i in merged) / len(merged)]
-    moved = list(values)
-    for group, centre in zip(groups, centres, strict=True):
-        for place, index in enumerate(group):
-            moved[index] = centre + gap * (place - (len(group) - 1) / 2)
-    return moved
+    from scipy.optimize import isotonic_regression
 
-
-def _overlap(one: _Box, other: _Box) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+    if not values:
+        return []
+    order, rungs = np.argsort(values, kind="stable"), gap * np.arange(len(values))
+    moved = np.empty(len(values))
+    moved[order] = isotonic_regression(np.asarray(values)[order] - rungs).x + rungs
+    return list(map(float, moved))

@@ -7,19 +7,11 @@ from collections.abc import Iterator, Sequence
 
 from compactor.console import printable
 from compactor.reporting.tables import result_tables
-from compactor.reporting.tables.layers import layer_table
-from compactor.reporting.tables.profiles import profile_tables
+from compactor.reporting.tables.layers import layer_table, profile_tables
 from compactor.reporting.tables.provenance import machine_rows, reproduce_rows, variant_rows
 from compactor.reporting.tables.server import probe_tables
 from compactor.reporting.tables.table import Cell, Table
-from compactor.reporting.words import (
-    Report,
-    about_words,
-    absence_in_full,
-    is_server,
-    placement_words,
-    summary_sentence,
-)
+from compactor.reporting.words import Report, about_words, absence_in_full, placement_words, summary_sentence
 
 # What would make formatting, markup or another cell of a text that is data.
 _SPECIAL = re.compile(r"[\\`*|~$#]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])")
@@ -66,13 +58,9 @@ def _lines(report: Report) -> Iterator[str]:
     if missing:
         yield from (f"- {escape(row['name'])}: {escape(absence_in_full(row))}" for row in missing)
         yield ""
-    for table in result_tables(report):
-        yield from _section(table)
-    layers = layer_table(report)
-    if layers:
-        yield from _section(layers)
-    for table in [*(probe_tables(report) if is_server(report) else []), *profile_tables(report)]:
-        yield from _section(table)
+    for table in [*result_tables(report), layer_table(report), *probe_tables(report), *profile_tables(report)]:
+        if table:
+            yield from _section(table)
     for line in placement_words(report):
         yield escape(line)
         yield ""

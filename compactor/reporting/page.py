@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from compactor.console import printable
 from compactor.errors import OutputError
 from compactor.reporting.figures import make_figures
-from compactor.reporting.figures.figure import marks, series_numbers
+from compactor.reporting.figures.figure import variant_keys
 from compactor.reporting.markdown import render_markdown
 from compactor.reporting.numbers import (
     bytes_text,
@@ -20,15 +21,15 @@ from compactor.reporting.numbers import (
     interval,
     points,
     rate,
-    score,
+    score_of,
     times,
     with_interval,
 )
 from compactor.reporting.tables import result_tables
-from compactor.reporting.tables.layers import layer_table
-from compactor.reporting.tables.profiles import profile_tables
+from compactor.reporting.tables.layers import layer_table, profile_tables
 from compactor.reporting.tables.provenance import machine_rows, reproduce_rows, variant_rows
 from compactor.reporting.tables.server import probe_tables
+from compactor.reporting.tables.table import TONES
 from compactor.reporting.templates import Tile, render_template
 from compactor.reporting.words import (
     NO_DIFFERENCE,
@@ -52,7 +53,6 @@ from compactor.reporting.words import (
 
 MARKDOWN_NAME = "report.md"
 HTML_NAME = "report.html"
-_TEMPLATE = "page.html.jinja"
 
 
 def write_reports(report: Report, folder: str | Path) -> tuple[Path, Path]:
@@ -84,10 +84,8 @@ def render_html(report: Report) -> str:
     """The page of ``report``, a checked ``report.json``. The same report always gives the same page."""
     import markupsafe
 
-    layers = layer_table(report)
-    names, series = marks(report), series_numbers(report)
     return render_template(
-        _TEMPLATE,
+        "page.html.jinja",
         report=report,
         command=markupsafe.escape(printable(report["command"])),  # to be copied, so with spaces that break
         verdict="VALID" if report["verdict"]["valid"] else "INVALID",
@@ -96,15 +94,15 @@ def render_html(report: Report) -> str:
         asides=absences(report) if best_variant(report) is not None else [],
         tiles=make_tiles(report),
         tables=result_tables(report),
-        variants=[{"mark": names[row["id"]], "series": series[row["id"]]} for row in report["variants"]],
+        variants=list(variant_keys(report).values()),
         figures=make_figures(report),
         reproduce=reproduce_rows(report),
         machine=machine_rows(report),
         exactly=variant_rows(report),
-        layers=layers if layers else None,
+        layers=layer_table(report),
         profiles=profile_tables(report),
         placements=placement_words(report),
-        probes=probe_tables(report) if is_server(report) else [],
+        probes=probe_tables(report),
         failures=[(row["name"], absence_in_full(row)) for row in report["variants"] if row["status"] != "measured"],
         footer=_footer(report),
     )
@@ -117,7 +115,7 @@ def make_tiles(report: Report) -> list[Tile]:
         return []
     base = baseline_row(report)
     base = None if base is hero else base
-    tiles = _server_tiles(hero, base) if is_server(report) else _timing_tiles(report, hero, base)
+    tiles = [_server_tile(hero, base)] if is_server(report) else _timing_tiles(report, hero, base)
     return tiles if only_endpoints(report) else [*tiles, _quality_tile(report, hero), *_size_tiles(hero, base)]
 
 
@@ -131,33 +129,28 @@ def _timing_tiles(report: Report, hero: Row, base: Row | None) -> list[Tile]:
         if ratio["verdict"] == NO_DIFFERENCE:
             tiles.append(Tile("Speed", NO_DIFFERENCE, f"{with_interval(ratio)} {against}", number=False))
         else:
-            tone = {"faster": "good", "slower": "bad"}.get(ratio["verdict"], "")
             words = f"{ratio['verdict']} {interval(ratio['low'], ratio['high'])}".rstrip()
+            tone = TONES.get(ratio["verdict"], "")
             tiles.append(Tile("Speed", times(ratio["value"]), f"{words} {against}", tone))
-    summary = result["summary"]
-    spread = f"p90 {duration(summary['p90'])}"
     if report["settings"]["scenario"] == "offline":
         value = f"{rate(result['throughput']['examples_per_s'])}/s"
         tiles.append(Tile("Throughput", value, f"examples; {describe_workload(report, case)}"))
     else:
-        tiles.append(
-            Tile("Latency", duration(summary["median"]), f"median, {spread}; {describe_workload(report, case)}")
-        )
+        summary = result["summary"]
+        note = f"median, p90 {duration(summary['p90'])}; {describe_workload(report, case)}"
+        tiles.append(Tile("Latency", duration(summary["median"]), note))
     return tiles
 
 
-def _server_tiles(hero: Row, base: Row | None) -> list[Tile]:
-    server = hero["server"]
-    bound = bound_words(server)
-    other = (
-        ""
-        if base is None
-        else f"; {base['name']}: "
-        + ("none" if base["server"]["best_qps"] is None else f"{rate(base['server']['best_qps'])}/s")
-    )
-    if server["best_qps"] is None:
-        return [Tile("Rate", "none of those tried", f"{bound}{other}", "bad", number=False)]
-    return [Tile("Rate", f"{rate(server['best_qps'])}/s", f"{bound}{other}")]
+def _server_tile(hero: Row, base: Row | None) -> Tile:
+    note = bound_words(hero["server"])
+    if base is not None:
+        other = base["server"]["best_qps"]
+        note += f"; {base['name']}: {'none' if other is None else f'{rate(other)}/s'}"
+    best = hero["server"]["best_qps"]
+    if best is None:
+        return Tile("Rate", "none of those tried", note, "bad", number=False)
+    return Tile("Rate", f"{rate(best)}/s", note)
 
 
 def _quality_tile(report: Report, hero: Row) -> Tile:
@@ -165,16 +158,14 @@ def _quality_tile(report: Report, hero: Row) -> Tile:
     found = metric_of(hero, metric)
     if metric is None or found is None:
         return Tile("Quality", "not measured", "give --data to measure it", number=False)
-    name = metric_name(metric).capitalize()
-    absolute = f"{score(found['value'], found['se'])} on {found['n']:,} examples"
-    difference = found["difference"]
+    name, difference = metric_name(metric).capitalize(), found["difference"]
+    value, examples = score_of(found), f"on {found['n']:,} examples"
     if difference is None:
-        value = score(found["value"], found["se"])
-        return Tile(name, value, f"on {found['n']:,} examples")
+        return Tile(name, value, examples)
     if difference["changed"] == 0:
-        return Tile(name, "the same answers", absolute, "good", number=False)
-    tone = {"worse": "bad", "better": "good"}.get(difference["verdict"], "")
-    return Tile(name, f"{points(difference)}", f"points, {difference['verdict']}; {absolute}", tone)
+        return Tile(name, "the same answers", f"{value} {examples}", "good", number=False)
+    note = f"points, {difference['verdict']}; {value} {examples}"
+    return Tile(name, points(difference), note, TONES.get(difference["verdict"], ""))
 
 
 def _size_tiles(hero: Row, base: Row | None) -> list[Tile]:
@@ -182,15 +173,13 @@ def _size_tiles(hero: Row, base: Row | None) -> list[Tile]:
     size = hero["counters"]["file_bytes"]
     if size is not None:
         before = None if base is None else base["counters"]["file_bytes"]
-        note = (
-            f"against {bytes_text(before)}: {times(before / size)} smaller" if before and size and before > size else ""
-        )
-        if before and not note:
-            note = f"against {bytes_text(before)}"
+        note = f"against {bytes_text(before)}" if before else ""
+        if before and before > size > 0:
+            note += f": {times(before / size)} smaller"
         tiles.append(Tile("File", bytes_text(size), note))
     if hero["load_ms"]:
-        ordered = sorted(hero["load_ms"])
-        tiles.append(Tile("Load", f"{digits(ordered[len(ordered) // 2])} ms", "to open it, in a new process"))
+        typical = statistics.median_high(hero["load_ms"])
+        tiles.append(Tile("Load", f"{digits(typical)} ms", "to open it, in a new process"))
     return tiles
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from compactor.console import Console
-from compactor.reporting.numbers import bytes_text, digits, points, rate, score, with_interval
+from compactor.reporting.numbers import bytes_text, digits, points, rate, score_of
 from compactor.reporting.page import HTML_NAME
+from compactor.reporting.tables.speed import ratio_cell
 from compactor.reporting.words import (
     NO_DIFFERENCE,
     Report,
     Row,
     absence,
     absence_in_full,
+    best_probe,
     is_server,
     metric_name,
     metric_of,
@@ -35,8 +36,7 @@ def print_summary(console: Console, report: Report, folder: str | Path | None = 
     """
     console.line(summary_sentence(report))
     console.line()
-    columns, rows = _server_rows(report) if is_server(report) else _timing_rows(report)
-    console.table(columns, rows)
+    console.table(*_table(report))
     console.line()
     for row in report["variants"]:
         if row["status"] != "measured":
@@ -49,88 +49,72 @@ def print_summary(console: Console, report: Report, folder: str | Path | None = 
         console.line(f"report: {Path(folder) / HTML_NAME}")
 
 
-def _timing_rows(report: Report) -> tuple[list[str], list[list[str]]]:
-    """A line for each variant and case; file and quality on the first line of each variant."""
+def _table(report: Report) -> tuple[list[str], list[list[str]]]:
+    """A line for each variant, or for each of its cases; name, file and quality on the first of them."""
     metric = primary_metric(report)
     compared = report["baseline"] is not None
-    offline = report["settings"]["scenario"] == "offline"
-    written = any(part_of(case) is not None for case in report["workload"]["cases"])
-    columns = ["variant", ">file", "case", ">median, ms", ">p90, ms"]
-    columns += [">examples/s"] * offline + [">tokens/s"] * written + [">against the baseline"] * compared
-    columns += [f">{metric_name(metric)}"] if metric is not None else []
-    columns += [">difference"] * (metric is not None and compared)
+    if is_server(report):
+        found = [">highest rate, 1/s", ">p50, ms", ">p99, ms"]
+    else:
+        found = ["case", ">median, ms", ">p90, ms"]
+        found += [">examples/s"] * (report["settings"]["scenario"] == "offline")
+        found += [">tokens/s"] * any(part_of(case) is not None for case in report["workload"]["cases"])
+        found += [">against the baseline"] * compared
+    quality = [] if metric is None else [f">{metric_name(metric)}", ">difference"][: 1 + compared]
     rows = []
     for row in report["variants"]:
-        for index, case in enumerate(report["workload"]["cases"]):
-            result = result_of(row, case["id"])
-            cells = [row["name"], _size(row)] if index == 0 else ["", ""]
-            cells.append(case["id"])
-            if result is None:
-                missing = absence(row, short=True) if row["status"] != "measured" else "not run"
-                cells += [missing] * (2 + offline + written + compared)
-            else:
-                cells += [digits(result["summary"]["median"]), digits(result["summary"]["p90"])]
-                cells += [rate(result["throughput"]["examples_per_s"])] * offline
-                cells += [rate(result["throughput"]["tokens_per_s"])] * written
-                cells += [_ratio(report, row, result)] * compared
-            if metric is not None:
-                cells += _quality(report, row, metric, compared=compared) if index == 0 else [""] * (1 + compared)
-            rows.append(cells)
-            if row["status"] != "measured":
-                cells[2] = "all" if len(report["workload"]["cases"]) > 1 else case["id"]
-                break
-    return columns, rows
+        size = row["counters"]["file_bytes"]
+        start = [row["name"], "unknown" if size is None else bytes_text(size)]
+        end = [] if metric is None else _quality(report, row, metric)[: 1 + compared]
+        for cells in [_rates(row)] if is_server(report) else _times(report, row, found):
+            rows.append([*start, *cells, *end])
+            start, end = ["", ""], [""] * len(end)
+    return ["variant", ">file", *found, *quality], rows
 
 
-def _server_rows(report: Report) -> tuple[list[str], list[list[str]]]:
-    metric = primary_metric(report)
-    compared = report["baseline"] is not None
-    columns = ["variant", ">file", ">highest rate, 1/s", ">p50, ms", ">p99, ms"]
-    columns += [f">{metric_name(metric)}"] if metric is not None else []
-    columns += [">difference"] * (metric is not None and compared)
-    rows = []
-    for row in report["variants"]:
-        server = row["server"]
-        cells = [row["name"], _size(row)]
-        if row["status"] != "measured" or server is None:
-            cells += [absence(row, short=True) if row["status"] != "measured" else "not run"] * 3
-        else:
-            best = next((probe for probe in server["probes"] if probe["qps"] == server["best_qps"]), None)
-            if best is None:
-                cells += ["none tried"] * 3
-            else:
-                p99 = "too few" if best["p99_ms"] is None else digits(best["p99_ms"])
-                cells += [rate(best["qps"]), digits(best["p50_ms"]), p99]
-        if metric is not None:
-            cells += _quality(report, row, metric, compared=compared)
-        rows.append(cells)
-    return columns, rows
+def _times(report: Report, row: Row, columns: Sequence[str]) -> Iterator[list[str]]:
+    """What stands in ``columns`` for each case of a row; in one line where it has no numbers."""
+    cases = report["workload"]["cases"]
+    missing = [absence(row, short=True)] * (len(columns) - 1)
+    if row["status"] != "measured":
+        yield ["all" if len(cases) > 1 else cases[0]["id"], *missing]
+        return
+    for case in cases:
+        result = result_of(row, case["id"])
+        if result is None:
+            yield [case["id"], *missing]
+            continue
+        ratio = ratio_cell(report, row, result)
+        separator = ", " if ratio.text == NO_DIFFERENCE else " "
+        cells = {
+            "case": case["id"],
+            ">median, ms": digits(result["summary"]["median"]),
+            ">p90, ms": digits(result["summary"]["p90"]),
+            ">examples/s": rate(result["throughput"]["examples_per_s"]),
+            ">tokens/s": rate(result["throughput"]["tokens_per_s"]),
+            ">against the baseline": separator.join(filter(None, (ratio.text, ratio.note))),
+        }
+        yield [cells[column] for column in columns]
 
 
-def _size(row: Row) -> str:
-    size = row["counters"]["file_bytes"]
-    return "unknown" if size is None else bytes_text(size)
+def _rates(row: Row) -> list[str]:
+    """The highest rate of a row, and the latency there."""
+    if row["server"] is None:
+        return [absence(row, short=True)] * 3
+    best = best_probe(row["server"])
+    if best is None:
+        return ["none tried"] * 3
+    return [rate(best["qps"]), digits(best["p50_ms"]), "too few" if best["p99_ms"] is None else digits(best["p99_ms"])]
 
 
-def _ratio(report: Report, row: Row, result: Mapping[str, Any]) -> str:
-    ratio = result["ratio"]
-    if ratio is None:
-        return "baseline" if row["id"] == report["baseline"] else "no baseline"
-    text = with_interval(ratio)
-    return f"{text} {ratio['verdict']}" if ratio["verdict"] != NO_DIFFERENCE else f"{NO_DIFFERENCE}, {text}"
-
-
-def _quality(report: Report, row: Row, metric: str, *, compared: bool) -> list[str]:
+def _quality(report: Report, row: Row, metric: str) -> list[str]:
+    """A row's metric, and its difference from the baseline's."""
     found = metric_of(row, metric)
     if found is None:
-        words = absence(row, short=True) if row["status"] != "measured" else "not measured"
-        return [words] * (1 + compared)
-    cells = [score(found["value"], found["se"])]
-    if compared:
-        difference = found["difference"]
-        missing = "baseline" if row["id"] == report["baseline"] else "not measured"
-        if difference is None:
-            cells.append(missing)
-        else:
-            cells.append("same answers" if difference["changed"] == 0 else f"{points(difference)} points")
-    return cells
+        return ["not measured" if row["status"] == "measured" else absence(row, short=True)] * 2
+    difference = found["difference"]
+    if difference is None:
+        words = "baseline" if row["id"] == report["baseline"] else "not measured"
+    else:
+        words = "same answers" if difference["changed"] == 0 else f"{points(difference)} points"
+    return [score_of(found), words]

@@ -10,11 +10,10 @@ from collections.abc import Callable
 
 from compactor.reporting.figures.figure import Figure
 from compactor.reporting.figures.latency import latency_figure
-from compactor.reporting.figures.layer_times import layer_times_figure
 from compactor.reporting.figures.layers import layers_figure
-from compactor.reporting.figures.operators import operators_figure
 from compactor.reporting.figures.pareto import pareto_figure
 from compactor.reporting.figures.processes import processes_figure
+from compactor.reporting.figures.profiles import layer_times_figure, operators_figure
 from compactor.reporting.figures.server import server_figure
 from compactor.reporting.figures.throughput import throughput_figure
 from compactor.reporting.words import Report

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compactor.reporting.canvas import GRID, INK, MUTED, SERIES, TRACK, WIDTH, Drawing, draw, pixels, shorten
-from compactor.reporting.figures.figure import NAME, SMALL, Figure, series_numbers
+from compactor.reporting.canvas import GRID, INK, MUTED, TRACK, WIDTH, Drawing, draw, pixels, shorten
+from compactor.reporting.figures.figure import NAME, SMALL, Figure, variant_keys
 from compactor.reporting.numbers import digits, rate, times
 from compactor.reporting.words import (
     NO_DIFFERENCE,
     Report,
-    Row,
     absence,
     describe_workload,
     is_server,
@@ -46,57 +45,41 @@ def latency_figure(report: Report) -> Figure | None:
 
 def _bars(report: Report, case: Mapping[str, Any], identity: str, *, offline: bool) -> Drawing:
     """One bar a variant, below its name."""
-    numbers = series_numbers(report)
-    rows = report["variants"]
+    rows, keys = report["variants"], variant_keys(report)
     found = {
-        row["id"]: _extent(result, case, offline=offline) for row in rows if (result := result_of(row, case["id"]))
+        row["id"]: _measures(result, case, offline=offline) for row in rows if (result := result_of(row, case["id"]))
     }
-    longest = max(high for _, _, high in found.values()) or 1.0
-    scale = (WIDTH - 4) / longest
+    scale = (WIDTH - 4) / (max(high for _, _, _, high in found.values()) or 1.0)
 
     def paint(figure: Any) -> None:
         axes = pixels(figure)
         for index, row in enumerate(rows):
             top = 42 * index
-            colour = SERIES[numbers[row["id"]]]
-            words = _bar_words(row, case, found[row["id"]][0], offline=offline) if row["id"] in found else ""
+            words, middle, low, high = found.get(row["id"], ("", 0, 0, 0))
             axes.text(0, top + 13, shorten(row["name"], int((WIDTH - 8 * len(words)) / 7.2)), fontsize=NAME)
             axes.text(WIDTH, top + 13, words, fontsize=NAME, ha="right", fontweight="bold")
-            if row["id"] not in found:
-                reason = absence(row) if row["status"] != "measured" else "not run: interrupted"
+            if not words:
                 axes.barh(top + 26, WIDTH - 1, left=0.5, height=14, color="none", edgecolor=GRID, linestyle=(0, (3, 3)))
-                axes.text(6, top + 30, shorten(reason, 52), fontsize=SMALL, color=MUTED)
+                axes.text(6, top + 30, shorten(absence(row), 52), fontsize=SMALL, color=MUTED)
                 continue
-            middle, low, high = found[row["id"]]
             axes.barh(top + 26, WIDTH, height=13, color=TRACK)
-            axes.barh(top + 26, middle * scale, height=13, color=colour)
+            axes.barh(top + 26, middle * scale, height=13, color=keys[row["id"]].colour)
             axes.plot([low * scale, high * scale], [top + 26] * 2, color=INK, linewidth=1.2, solid_capstyle="butt")
             for end in (low, high):
                 axes.plot([end * scale] * 2, [top + 22.5, top + 29.5], color=INK, linewidth=1.2)
 
-    spoken = "; ".join(
-        f"{row['name']} {_bar_words(row, case, found[row['id']][0], offline=offline)}"
-        if row["id"] in found
-        else f"{row['name']} {absence(row)}"
-        for row in rows
-    )
     title = f"{case['id']}: {describe_workload(report, case)}"
+    spoken = "; ".join(f"{row['name']} {found[row['id']][0] if row['id'] in found else absence(row)}" for row in rows)
     return draw(identity, 42 * len(rows) - 2, paint, label=f"{title}: {spoken}", title=title)
 
 
-def _extent(result: Mapping[str, Any], case: Mapping[str, Any], *, offline: bool) -> tuple[float, float, float]:
-    """Length of the bar and ends of the line: milliseconds, or examples per second."""
-    summary = result["summary"]
-    if not offline:
-        return summary["median"], summary["p10"], summary["p90"]
-    examples = 1e3 * case["examples"]
-    return examples / summary["median"], examples / summary["p90"], examples / summary["p10"]
-
-
-def _bar_words(row: Row, case: Mapping[str, Any], middle: float, *, offline: bool) -> str:
-    text = f"{rate(middle)}/s" if offline else f"{digits(middle)} ms"
-    result = result_of(row, case["id"])
-    ratio = result["ratio"] if result is not None else None
-    if ratio is None or ratio["low"] is None:  # none, or from too few processes to be seen beside the others
-        return text
-    return f"{text} · {'≈ ' if ratio['verdict'] == NO_DIFFERENCE else ''}{times(ratio['value'])}"
+def _measures(result: Mapping[str, Any], case: Mapping[str, Any], *, offline: bool) -> tuple[str, float, float, float]:
+    """Words, length of the bar and ends of the line: milliseconds, or examples per second."""
+    summary, ratio = result["summary"], result["ratio"]
+    middle, low, high = summary["median"], summary["p10"], summary["p90"]
+    if offline:
+        middle, high, low = (1e3 * case["examples"] / ms for ms in (middle, low, high))
+    words = f"{rate(middle)}/s" if offline else f"{digits(middle)} ms"
+    if ratio is not None and ratio["low"] is not None:  # from enough processes to be seen beside the others
+        words += f" · {'≈ ' if ratio['verdict'] == NO_DIFFERENCE else ''}{times(ratio['value'])}"
+    return words, middle, low, high

@@ -6,10 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from compactor.reporting.canvas import INK, MUTED, PAPER, SERIES, TRACK, Drawing, draw, framed
 from compactor.reporting.figures.figure import SMALL, Figure, few_ticks
+from compactor.reporting.labels import write
 from compactor.reporting.words import Report
 
 _HALF = re.compile(r"(encoder|decoder)\.layers\.(\d+)(, cross-attention)?")
@@ -22,15 +21,12 @@ def layers_figure(report: Report) -> Figure | None:
         return None
     drawings = []
     for what, words in (("heads", "attention heads"), ("neurons", "FFN neurons")):
-        known = [
-            layer for layer in layers if layer[f"{what}_before"] is not None and layer[f"{what}_after"] is not None
-        ]
+        counts = [(str(layer["name"]), layer[f"{what}_before"], layer[f"{what}_after"]) for layer in layers]
+        known = [(name, was, now) for name, was, now in counts if was is not None and now is not None]
         if known:
-            before = [int(layer[f"{what}_before"]) for layer in known]
-            after = [int(layer[f"{what}_after"]) for layer in known]
-            names = _short_names([str(layer["name"]) for layer in known])
+            names, before, after = zip(*known, strict=True)
             title = f"{words}: {sum(after):,} of {sum(before):,} kept"
-            drawings.append(_before_after(f"layers-{what}", title, names, before, after))
+            drawings.append(_before_after(f"layers-{what}", title, _short_names(names), before, after))
     if not drawings:
         return None
     caption = "Outline: the original model. Filled: what is left of it in the compact graph, layer by layer."
@@ -42,35 +38,26 @@ def layers_figure(report: Report) -> Figure | None:
 def _before_after(
     identity: str, title: str, names: Sequence[str], before: Sequence[int], after: Sequence[int]
 ) -> Drawing:
+    few = len(names) <= 12
+
     def paint(figure: Any) -> None:
-        axes = framed(figure, left=44, right=2, top=14, bottom=26 if len(names) <= 12 else 24)
-        places = np.arange(len(names))
-        width = 0.78
+        axes = framed(figure, left=44, right=2, top=14, bottom=26 if few else 24)
+        places = range(len(names))
         axes.grid(visible=False)
-        axes.bar(places, before, width, color=TRACK, edgecolor=MUTED, linewidth=1.0)
-        axes.bar(places, after, width, color=SERIES[1])
-        if len(names) <= 12:
-            for place, value in zip(places, after, strict=True):
-                inside = value > 0.8 * max(before)
-                axes.annotate(
-                    f"{value:,}",
-                    (place, value),
-                    (0, -3 if inside else 3),
-                    textcoords="offset points",
-                    ha="center",
-                    va="top" if inside else "bottom",
-                    color=PAPER if inside else INK,
-                    fontsize=SMALL,
-                    fontweight="bold",
-                )
-        every = 1 if len(names) <= 24 else -(-len(names) // 24)
-        axes.set_xticks(places[::every], list(names)[::every])
-        axes.tick_params(axis="x", labelsize=10.5 if len(names) <= 12 else 8.5)
+        axes.bar(places, before, 0.78, color=TRACK, edgecolor=MUTED, linewidth=1.0)
+        axes.bar(places, after, 0.78, color=SERIES[1])
+        for place, value in zip(places, after, strict=True) if few else ():
+            inside = value > 0.8 * max(before)
+            offset, colour = (-3, PAPER) if inside else (3, INK)
+            style = {"ha": "center", "va": "top" if inside else "bottom", "color": colour}
+            write(axes, f"{value:,}", (place, value), (0, offset), fontsize=SMALL, **style)
+        every = -(-len(names) // 24)
+        axes.set_xticks(places[::every], names[::every])
+        axes.tick_params(axis="x", labelsize=10.5 if few else 8.5)
         spare = max(0, 5 - len(names)) / 2
         axes.set_xlim(-0.6 - spare, len(names) - 0.4 + spare)
         axes.set_ylim(0, 1.12 * max(*before, 1))
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        few_ticks(axes.yaxis, whole=True)
+        few_ticks(axes.yaxis, "{x:,.0f}", whole=True)
 
     label = f"{title}: " + ", ".join(
         f"{name}: {now} of {was}" for name, was, now in zip(names, before, after, strict=True)

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from compactor.reporting.canvas import BAD, INK, SERIES, draw, framed
-from compactor.reporting.figures.figure import NAME, SMALL, Figure, few_ticks, legend, marks, plain_log, series_numbers
+from compactor.reporting.canvas import BAD, INK, draw, framed
+from compactor.reporting.figures.figure import NAME, SMALL, Figure, few_ticks, variant_keys
+from compactor.reporting.labels import write
 from compactor.reporting.numbers import rate
 from compactor.reporting.words import Report, measured
 
@@ -17,58 +18,38 @@ def server_figure(report: Report) -> Figure | None:
     rows = [row for row in measured(report) if row["server"] is not None and row["server"]["probes"]]
     if not rows:
         return None
-    bound = rows[0]["server"]["bound_ms"]
-    percentile = rows[0]["server"]["percentile"]
+    keys = [variant_keys(report)[row["id"]] for row in rows]
+    bound, percentile = rows[0]["server"]["bound_ms"], rows[0]["server"]["percentile"]
     slowest = "largest latency" if percentile >= 100 else f"p{percentile:g}"
-    numbers = series_numbers(report)
+    every = [probe for row in rows for probe in row["server"]["probes"]]
 
     def paint(figure: Any) -> None:
         axes = framed(figure)
         ceiling = 5 * bound
-        for row in rows:
-            colour = SERIES[numbers[row["id"]]]
+        for row, key in zip(rows, keys, strict=True):
             probes = sorted(row["server"]["probes"], key=lambda probe: probe["qps"])
-            rates = np.array([probe["qps"] for probe in probes])
             for field, style in (("p99_ms", "-"), ("p50_ms", "--")):
-                known = np.array([probe[field] is not None for probe in probes])
-                if known.any():
-                    values = np.array([probe[field] for probe in probes if probe[field] is not None], dtype=float)
-                    kept = values <= ceiling
-                    axes.plot(rates[known], values, style, color=colour, linewidth=1.8)
-                    axes.plot(rates[known][kept], values[kept], "o", color=colour, markersize=4)
+                known = [(probe["qps"], probe[field]) for probe in probes if probe[field] is not None]
+                if known:
+                    points = np.array(known, dtype=float)
+                    axes.plot(*points.T, style, color=key.colour, linewidth=1.8)
+                    axes.plot(*points[points[:, 1] <= ceiling].T, "o", color=key.colour, markersize=4)
             best = row["server"]["best_qps"]
             if best is not None:
-                axes.plot([best], [bound], "v", color=colour, markeredgecolor=INK, markersize=9, clip_on=False)
-                axes.annotate(
-                    marks(report)[row["id"]],
-                    (best, bound),
-                    (0, 9),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=NAME,
-                    fontweight="bold",
-                )
+                axes.plot([best], [bound], "v", color=key.colour, markeredgecolor=INK, markersize=9, clip_on=False)
+                write(axes, key.mark, (best, bound), (0, 9), fontsize=NAME, ha="center")
         axes.axhline(bound, color=BAD, linewidth=1.2, linestyle=(0, (4, 3)))
-        axes.annotate(
-            f"{round(bound, 2):g} ms",
-            (1.0, bound),
-            (0, 3),
-            xycoords=axes.get_yaxis_transform(),
-            textcoords="offset points",
-            color=BAD,
-            ha="right",
-            fontsize=SMALL,
-        )
+        at_right = {"xycoords": axes.get_yaxis_transform(), "ha": "right", "fontweight": "normal"}
+        write(axes, f"{round(bound, 2):g} ms", (1.0, bound), (0, 3), color=BAD, fontsize=SMALL, **at_right)
         axes.set_yscale("log")
-        medians = [probe["p50_ms"] for row in rows for probe in row["server"]["probes"]]
-        lowest = min((median for median in medians if median is not None), default=bound)
+        lowest = min((probe["p50_ms"] for probe in every if probe["p50_ms"] is not None), default=bound)
         axes.set_ylim(max(lowest * 0.7, bound * 1e-4), ceiling)
-        plain_log(axes.yaxis)
-        offered = [probe["qps"] for row in rows for probe in row["server"]["probes"]]
+        _plain_log(axes.yaxis)
+        offered = [probe["qps"] for probe in every]
         if max(offered) > 20 * min(offered):
             axes.set_xscale("log")
             axes.set_xlim(min(offered) / 1.3, max(offered) * 2)
-            plain_log(axes.xaxis)
+            _plain_log(axes.xaxis)
         else:
             axes.set_xlim(0, 1.2 * max(offered))
             few_ticks(axes.xaxis)
@@ -86,4 +67,14 @@ def server_figure(report: Report) -> Figure | None:
         "picture at the top are queues that grow."
     )
     drawing = draw("server-0", 290, paint, label=label)
-    return Figure("server", "Latency under load", caption, (drawing,), legend(report, {row["id"] for row in rows}))
+    return Figure("server", "Latency under load", caption, (drawing,), tuple(keys))
+
+
+def _plain_log(axis: Any) -> None:
+    """Ticks at 1, 2 and 5 of each decade, over several decades at 1 only, as plain numbers."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 300 * low else (1.0,), numticks=20))
+    axis.set_major_formatter("{x:,g}")
+    axis.set_minor_formatter(NullFormatter())

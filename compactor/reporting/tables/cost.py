@@ -3,87 +3,65 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from compactor.reporting.numbers import bytes_text, count, digits, points, score
-from compactor.reporting.tables.table import Cell, Table, Tone, name_cell, unknown
-from compactor.reporting.words import Report, Row, absence, is_server, metric_name, metric_of
+from compactor.reporting.numbers import bytes_text, count, digits, points, score_of
+from compactor.reporting.tables.table import TONES, Cell, Column, Table, absent, cells, known, name_cell, names
+from compactor.reporting.words import Report, Row, absence, is_server, metric_name, metric_of, metrics_of
 
 
 def cost_table(report: Report) -> Table:
     """What each variant needs and gives: file, memory, start, quality."""
-    metrics = list(
-        dict.fromkeys(name for row in report["variants"] if row["quality"] for name in row["quality"]["metrics"])
-    )
-    compared = any(metric["difference"] is not None for row in report["variants"] for metric in _metrics(row).values())
-    with_changed = compared and any(
-        metric["difference"]["changed"] is not None
+    differences = [
+        metric["difference"]
         for row in report["variants"]
         for metric in _metrics(row).values()
         if metric["difference"] is not None
-    )
-    columns = ["variant", ">file", ">parameters"]
-    for name in metrics:
-        columns.append(f">{metric_name(name)}")
-        columns += [">difference, points"] * compared
-    columns += [">answers changed"] * with_changed
-    columns += [">peak memory", ">load, ms"]
-    columns += [">first answer, ms"] * (not is_server(report))
-
-    def cells(row: Row) -> tuple[Cell, ...]:
-        counters = row["counters"]
-        size = counters["file_bytes"]
-        found = [
-            name_cell(report, row),
-            unknown() if size is None else Cell(bytes_text(size)),
-            unknown() if counters["parameters"] is None else Cell(count(counters["parameters"])),
-        ]
-        if row["status"] != "measured":
-            return (*found, Cell(absence(row), "muted", absent=True))
-        for name in metrics:
-            metric = metric_of(row, name)
-            found.append(
-                Cell("not measured", "muted") if metric is None else Cell(score(metric["value"], metric["se"]))
-            )
-            if compared:
-                found.append(_difference(report, row, metric))
-        if with_changed:
-            found.append(_changed(report, row))
-        peak, before = counters["peak_rss_bytes"], counters["rss_before_bytes"]
-        if peak is None:
-            found.append(Cell("not measured", "muted"))
-        else:
-            found.append(
-                Cell(bytes_text(peak), note=f"{bytes_text(before)} before loading" if before is not None else "")
-            )
-        found.append(
-            Cell(digits(statistics.median(row["load_ms"]))) if row["load_ms"] else Cell("not measured", "muted")
+    ]
+    always: list[Column] = [  # also where nothing was measured
+        ("variant", lambda row: name_cell(report, row)),
+        (">file", lambda row: known(row["counters"]["file_bytes"], bytes_text)),
+        (">parameters", lambda row: known(row["counters"]["parameters"], count)),
+    ]
+    columns = [*always]
+    for name in metrics_of(report):
+        columns.append(
+            (f">{metric_name(name)}", lambda row, name=name: known(metric_of(row, name), score_of, "not measured"))
         )
-        if not is_server(report):
-            first = row["results"][0]["first_ms"] if row["results"] else []
-            found.append(Cell(digits(statistics.median(first))) if first else Cell("not measured", "muted"))
-        return tuple(found)
-
+        if differences:
+            columns.append((">difference, points", lambda row, name=name: _difference(report, row, name)))
+    with_quality = len(columns) > len(always)
+    if any(difference["changed"] is not None for difference in differences):
+        columns.append((">answers changed", lambda row: _changed(report, row)))
+    columns.append((">peak memory", lambda row: _peak(row["counters"])))
+    columns.append((">load, ms", lambda row: _median(row["load_ms"])))
+    if not is_server(report):
+        columns.append(
+            (">first answer, ms", lambda row: _median(row["results"][0]["first_ms"] if row["results"] else []))
+        )
+    rows = tuple(
+        cells(columns, row) if row["status"] == "measured" else (*cells(always, row), absent(absence(row)))
+        for row in report["variants"]
+    )
     caption = "Load and first answer are medians over processes, each new. Peak memory is that of the whole process."
-    if metrics:
-        caption = "Quality ± standard error. " + caption
-        if compared:
-            caption = "Differences are paired, example by example, with the baseline. " + caption
-    title = "Size, quality, memory" if metrics else "Size and memory"
-    return Table("cost", title, tuple(columns), ((None, tuple(cells(row) for row in report["variants"])),), caption)
+    if with_quality:
+        caption = f"Quality ± standard error. {caption}"
+    if differences:
+        caption = f"Differences are paired, example by example, with the baseline. {caption}"
+    title = "Size, quality, memory" if with_quality else "Size and memory"
+    return Table("cost", title, names(columns), ((None, rows),), caption)
 
 
-def _difference(report: Report, row: Row, metric: Mapping[str, Any] | None) -> Cell:
+def _difference(report: Report, row: Row, name: str) -> Cell:
     if row["id"] == report["baseline"]:
         return Cell("baseline", "muted")
-    if metric is None or metric["difference"] is None:
+    difference = (metric_of(row, name) or {}).get("difference")
+    if difference is None:
         return Cell("not measured", "muted")
-    difference = metric["difference"]
     if difference["changed"] == 0:
         return Cell("none", note="the same answers")
-    tone: Tone = {"better": "good", "worse": "bad"}.get(difference["verdict"], "")  # type: ignore[assignment]
-    return Cell(points(difference), tone, note=difference["verdict"])
+    return Cell(points(difference), TONES.get(difference["verdict"], ""), note=difference["verdict"])
 
 
 def _changed(report: Report, row: Row) -> Cell:
@@ -97,3 +75,14 @@ def _changed(report: Report, row: Row) -> Cell:
 
 def _metrics(row: Row) -> Mapping[str, Any]:
     return row["quality"]["metrics"] if row["quality"] else {}
+
+
+def _peak(counters: Mapping[str, Any]) -> Cell:
+    peak, before = counters["peak_rss_bytes"], counters["rss_before_bytes"]
+    if peak is None:
+        return Cell("not measured", "muted")
+    return Cell(bytes_text(peak), note="" if before is None else f"{bytes_text(before)} before loading")
+
+
+def _median(values: Sequence[float]) -> Cell:
+    return known(statistics.median(values) if values else None, digits, "not measured")

@@ -199,7 +199,7 @@ def _paint_panel(axes: Any, panel: _Panel) -> None:
         low, high = min(0.0, *known), max(0.0, *known)
         axes.set_ylim(low, high + 0.08 * (high - low) if high > low else low + 1.0)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.4g}")
-        few_ticks(axes.yaxis, 2 if thin else 3)
+        few_ticks(axes.yaxis, most=2 if thin else 3)
     ends = [(line.mark, line.last) for line in panel.lines if line.mark and line.last is not None]
     heights = [float(axes.transData.transform((x, factor * y))[1]) for _, (x, y) in ends]
     for (mark, (x, y)), height, moved in zip(ends, heights, spread(heights, 12.5), strict=True):
@@ -229,7 +229,7 @@ def _paint_panel(axes: Any, panel: _Panel) -> None:
 
 def _step_axis(axes: Any, document: Training, *, named: bool = True) -> None:
     axes.set_xlim(0, _last_step(document))
-    few_ticks(axes.xaxis, 5, whole=True)
+    few_ticks(axes.xaxis, whole=True)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     if named:
         axes.set_xlabel("step")
@@ -342,7 +342,7 @@ def _metric_axis(
     room = max(0.14 * (high - low), 1.0)
     axes.set_ylim(low - room, high + room)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    few_ticks(axes.yaxis, 5)
+    few_ticks(axes.yaxis)
     axes.set_ylabel(f"{name}, %")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from compactor.reporting.canvas import COLOURS, SERIES, draw, framed, shorten
 from compactor.reporting.figures import make_figures
-from compactor.reporting.figures.figure import marks, series_numbers
+from compactor.reporting.figures.figure import variant_keys
 from tests.compactor.reports import KINDS, make_report
 
 REAL = ("batch 1", "batch 32", "batch 32, bucketed")
@@ -163,10 +163,13 @@ def test_processes_show_the_case_that_agrees_least():
 
 def test_colours_and_numbers_stay_with_the_variant():
     report = make_report(variants=tuple(KINDS))
-    assert series_numbers(report)["model-torch"] == 0
-    assert sorted(series_numbers(report).values()) == list(range(6))
-    assert list(marks(report).values()) == ["1", "2", "3", "4", "5", "6"]
-    assert max(series_numbers(make_report(baseline=None)).values()) < len(SERIES)
+    keys = variant_keys(report)
+    assert keys["model-torch"].series == 0
+    assert sorted(key.series for key in keys.values()) == list(range(6))
+    assert [key.mark for key in keys.values()] == ["1", "2", "3", "4", "5", "6"]
+    assert 0 not in {key.series for key in variant_keys(make_report(baseline=None)).values()}
+    many = {"variants": [{"id": str(number), "name": "x"} for number in range(20)], "baseline": None}
+    assert {key.series for key in variant_keys(many).values()} == set(range(1, len(SERIES)))
 
 
 def test_shorten_counts_wide_characters():

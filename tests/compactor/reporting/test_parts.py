@@ -10,8 +10,7 @@ from compactor.reporting.figures.layers import layers_figure
 from compactor.reporting.figures.throughput import throughput_figure
 from compactor.reporting.markdown import render_markdown
 from compactor.reporting.page import render_html
-from compactor.reporting.tables.layers import layer_table
-from compactor.reporting.tables.profiles import profile_tables
+from compactor.reporting.tables.layers import layer_table, profile_tables
 from compactor.reporting.tables.speed import speed_table
 from compactor.reporting.terminal import print_summary
 from compactor.reporting.words import describe_workload, placement_words, summary_sentence

@@ -8,8 +8,7 @@ import pytest
 
 from compactor.reporting.tables import result_tables
 from compactor.reporting.tables.cost import cost_table
-from compactor.reporting.tables.layers import layer_table
-from compactor.reporting.tables.profiles import profile_tables
+from compactor.reporting.tables.layers import layer_table, profile_tables
 from compactor.reporting.tables.provenance import machine_rows, reproduce_rows, variant_rows
 from compactor.reporting.tables.server import probe_tables, server_table
 from compactor.reporting.tables.speed import speed_table

@@ -7,6 +7,7 @@ import pytest
 from compactor.reporting.words import (
     about_words,
     absence,
+    absence_in_full,
     best_variant,
     placement_words,
     primary_metric,
@@ -142,6 +143,13 @@ def test_not_run_is_said_once(what, words):
     report = make_report(not_run={"compact-cuda-fp16": what})
     assert absence(row_of(report, "compact-cuda-fp16")) == words
     assert absence(row_of(report, "compact-cuda-fp16"), short=True) == "not run"
+
+
+def test_an_absence_in_full_is_one_line():
+    row = {"status": "failed", "why": {"what": "boom", "where": "a.onnx", "todo": "look"}}
+    assert absence_in_full(row) == "failed: boom; at a.onnx; look"
+    assert absence_in_full({"status": "failed", "why": {"what": "boom", "where": None, "todo": None}}) == "failed: boom"
+    assert absence_in_full({"status": "failed", "why": None}) == "failed: no reason given"
 
 
 def test_the_best_has_every_case_before_it_is_fast():
