@@ -9,14 +9,10 @@ from typing import Any
 from compactor.reporting.canvas import MUTED, SERIES, TRACK, WIDTH, Drawing, draw, pixels
 from compactor.reporting.figures.figure import NAME, SMALL, Figure
 from compactor.reporting.numbers import percent
-from compactor.reporting.training_figures.values import Training, finite
+from compactor.reporting.training_figures.values import KINDS, Training, finite
 
 _MOST_LAYERS = 8  # in a drawing of the pattern, so that deep models stand in columns
-_KINDS = {
-    "attention": ("attention", SERIES[1]),
-    "cross_attention": ("cross-attention", SERIES[4]),
-    "feed_forward": ("feed-forward", SERIES[2]),
-}
+_COLOURS = {"attention": SERIES[1], "cross_attention": SERIES[4], "feed_forward": SERIES[2]}
 
 
 def pattern_figures(document: Training) -> list[Figure]:
@@ -47,8 +43,7 @@ def _pattern_figure(identity: str, stack: str, layers: Sequence[Mapping[str, Any
     drawings = []
     for column in range(columns):
         part = numbered[column * size : (column + 1) * size]
-        first, last = part[0][0], part[-1][0]
-        title = f"layer {first}" if len(part) == 1 else f"layers {first} to {last}"
+        title = f"layer {part[0][0]}" if len(part) == 1 else f"layers {part[0][0]} to {part[-1][0]}"
         drawings.append(_pattern(f"{identity}-{column}", title, part))
     caption = "A square is an attention head: filled where it lives, hollow where it is gone."
     if any(layer["kind"] == "feed_forward" for layer in layers):
@@ -67,8 +62,8 @@ def _pattern(identity: str, title: str, numbered: Sequence[tuple[int, Sequence[M
         for number, group in numbered:
             axes.text(0, top + 12, str(number), fontsize=NAME, fontweight="bold")
             for layer in group:
-                kind, colour = _KINDS[layer["kind"]]
-                axes.text(22, top + 12, kind, fontsize=SMALL, color=MUTED)
+                colour = _COLOURS[layer["kind"]]
+                axes.text(22, top + 12, KINDS[layer["kind"]], fontsize=SMALL, color=MUTED)
                 if layer["heads"]:
                     cell = min(14.0, room / len(layer["heads"]))
                     axes.barh(
@@ -89,7 +84,7 @@ def _pattern(identity: str, title: str, numbered: Sequence[tuple[int, Sequence[M
             top += gap
 
     label = f"{title}: " + "; ".join(
-        f"layer {number}: " + ", ".join(f"{_KINDS[layer['kind']][0]} {_left_words(layer)}" for layer in group)
+        f"layer {number}: " + ", ".join(f"{KINDS[layer['kind']]} {_left_words(layer)}" for layer in group)
         for number, group in numbered
     )
     return draw(identity, height, paint, label=label, title=title)

@@ -1,4 +1,4 @@
-"""What the figures of a training run read from its document."""
+"""What the page of a training run reads from its document."""
 
 from __future__ import annotations
 
@@ -8,15 +8,20 @@ from typing import Any
 
 Training = Mapping[str, Any]
 
+KINDS = {"attention": "attention", "cross_attention": "cross-attention", "feed_forward": "feed-forward"}
+
 
 def finite(value: object) -> float | None:
     """A finite number, or None."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def final_metric(document: Training, whose: str) -> tuple[float, float] | None:
-    """The primary metric and its standard error (0 where unknown) in ``metrics`` or ``teacher_metrics`` at the end."""
-    metrics = (document["final"] or {}).get(whose) or {}
-    found = metrics.get(document["metric"]) or {}
-    value = finite(found.get("value"))
-    return None if value is None else (value, finite(found.get("se")) or 0.0)
+def metric_in(metrics: Mapping[str, Any] | None, name: str) -> Any:
+    """A metric whose value is a number, or None."""
+    found = (metrics or {}).get(name)
+    return None if found is None or finite(found["value"]) is None else found
+
+
+def final_metric(document: Training, whose: str = "metrics") -> Any:
+    """The primary metric at the end, in ``metrics`` or in ``teacher_metrics``; None where it is no number."""
+    return metric_in((document["final"] or {}).get(whose), document["metric"])
