@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import statistics
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from compactor.console import printable
 from compactor.errors import OutputError
+from compactor.reporting.contents import contents
 from compactor.reporting.figures import make_figures
 from compactor.reporting.figures.figure import variant_keys
 from compactor.reporting.markdown import render_markdown
@@ -25,18 +22,12 @@ from compactor.reporting.numbers import (
     times,
     with_interval,
 )
-from compactor.reporting.tables import result_tables
-from compactor.reporting.tables.layers import layer_table, profile_tables
-from compactor.reporting.tables.provenance import machine_rows, reproduce_rows, variant_rows
-from compactor.reporting.tables.server import probe_tables
 from compactor.reporting.tables.table import TONES
-from compactor.reporting.templates import Tile, render_template
+from compactor.reporting.templates import Tile, page_text, render_template
 from compactor.reporting.words import (
     NO_DIFFERENCE,
     Report,
     Row,
-    about_words,
-    absence_in_full,
     absences,
     baseline_row,
     best_variant,
@@ -46,9 +37,7 @@ from compactor.reporting.words import (
     metric_name,
     metric_of,
     only_endpoints,
-    placement_words,
     primary_metric,
-    summary_sentence,
 )
 
 MARKDOWN_NAME = "report.md"
@@ -69,8 +58,11 @@ def write_reports(report: Report, folder: str | Path) -> tuple[Path, Path]:
     texts = {MARKDOWN_NAME: render_markdown(report), HTML_NAME: render_html(report)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            _replace(folder / name, text)
+        with tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as beside:
+            for name, text in texts.items():
+                Path(beside, name).write_text(text, encoding="utf-8", newline="\n")
+            for name in texts:
+                Path(beside, name).replace(folder / name)
     except OSError as error:
         raise OutputError(
             f"cannot write the report: {error.strerror or error}",
@@ -82,29 +74,17 @@ def write_reports(report: Report, folder: str | Path) -> tuple[Path, Path]:
 
 def render_html(report: Report) -> str:
     """The page of ``report``, a checked ``report.json``. The same report always gives the same page."""
-    import markupsafe
-
     return render_template(
         "page.html.jinja",
-        report=report,
-        command=markupsafe.escape(printable(report["command"])),  # to be copied, so with spaces that break
-        verdict="VALID" if report["verdict"]["valid"] else "INVALID",
-        about=about_words(report),
-        summary=summary_sentence(report),
+        page_text,
+        **contents(report),
         asides=absences(report) if best_variant(report) is not None else [],
         tiles=make_tiles(report),
-        tables=result_tables(report),
-        variants=list(variant_keys(report).values()),
         figures=make_figures(report),
-        reproduce=reproduce_rows(report),
-        machine=machine_rows(report),
-        exactly=variant_rows(report),
-        layers=layer_table(report),
-        profiles=profile_tables(report),
-        placements=placement_words(report),
-        probes=probe_tables(report),
-        failures=[(row["name"], absence_in_full(row)) for row in report["variants"] if row["status"] != "measured"],
-        footer=_footer(report),
+        variants=list(variant_keys(report).values()),
+        version=(report["machine"].get("versions") or {}).get("compactor"),
+        source="report.json",
+        schema=report["schema"],
     )
 
 
@@ -181,22 +161,3 @@ def _size_tiles(hero: Row, base: Row | None) -> list[Tile]:
         typical = statistics.median_high(hero["load_ms"])
         tiles.append(Tile("Load", f"{digits(typical)} ms", "to open it, in a new process"))
     return tiles
-
-
-def _footer(report: Report) -> str:
-    version: Any = (report["machine"].get("versions") or {}).get("compactor")
-    return f"Made by compactor{f' {version}' if version else ''} from report.json, schema {report['schema']}."
-
-
-def _replace(file: Path, text: str) -> None:
-    """Write beside ``file``, then take its place."""
-    handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-        os.chmod(name, 0o644)  # mkstemp makes it readable for its owner alone
-        os.replace(name, file)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise

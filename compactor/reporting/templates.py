@@ -7,8 +7,8 @@ nothing that a document's strings hold can run, even if it were not escaped.
 from __future__ import annotations
 
 import dataclasses
-import importlib.resources
 import re
+from collections.abc import Callable
 
 from compactor.console import printable
 
@@ -60,26 +60,34 @@ class Tile:
     number: bool = True
 
 
-def render_template(name: str, /, **values: object) -> str:
-    """The page that the template ``name`` of this folder makes of ``values``; every string in them is text."""
+def render_template(name: str, text: Callable[[str], str], /, **values: object) -> str:
+    """The document that the template ``name`` of this folder makes of ``values``.
+
+    Args:
+        name: A Markdown template has its blocks on lines of their own, which are not in the document.
+        text: Makes text of every string in ``values``, such that none of it is markup.
+        values: What the template names; what is marked as markup already stays as it is.
+    """
     import jinja2
+    import markupsafe
+
+    def verbatim(value: str) -> str:
+        """To be copied from a page, so with spaces that break."""
+        return markupsafe.escape(printable(value))
 
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        trim_blocks=False,
-        finalize=_text,
-        loader=jinja2.FunctionLoader(_source),
+        trim_blocks=name.endswith(".md.jinja"),
+        finalize=lambda value: markupsafe.Markup(text(value)) if type(value) is str else value,
+        loader=jinja2.PackageLoader("compactor.reporting", "."),
     )
-    return environment.get_template(name).render(palette=PALETTE, **values) + "\n"
+    environment.filters["verbatim"] = verbatim
+    return environment.get_template(name).render(palette=PALETTE, **values)
 
 
-def _source(name: str) -> str:
-    return importlib.resources.files("compactor.reporting").joinpath(name).read_text(encoding="utf-8")
+def page_text(text: str) -> str:
+    """``text`` for HTML: control characters shown and not sent, numbers kept on the line of their units."""
+    import markupsafe
 
-
-def _text(value: object) -> object:
-    """What a template puts out: control characters shown and not sent, numbers kept on the line of their units."""
-    if type(value) is not str:  # markup is a str of another type
-        return value
-    return _UNIT.sub("\N{NO-BREAK SPACE}", printable(value))
+    return markupsafe.escape(_UNIT.sub("\N{NO-BREAK SPACE}", printable(text)))

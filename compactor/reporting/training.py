@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from compactor.console import printable
 from compactor.reporting.numbers import count, digits, percent, score, score_of
 from compactor.reporting.tables.table import Cell, Column, Table, cells, known, make_table, names
-from compactor.reporting.templates import Tile, render_template
+from compactor.reporting.templates import Tile, page_text, render_template
 from compactor.reporting.training_figures import make_training_figures
 from compactor.reporting.training_figures.values import KINDS, Training, final_metric, finite, metric_in
 from compactor.reporting.words import metric_name
@@ -19,12 +18,10 @@ from compactor.reporting.words import metric_name
 
 def render_training(document: Training) -> str:
     """The page of ``document``, a ``training.json``. The same document always gives the same page."""
-    import markupsafe
-
     return render_template(
         "training.html.jinja",
+        page_text,
         document=document,
-        command=markupsafe.escape(printable(document["command"])),  # to be copied, so with spaces that break
         about=training_about(document),
         summary=training_sentence(document),
         tiles=make_training_tiles(document),
@@ -34,7 +31,9 @@ def render_training(document: Training) -> str:
         layers=kept_table(document),
         evaluations=evaluation_table(document),
         versions=[(name, str(version)) for name, version in document["versions"].items()],
-        footer=_footer(document),
+        version=document["versions"].get("compactor"),
+        source="training.json",
+        schema=document["schema"],
     )
 
 
@@ -212,8 +211,3 @@ def _plain(value: object) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(map(_plain, value)) or "none"
     return str(value)
-
-
-def _footer(document: Training) -> str:
-    version = document["versions"].get("compactor")
-    return f"Made by compactor{f' {version}' if version else ''} from training.json, schema {document['schema']}."
