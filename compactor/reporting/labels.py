@@ -74,14 +74,9 @@ def write(axes: Any, text: str, place: tuple[float, float], offset: tuple[float,
 def name_ends(
     axes: Any, ends: Sequence[tuple[str, tuple[float, float]]], *, size: float, offset: float, gap: float
 ) -> None:
-    """Write the name of each line right of its end, at least ``gap`` apart.
+    """Write the name of each line ``offset`` pixels right of its last point, and at least ``gap`` pixels apart.
 
-    Args:
-        axes: Whose limits are final.
-        ends: Names and the last points of their lines.
-        size: Of the type, in pixels.
-        offset: Between a line and its name, in pixels.
-        gap: Between names, in pixels upwards.
+    The limits of ``axes`` are final, and ``size`` is of the type, in pixels.
     """
     heights = [float(axes.transData.transform(end)[1]) for _, end in ends]
     for (name, end), height, moved in zip(ends, heights, spread(heights, gap), strict=True):

@@ -11,7 +11,11 @@ MINUS = "\N{MINUS SIGN}"
 _PLACES = ((99.95, 0), (9.995, 1), (0.9995, 2), (0.09995, 3))  # behind the point, from a size on
 
 bytes_text = format_bytes
-count = format_count
+
+
+def count(number: float) -> str:
+    """How many, less any fraction: ``85.1 M``."""
+    return format_count(int(number))
 
 
 def digits(value: float) -> str:
@@ -48,7 +52,7 @@ def with_interval(ratio: Mapping[str, Any]) -> str:
 
 def rate(per_second: float) -> str:
     """Things per second: ``385``, ``49.3 k``."""
-    return digits(per_second) if per_second < 9999.5 else format_count(int(per_second))
+    return digits(per_second) if per_second < 9999.5 else count(per_second)
 
 
 def percent(share: float) -> str:

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from compactor.reporting.figures.figure import Figure
 from compactor.reporting.numbers import count, digits, percent, score, score_of
 from compactor.reporting.tables.table import Cell, Column, Table, cells, known, make_table, names
 from compactor.reporting.templates import Tile, page_text, render_template
-from compactor.reporting.training_figures import make_training_figures
+from compactor.reporting.training_figures.curves import density_figure, losses_figure, metric_figure
+from compactor.reporting.training_figures.pattern import pattern_figures
 from compactor.reporting.training_figures.values import KINDS, Training, final_metric, finite, metric_in
 from compactor.reporting.words import metric_name
 
@@ -89,6 +91,12 @@ def make_training_tiles(document: Training) -> list[Tile]:
     if finite(final["seconds"]) is not None:
         tiles.append(Tile("Time", span(final["seconds"]), _steps_words(document)))
     return tiles
+
+
+def make_training_figures(document: Training) -> list[Figure]:
+    """All figures that ``document`` has data for, the most important first."""
+    curves = (density_figure(document), losses_figure(document), metric_figure(document))
+    return [*filter(None, curves), *pattern_figures(document)]
 
 
 def quality_table(document: Training) -> Table:

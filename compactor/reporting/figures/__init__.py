@@ -1,4 +1,4 @@
-"""The figures of a report, one a file. One that has no data is not there.
+"""The figures of a report, a subject a file. One that has no data is not there.
 
 Every variant keeps its colour and its number through all figures, so that neither colours nor print are needed to tell
 them apart; the baseline is grey.
@@ -9,13 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from compactor.reporting.figures.figure import Figure
-from compactor.reporting.figures.latency import latency_figure
-from compactor.reporting.figures.layers import layers_figure
+from compactor.reporting.figures.layers import layer_times_figure, layers_figure, operators_figure
 from compactor.reporting.figures.pareto import pareto_figure
-from compactor.reporting.figures.processes import processes_figure
-from compactor.reporting.figures.profiles import layer_times_figure, operators_figure
 from compactor.reporting.figures.server import server_figure
-from compactor.reporting.figures.throughput import throughput_figure
+from compactor.reporting.figures.speed import latency_figure, processes_figure, throughput_figure
 from compactor.reporting.words import Report
 
 

@@ -8,6 +8,16 @@ from typing import Any
 from compactor.reporting.numbers import bytes_text, count, digits
 from compactor.reporting.words import Report, is_server, only_endpoints
 
+_SCENARIOS = {
+    "single": "single stream: one batch after the other",
+    "offline": "offline: all batches at once",
+    "server": "server: Poisson arrivals, latency from the scheduled arrival",
+}
+_INPUTS = {
+    "synthetic": "token inputs drawn at random",
+    "lengths": "token inputs drawn at random, of recorded lengths",
+}
+
 
 def machine_rows(report: Report) -> list[tuple[str, str]]:
     """The machine card: what it is, in words; what is unknown is left out."""
@@ -35,52 +45,27 @@ def machine_rows(report: Report) -> list[tuple[str, str]]:
 
 def reproduce_rows(report: Report) -> list[tuple[str, str]]:
     """How it was measured: all that one needs beside the command."""
-    settings, duration_s = report["settings"], report["duration_s"]
+    settings, duration_s, clock = report["settings"], report["duration_s"], report["settings"]["clock"]
     pinned = f"pinned to CPUs {', '.join(map(str, settings['affinity']))}" if settings["affinity"] else "not pinned"
     spinning = "idle threads spin" if settings["spinning"] else "idle threads sleep"
     threads = f"{settings['threads']} ({settings['threads_reason']}); {pinned}; {spinning}"
     rounds = f"{settings['rounds']}, each variant in a new process each time, order {settings['order']}"
     if settings["quick"]:
         rounds += "; a quick run, cut down for a first look"
+    samples = (
+        f"at least {clock['warm_up_s']:g} s and {clock['warm_up_calls']} calls of warm-up, then "
+        f"{clock['measure_s']:g} s of samples (at least {clock['min_samples']}, at most "
+        f"{clock['max_samples']:,}) in each process and case"
+    )
     return [
         ("client", pinned) if only_endpoints(report) else ("threads", threads),
         ("inputs", _inputs(report["workload"])),
         ("rounds", rounds),
-        *(_server_clock(report) if is_server(report) else _clock(settings)),
+        ("scenario", _SCENARIOS[settings["scenario"]]),
+        *([] if is_server(report) else [("clock", samples)]),
+        ("on the clock", _on_the_clock(report)),
         ("seed", str(settings["seed"])),
         ("took", f"{duration_s / 60:.1f} min" if duration_s >= 120 else f"{duration_s:.0f} s"),
-    ]
-
-
-def _server_clock(report: Report) -> list[tuple[str, str]]:
-    on_clock = []
-    if any(row["engine"] != "http" for row in report["variants"]):
-        on_clock.append("waiting in the queue, batching, arrays in host memory in, arrays in host memory out")
-    if any(row["engine"] == "http" for row in report["variants"]):
-        on_clock.append(
-            "of endpoints, from when a request is due to its whole answer: tokenizing, HTTP and the network too"
-        )
-    return [
-        ("scenario", "server: Poisson arrivals, latency from the scheduled arrival"),
-        ("on the clock", "; ".join(on_clock)),
-    ]
-
-
-def _clock(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    clock, offline = settings["clock"], settings["scenario"] == "offline"
-    return [
-        ("scenario", "offline: all batches at once" if offline else "single stream: one batch after the other"),
-        (
-            "clock",
-            f"at least {clock['warm_up_s']:g} s and {clock['warm_up_calls']} calls of warm-up, then "
-            f"{clock['measure_s']:g} s of samples (at least {clock['min_samples']}, at most "
-            f"{clock['max_samples']:,}) in each process and case",
-        ),
-        (
-            "on the clock",
-            "arrays in host memory in, arrays in host memory out, any device finished; not tokenizing, padding or "
-            "reading files",
-        ),
     ]
 
 
@@ -132,27 +117,39 @@ def _gpu(gpu: Mapping[str, Any]) -> str:
     return f"{gpu['name']}{memory}{driver}"
 
 
+def _on_the_clock(report: Report) -> str:
+    if not is_server(report):
+        return (
+            "arrays in host memory in, arrays in host memory out, any device finished; not tokenizing, padding or "
+            "reading files"
+        )
+    parts = []
+    if any(row["engine"] != "http" for row in report["variants"]):
+        parts.append("waiting in the queue, batching, arrays in host memory in, arrays in host memory out")
+    if any(row["engine"] == "http" for row in report["variants"]):
+        parts.append(
+            "of endpoints, from when a request is due to its whole answer: tokenizing, HTTP and the network too"
+        )
+    return "; ".join(parts)
+
+
 def _peak(peak: Mapping[str, Any]) -> str:
     return (
-        f"{count(int(peak['macs_per_s']))}MAC/s (one {peak['size']}³ matrix product, {peak['engine']} on "
+        f"{count(peak['macs_per_s'])}MAC/s (one {peak['size']}³ matrix product, {peak['engine']} on "
         f"{peak['provider']}, {peak['threads']} threads)"
     )
 
 
 def _inputs(workload: Mapping[str, Any]) -> str:
     lengths = workload["lengths"]
-    text = {
-        "synthetic": "token inputs drawn at random",
-        "lengths": "token inputs drawn at random, of recorded lengths",
-    }.get(workload["kind"], "labelled examples")
+    text = _INPUTS.get(workload["kind"], "labelled examples")
     if workload["file"] is not None:
         text += f" from {workload['file']}"
     if workload["examples"] is not None:
         text += f", {workload['examples']:,} examples"
     if lengths is not None:
-        text += (
-            f", {lengths['min']:g} to {lengths['max']:g} tokens (median {lengths['median']:g}, p90 {lengths['p90']:g})"
-        )
+        text += f", {lengths['min']:g} to {lengths['max']:g} tokens"
+        text += f" (median {lengths['median']:g}, p90 {lengths['p90']:g})"
     if workload["sha256"] is not None:
         text += f"; sha256 {workload['sha256']}"
     return text + "; the same for every variant"

@@ -54,7 +54,7 @@ def speed_table(report: Report) -> Table:
     columns.append((">examples/s", lambda _, result: Cell(rate(result["throughput"]["examples_per_s"]))))
     columns.append((">tokens/s", lambda _, result: Cell(rate(result["throughput"]["tokens_per_s"]))))
     if any(result["macs_per_s"] is not None for result in results):
-        columns.append((">MAC/s", lambda _, result: known(result["macs_per_s"], _count_macs, "not counted")))
+        columns.append((">MAC/s", lambda _, result: known(result["macs_per_s"], count, "not counted")))
     if any(result["share_of_peak"] is not None for result in results):
         columns.append((">of the peak", lambda _, result: known(result["share_of_peak"], percent, "not measured")))
         caption += " The peak is one large matrix product in the row's precision, measured in the same run."
@@ -94,7 +94,3 @@ def _agreement(report: Report, row: Row, result: Mapping[str, Any]) -> Cell:
         return Cell("not comparable", "bad")
     share = found["max_abs_diff"] / found["max_abs"] if found["max_abs"] else found["max_abs_diff"]
     return Cell(f"{100 * share:.2g} %" if share >= _LEAST_SHARE else f"below {100 * _LEAST_SHARE:g} %")
-
-
-def _count_macs(macs_per_s: float) -> str:
-    return count(int(macs_per_s))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,94 +96,77 @@ def metric_figure(document: Training) -> Figure | None:
     ]
     if not found:
         return None
-    name = metric_name(document["metric"])
-    final, teacher = final_metric(document), final_metric(document, "teacher_metrics")
-    along = [(step, value) for step, _, value in found]
-    places = [(100 * density, value) for _, density, value in found if density is not None]
+    name, final = metric_name(document["metric"]), final_metric(document)
 
-    def steps(axes: Any) -> None:
+    def paint_steps(axes: Any) -> None:
         _step_axis(axes, document)
         _phases(axes, document, raised=0.0)
 
-    def density(axes: Any) -> None:
+    def paint_density(axes: Any) -> None:
         axes.set_xlim(0, 104)
         axes.set_xticks(_QUARTERS)
         axes.xaxis.set_major_formatter("{x:g} %")
         axes.set_xlabel("density")
 
-    ends = None if final is None else (_last_step(document), final)
-    spoken = f"{name} along the steps: " + ", ".join(
-        f"{value:.1f} % at step {step:,.0f}" for step, value in _some(along)
-    )
-    paint = _paint_metric(
-        name, along, ends, teacher, steps, 0.98
-    )  # late in the training the metric is below the teacher's
-    drawings = [draw("metric-0", 250, paint, label=spoken, title="along the steps")]
+    points = [(step, value) for step, _, value in found]
+    label = f"{name} along the steps: " + ", ".join(f"{value:.1f} % at step {x:,.0f}" for x, value in _some(points))
+    paint = _metric_painter(document, points, _last_step(document), paint_steps, 0.98)  # it is below the teacher's late
+    drawings = [draw("metric-0", 250, paint, label=label, title="along the steps")]
     caption = f"A dot is an evaluation with the masks of its step: {name}, in percent."
     if final is not None:
         caption += " The diamond is the final model, read back from disk, with its standard error."
-    if teacher is not None:
+    if final_metric(document, "teacher_metrics") is not None:
         caption += " Broken line: the teacher."
-    if places:
+    points = [(100 * density, value) for _, density, value in found if density is not None]
+    if points:
+        label = f"{name} against density: " + ", ".join(f"{value:.1f} % at {x:.1f} %" for x, value in _some(points))
+        end = finite(document["final"]["density"]) if document["final"] else None
+        if final is not None and end is not None:
+            label += f"; final {percent(final['value'])} at {percent(end)}"
+        paint = _metric_painter(document, points, None if end is None else 100 * end, paint_density, 0.02)
+        drawings.append(draw("metric-1", 250, paint, label=label, title="against density"))
         caption += " Against density, up and to the left is better; the line goes from evaluation to evaluation."
-        spoken = f"{name} against density: " + ", ".join(
-            f"{value:.1f} % at {share:.1f} %" for share, value in _some(places)
-        )
-        left = finite(document["final"]["density"]) if document["final"] else None
-        ends = None if final is None or left is None else (100 * left, final)
-        if ends is not None:
-            spoken += f"; final {percent(final['value'])} at {ends[0]:.1f} %"
-        paint = _paint_metric(name, places, ends, teacher, density, 0.02)
-        drawings.append(draw("metric-1", 250, paint, label=spoken, title="against density"))
     return Figure("metric", name.capitalize(), caption, tuple(drawings))
 
 
-def _paint_metric(
-    name: str,
+def _metric_painter(
+    document: Training,
     points: Sequence[tuple[float, float]],
-    final: tuple[float, Mapping[str, Any]] | None,
-    teacher: Mapping[str, Any] | None,
+    end: float | None,
     paint_x: Callable[[Any], None],
     teacher_at: float,
 ) -> Callable[[Any], None]:
-    """What draws a metric, in percent, against something.
+    """What draws the metric at ``points``, in percent; the final model at ``end``; the teacher's name ``teacher_at``.
 
-    Args:
-        name: Of the metric.
-        points: Its evaluations.
-        final: Where the final model stands, and its metric.
-        teacher: Its metric, for a line.
-        paint_x: Makes the axis of what it is drawn against.
-        teacher_at: Where the line has its label, a share of the width.
+    That is a share of the width; None shows no final model. ``paint_x`` makes the axis across.
     """
+    final, teacher = final_metric(document), final_metric(document, "teacher_metrics")
 
     def paint(figure: Any) -> None:
         axes = framed(figure, right=24, top=22)
         x, y = zip(*points, strict=True)
         axes.plot(x, y, color=SERIES[1], linewidth=1.2)
         axes.plot(x, y, "o", color=SERIES[1], markersize=5 if len(points) <= 40 else 3, clip_on=False)
-        reached = [*y]
-        if final is not None:
-            place, value, error = final[0], 100 * final[1]["value"], 100 * (finite(final[1].get("se")) or 0.0)
-            reached += [value - error, value + error]
-        if teacher is not None:
-            reached.append(100 * teacher["value"])
-        low, high = min(reached), max(reached)
-        room = max(0.14 * (high - low), 1.0)
-        axes.set_ylim(low - room, high + room)
-        few_ticks(axes.yaxis, "{x:g}")
-        axes.set_ylabel(f"{name}, %")
         paint_x(axes)
-        if final is not None:
-            axes.errorbar([place], [value], yerr=[error], color=MUTED, linewidth=1.0, capsize=3, zorder=3)
-            axes.plot([place], [value], "D", color=INK, markeredgecolor=PAPER, markersize=9, zorder=4, clip_on=False)
-            others = [Label(x, y, "", 4.0) for x, y in points]  # its label lies clear of them
-            put_labels(axes, [Label(place, value, f"final {percent(final[1]['value'])}", 7.0), *others], size=SMALL)
+        few_ticks(axes.yaxis, "{x:g}")
+        axes.set_ylabel(f"{metric_name(document['metric'])}, %")
+        reached, labels = [*y], []
+        if final is not None and end is not None:
+            value, error = 100 * final["value"], 100 * (finite(final.get("se")) or 0.0)
+            axes.errorbar([end], [value], yerr=[error], color=MUTED, linewidth=1.0, capsize=3, zorder=3)
+            axes.plot([end], [value], "D", color=INK, markeredgecolor=PAPER, markersize=9, zorder=4, clip_on=False)
+            labels = [Label(end, value, f"final {percent(final['value'])}", 7.0)]
+            labels += [Label(x, y, "", 4.0) for x, y in points]  # that it lies clear of them
+            reached += [value - error, value + error]
         if teacher is not None:
             axes.axhline(100 * teacher["value"], color=INK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=2)
             style = {"xycoords": axes.get_yaxis_transform(), "ha": "left" if teacher_at < 0.5 else "right"}
             text = f"teacher {percent(teacher['value'])}"
             write(axes, text, (teacher_at, 100 * teacher["value"]), (0, 4), fontsize=SMALL, **style)
+            reached.append(100 * teacher["value"])
+        room = max(0.14 * (max(reached) - min(reached)), 1.0)
+        axes.set_ylim(min(reached) - room, max(reached) + room)
+        put_labels(axes, labels, size=SMALL)
 
     return paint
 

@@ -7,7 +7,7 @@ import pytest
 from compactor.console import Console
 from compactor.reporting.figures import make_figures
 from compactor.reporting.figures.layers import layers_figure
-from compactor.reporting.figures.throughput import throughput_figure
+from compactor.reporting.figures.speed import throughput_figure
 from compactor.reporting.markdown import render_markdown
 from compactor.reporting.page import render_html
 from compactor.reporting.tables.layers import layer_table, profile_tables

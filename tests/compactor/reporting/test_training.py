@@ -13,6 +13,7 @@ from compactor.reporting.canvas import COLOURS
 from compactor.reporting.training import (
     evaluation_table,
     kept_table,
+    make_training_figures,
     make_training_tiles,
     quality_table,
     render_training,
@@ -20,7 +21,6 @@ from compactor.reporting.training import (
     training_about,
     training_sentence,
 )
-from compactor.reporting.training_figures import make_training_figures
 from tests.compactor.reporting.browser import Looked, find_chromium, look_at, print_page
 from tests.compactor.reporting.test_page import HOSTILE, Reader
 from tests.compactor.reporting.trainings import PARTS, make_training

@@ -1,0 +1,210 @@
+"""How fast each variant is: a bar each; against the batch size; and whether its processes agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from compactor.reporting.canvas import GRID, INK, MUTED, TRACK, WIDTH, Drawing, draw, framed, pixels, shorten
+from compactor.reporting.figures.figure import NAME, SMALL, Figure, Key, few_ticks, variant_keys
+from compactor.reporting.labels import name_ends
+from compactor.reporting.numbers import digits, percent, rate, times
+from compactor.reporting.words import (
+    NO_DIFFERENCE,
+    Report,
+    absence,
+    describe_workload,
+    is_server,
+    measured,
+    part_of,
+    result_of,
+)
+
+_Line = tuple[Key, bool, Sequence[tuple[int, float]]]  # whether it is solid; batch sizes and rates
+
+
+def latency_figure(report: Report) -> Figure | None:
+    """Bars of each variant, a drawing for each case: the time, or in the offline scenario the throughput."""
+    if is_server(report) or not measured(report):
+        return None
+    offline = report["settings"]["scenario"] == "offline"
+    drawings = [
+        _bars(report, case, f"latency-{index}", offline=offline)
+        for index, case in enumerate(report["workload"]["cases"])
+        if any(result_of(row, case["id"]) for row in measured(report))
+    ]
+    if offline:
+        title = "Throughput"
+        caption = "Examples per second at the median pass; longer is better. "
+    else:
+        title = "Latency"
+        caption = "Median time; shorter is better. "
+    caption += "The line goes from the 10th to the 90th percentile of all samples. Each case has a scale of its own."
+    if any(
+        (result["ratio"] or {}).get("verdict") == NO_DIFFERENCE for row in measured(report) for result in row["results"]
+    ):
+        caption += " ≈: no significant difference from the baseline."
+    return Figure("latency", title, caption, tuple(drawings))
+
+
+def _bars(report: Report, case: Mapping[str, Any], identity: str, *, offline: bool) -> Drawing:
+    """One bar a variant, below its name."""
+    rows, keys = report["variants"], variant_keys(report)
+    found = {
+        row["id"]: _measures(result, case, offline=offline) for row in rows if (result := result_of(row, case["id"]))
+    }
+    scale = (WIDTH - 4) / (max(high for _, _, _, high in found.values()) or 1.0)
+
+    def paint(figure: Any) -> None:
+        axes = pixels(figure)
+        for index, row in enumerate(rows):
+            top = 42 * index
+            words, middle, low, high = found.get(row["id"], ("", 0, 0, 0))
+            axes.text(0, top + 13, shorten(row["name"], int((WIDTH - 8 * len(words)) / 7.2)), fontsize=NAME)
+            axes.text(WIDTH, top + 13, words, fontsize=NAME, ha="right", fontweight="bold")
+            if not words:
+                axes.barh(top + 26, WIDTH - 1, left=0.5, height=14, color="none", edgecolor=GRID, linestyle=(0, (3, 3)))
+                axes.text(6, top + 30, shorten(absence(row), 52), fontsize=SMALL, color=MUTED)
+                continue
+            axes.barh(top + 26, WIDTH, height=13, color=TRACK)
+            axes.barh(top + 26, middle * scale, height=13, color=keys[row["id"]].colour)
+            axes.plot([low * scale, high * scale], [top + 26] * 2, color=INK, linewidth=1.2, solid_capstyle="butt")
+            for end in (low, high):
+                axes.plot([end * scale] * 2, [top + 22.5, top + 29.5], color=INK, linewidth=1.2)
+
+    title = f"{case['id']}: {describe_workload(report, case)}"
+    spoken = "; ".join(f"{row['name']} {found[row['id']][0] if row['id'] in found else absence(row)}" for row in rows)
+    return draw(identity, 42 * len(rows) - 2, paint, label=f"{title}: {spoken}", title=title)
+
+
+def _measures(result: Mapping[str, Any], case: Mapping[str, Any], *, offline: bool) -> tuple[str, float, float, float]:
+    """Words, length of the bar and ends of the line: milliseconds, or examples per second."""
+    summary, ratio = result["summary"], result["ratio"]
+    middle, low, high = summary["median"], summary["p10"], summary["p90"]
+    if offline:
+        middle, high, low = (1e3 * case["examples"] / ms for ms in (middle, low, high))
+    words = f"{rate(middle)}/s" if offline else f"{digits(middle)} ms"
+    if ratio is not None and ratio["low"] is not None:  # from enough processes to be seen beside the others
+        words += f" · {'≈ ' if ratio['verdict'] == NO_DIFFERENCE else ''}{times(ratio['value'])}"
+    return words, middle, low, high
+
+
+def throughput_figure(report: Report) -> Figure | None:
+    """Examples per second against the batch size, a drawing for each length; None with a single batch size."""
+    if is_server(report):
+        return None
+    groups: dict[tuple[str, int | None], list[Mapping[str, Any]]] = {}
+    for case in report["workload"]["cases"]:
+        part = "" if part_of(case) is None else f"{case['id'].partition(', ')[0]}, "  # its id without the inputs
+        groups.setdefault((part, case["seq"]), []).append(case)
+    drawings, dashed = [], False
+    for index, ((part, seq), alike) in enumerate(groups.items()):
+        lines = _lines(report, alike, orders=(True, False) if seq is None else (True,))
+        if lines:
+            title = part + ("real lengths" if seq is None else f"{seq} tokens")
+            drawings.append(_throughput(f"throughput-{index}", title, lines))
+            dashed = dashed or not all(solid for _, solid, _ in lines)
+    if not drawings:
+        return None
+    caption = "Examples per second at each batch size; higher is better."
+    if dashed:
+        caption += " Solid: examples of like length together. Dashed: in the order given, padded to the longest."
+    keys = variant_keys(report)
+    legend = tuple(keys[row["id"]] for row in measured(report))
+    return Figure("throughput", "Throughput against batch size", caption, tuple(drawings), legend)
+
+
+def _lines(report: Report, cases: Sequence[Mapping[str, Any]], orders: Sequence[bool]) -> list[_Line]:
+    """A line for each variant and order of the examples, bucketed or as given, that has two batch sizes."""
+    keys = variant_keys(report)
+    lines: list[_Line] = []
+    for row in measured(report):
+        for bucketed in orders:
+            points = sorted(
+                (case["batch"], result["throughput"]["examples_per_s"])
+                for case in cases
+                if case["bucketed"] in (bucketed, None) and (result := result_of(row, case["id"])) is not None
+            )
+            if len({batch for batch, _ in points}) > 1:
+                lines.append((keys[row["id"]], bucketed, points))
+    return lines
+
+
+def _throughput(identity: str, title: str, lines: Sequence[_Line]) -> Drawing:
+    def paint(figure: Any) -> None:
+        axes = framed(figure, right=24)
+        batches = sorted({batch for _, _, points in lines for batch, _ in points})
+        for key, solid, points in lines:
+            axes.plot(*zip(*points, strict=True), "-" if solid else "--", marker="o", color=key.colour)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(batches, [str(batch) for batch in batches])
+        axes.minorticks_off()
+        axes.set_ylim(0, None)
+        few_ticks(axes.yaxis, "{x:,g}")
+        axes.set_xlabel("batch size")
+        axes.set_ylabel("examples/s")
+        ends = [(key.mark, points[-1]) for key, solid, points in lines if solid]
+        name_ends(axes, ends, size=NAME, offset=8, gap=12.0)
+
+    label = f"Throughput against batch size, {title}: " + "; ".join(
+        f"{key.text}: " + ", ".join(f"{rate(value)}/s at {batch}" for batch, value in points)
+        for key, _, points in lines
+    )
+    return draw(identity, 240, paint, label=label, title=title)
+
+
+def processes_figure(report: Report) -> Figure | None:
+    """Each process's median and spread, relative to its variant's median: whether the samples agree."""
+    found = [
+        (row, result)
+        for case in report["workload"]["cases"]
+        for row in measured(report)
+        if (result := result_of(row, case["id"])) is not None and len(result["rounds_ms"]) > 1
+    ]
+    if not found:
+        return None
+    case = max(found, key=lambda pair: pair[1]["summary"]["process_spread"] or 0.0)[1]["case"]
+    shown = [
+        (row, result["summary"]["process_spread"], [samples for samples in result["rounds_ms"] if samples])
+        for row, result in found
+        if result["case"] == case
+    ]
+    keys = variant_keys(report)
+    most = max(len(rounds) for _, _, rounds in shown)
+    step = 9.0 if most <= 10 else 90.0 / most
+
+    def paint(figure: Any) -> None:
+        axes = framed(figure, left=10, right=10, top=4, bottom=40)
+        top, ends = 0.0, []
+        for row, _, rounds in shown:
+            middle = float(np.median([np.median(samples) for samples in rounds]))
+            axes.text(0, top + 14, shorten(row["name"], 40), fontsize=NAME, transform=axes.get_yaxis_transform())
+            for index, samples in enumerate(rounds):
+                low, half, high = np.quantile(np.asarray(samples) / middle, (0.1, 0.5, 0.9))
+                y, colour = top + 24 + step * index, keys[row["id"]].colour
+                axes.plot([low, high], [y, y], "-", color=colour, linewidth=2.2, solid_capstyle="round")
+                axes.plot([half], [y], "o", color=INK, markersize=3.6)
+                ends += [low, high]
+            top += 30 + step * len(rounds)
+        axes.set_ylim(top, 0)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        reach = max(0.05, max(abs(end - 1) for end in ends)) * 1.1
+        axes.set_xlim(1 - min(reach, 1.0), 1 + reach)
+        axes.axvline(1.0, color=MUTED, linewidth=1.0, zorder=0)
+        few_ticks(axes.xaxis)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+        axes.set_xlabel("time, of the variant's own median")
+
+    label = f"Spread between processes in case {case}: " + "; ".join(
+        f"{row['name']} {percent(spread)}" for row, spread, _ in shown if spread is not None
+    )
+    caption = (
+        f"Case {case}, where processes differ most. A line is a process, in the order they ran: from the 10th to the "
+        "90th percentile of its samples, with the median. Lines that form a column agree; two columns are two speeds "
+        "of the machine."
+    )
+    height = sum(30 + step * len(rounds) for _, _, rounds in shown) + 48
+    return Figure("processes", "Do the processes agree?", caption, (draw("processes-0", height, paint, label=label),))
