@@ -42,7 +42,7 @@ def put_labels(axes: Any, labels: Sequence[Label], *, size: float) -> None:
 
     points = [axes.transData.transform((label.x, label.y)) for label in labels]
     taken = [
-        Bbox.from_extents(x - label.radius, y - label.radius, x + label.radius, y + label.radius)
+        Bbox.from_bounds(x - label.radius, y - label.radius, 2 * label.radius, 2 * label.radius)
         for label, (x, y) in zip(labels, points, strict=True)
     ]
     for label, (x, y) in zip(labels, points, strict=True):
@@ -59,16 +59,13 @@ def put_labels(axes: Any, labels: Sequence[Label], *, size: float) -> None:
         ]
         side, box = (free or candidates)[0]
         taken.append(box)
-        anchor = box.x0 if side == "left" else box.x1
-        offset = (anchor - x, box.y0 + 0.3 * size - y)
+        offset = ((box.x0 if side == "left" else box.x1) - x, box.y0 + 0.3 * size - y)
         write(axes, label.text, (label.x, label.y), offset, fontsize=size, ha=side, zorder=4)
 
 
 def write(axes: Any, text: str, place: tuple[float, float], offset: tuple[float, float], **style: Any) -> None:
-    """Write in bold, ``offset`` pixels from ``place``, which is in the units of the axes."""
-    axes.annotate(
-        text, place, offset, textcoords="offset points", **{"fontweight": "bold", **style}
-    )  # points are pixels
+    """Write in bold, ``offset`` pixels from ``place``, which is in the units of the axes; a point is a pixel here."""
+    axes.annotate(text, place, offset, textcoords="offset points", **{"fontweight": "bold", **style})
 
 
 def name_ends(

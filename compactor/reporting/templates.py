@@ -71,10 +71,6 @@ def render_template(name: str, text: Callable[[str], str], /, **values: object) 
     import jinja2
     import markupsafe
 
-    def verbatim(value: str) -> str:
-        """To be copied from a page, so with spaces that break."""
-        return markupsafe.escape(printable(value))
-
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -82,7 +78,8 @@ def render_template(name: str, text: Callable[[str], str], /, **values: object) 
         finalize=lambda value: markupsafe.Markup(text(value)) if type(value) is str else value,
         loader=jinja2.PackageLoader("compactor.reporting", "."),
     )
-    environment.filters["verbatim"] = verbatim
+    # What is to be copied from a page has spaces that break.
+    environment.filters["verbatim"] = lambda value: markupsafe.escape(printable(value))
     return environment.get_template(name).render(palette=PALETTE, **values)
 
 

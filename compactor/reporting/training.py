@@ -10,7 +10,7 @@ from typing import Any
 
 from compactor.reporting.figures.figure import Figure
 from compactor.reporting.numbers import count, digits, percent, score, score_of
-from compactor.reporting.tables.table import Cell, Column, Table, cells, known, make_table, names
+from compactor.reporting.tables.table import Cell, Column, Table, known, make_table
 from compactor.reporting.templates import Tile, page_text, render_template
 from compactor.reporting.training_figures.curves import density_figure, losses_figure, metric_figure
 from compactor.reporting.training_figures.pattern import pattern_figures
@@ -112,7 +112,7 @@ def quality_table(document: Training) -> Table:
     columns.append((">examples", lambda name: known((metrics.get(name) or {}).get("n"), "{:,}".format)))
     caption = "Quality ± standard error, of the model that was written, read back from disk."
     found = sorted(dict.fromkeys((*metrics, *teachers)), key=lambda name: name != document["metric"])
-    return make_table("quality", "Quality", columns, found, caption)
+    return make_table("quality", "Quality", columns, {None: [(name,) for name in found]}, caption)
 
 
 def kept_table(document: Training) -> Table:
@@ -124,11 +124,10 @@ def kept_table(document: Training) -> Table:
         (">heads", lambda layer: _parts_cell(layer["heads"] and (sum(layer["heads"]), len(layer["heads"])))),
         (">FFN neurons", lambda layer: _parts_cell(layer["neurons"])),
     ]
-    stacks: dict[str, list[tuple[Cell, ...]]] = {}
+    stacks: dict[str, list[tuple[Any]]] = {}
     for layer in (document["final"] or {}).get("layers") or ():
-        stacks.setdefault(layer["stack"], []).append(cells(columns, layer))
-    groups = tuple((stack, tuple(rows)) for stack, rows in stacks.items())
-    return Table("kept", "Kept in each layer", names(columns), groups)
+        stacks.setdefault(layer["stack"], []).append((layer,))
+    return make_table("kept", "Kept in each layer", columns, stacks)
 
 
 def evaluation_table(document: Training) -> Table:
@@ -142,7 +141,7 @@ def evaluation_table(document: Training) -> Table:
         columns.append((f">{metric_name(name)}", lambda evaluation, name=name: _metric_cell(evaluation, name)))
     if any(finite(evaluation.get("loss")) is not None for evaluation in evaluations):
         columns.append((">loss", lambda evaluation: known(finite(evaluation.get("loss")), digits)))
-    return make_table("evaluations", "Evaluations", columns, evaluations)
+    return make_table("evaluations", "Evaluations", columns, {None: [(evaluation,) for evaluation in evaluations]})
 
 
 def span(seconds: float) -> str:

@@ -113,9 +113,9 @@ def bound_words(server: Mapping[str, Any]) -> str:
     return f"{what} under {bound:g} ms" if bound == int(bound) else f"{what} under {digits(bound)} ms"
 
 
-def best_probe(server: Mapping[str, Any]) -> Any:
+def best_probe(server: Mapping[str, Any] | None) -> Any:
     """What was measured at the highest rate that kept the bound; None where none did."""
-    return next((probe for probe in server["probes"] if probe["qps"] == server["best_qps"]), None)
+    return server and next((probe for probe in server["probes"] if probe["qps"] == server["best_qps"]), None)
 
 
 def measured(report: Report) -> list[Row]:

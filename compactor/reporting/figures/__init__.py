@@ -6,8 +6,6 @@ them apart; the baseline is grey.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from compactor.reporting.figures.figure import Figure
 from compactor.reporting.figures.layers import layer_times_figure, layers_figure, operators_figure
 from compactor.reporting.figures.pareto import pareto_figure
@@ -18,14 +16,14 @@ from compactor.reporting.words import Report
 
 def make_figures(report: Report) -> list[Figure]:
     """All figures that ``report`` has data for, the most important first."""
-    makers: tuple[Callable[[Report], Figure | None], ...] = (
-        latency_figure,
-        server_figure,
-        pareto_figure,
-        throughput_figure,
-        layers_figure,
-        operators_figure,
-        layer_times_figure,
-        processes_figure,
+    figures = (
+        latency_figure(report),
+        server_figure(report),
+        pareto_figure(report),
+        throughput_figure(report),
+        layers_figure(report),
+        operators_figure(report),
+        layer_times_figure(report),
+        processes_figure(report),
     )
-    return [figure for figure in (maker(report) for maker in makers) if figure is not None]
+    return list(filter(None, figures))

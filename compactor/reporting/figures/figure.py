@@ -59,13 +59,9 @@ def variant_keys(report: Report) -> dict[str, Key]:
 
 
 def few_ticks(axis: Any, form: str | None = None, *, most: int = 5, whole: bool = False) -> None:
-    """Ticks at round numbers.
+    """Ticks at round numbers, at most so many intervals; at ``whole`` ones where nothing lies between them.
 
-    Args:
-        axis: Of matplotlib.
-        form: How their values ``x`` are written; None leaves that to matplotlib.
-        most: Intervals between them.
-        whole: Only at whole numbers, where nothing lies between them.
+    ``form`` says how a value ``x`` is written; None leaves that to matplotlib.
     """
     from matplotlib.ticker import MaxNLocator
 

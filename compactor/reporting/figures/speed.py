@@ -35,16 +35,12 @@ def latency_figure(report: Report) -> Figure | None:
         for index, case in enumerate(report["workload"]["cases"])
         if any(result_of(row, case["id"]) for row in measured(report))
     ]
-    if offline:
-        title = "Throughput"
-        caption = "Examples per second at the median pass; longer is better. "
-    else:
-        title = "Latency"
-        caption = "Median time; shorter is better. "
-    caption += "The line goes from the 10th to the 90th percentile of all samples. Each case has a scale of its own."
-    if any(
-        (result["ratio"] or {}).get("verdict") == NO_DIFFERENCE for row in measured(report) for result in row["results"]
-    ):
+    title = "Throughput" if offline else "Latency"
+    caption = "Examples per second at the median pass; longer" if offline else "Median time; shorter"
+    caption += " is better. The line goes from the 10th to the 90th percentile of all samples."
+    caption += " Each case has a scale of its own."
+    ratios = [result["ratio"] for row in measured(report) for result in row["results"]]
+    if any(ratio is not None and ratio["verdict"] == NO_DIFFERENCE for ratio in ratios):
         caption += " ≈: no significant difference from the baseline."
     return Figure("latency", title, caption, tuple(drawings))
 
@@ -101,7 +97,7 @@ def throughput_figure(report: Report) -> Figure | None:
         groups.setdefault((part, case["seq"]), []).append(case)
     drawings, dashed = [], False
     for index, ((part, seq), alike) in enumerate(groups.items()):
-        lines = _lines(report, alike, orders=(True, False) if seq is None else (True,))
+        lines = _lines(report, alike)
         if lines:
             title = part + ("real lengths" if seq is None else f"{seq} tokens")
             drawings.append(_throughput(f"throughput-{index}", title, lines))
@@ -111,24 +107,23 @@ def throughput_figure(report: Report) -> Figure | None:
     caption = "Examples per second at each batch size; higher is better."
     if dashed:
         caption += " Solid: examples of like length together. Dashed: in the order given, padded to the longest."
-    keys = variant_keys(report)
-    legend = tuple(keys[row["id"]] for row in measured(report))
+    legend = tuple(variant_keys(report)[row["id"]] for row in measured(report))
     return Figure("throughput", "Throughput against batch size", caption, tuple(drawings), legend)
 
 
-def _lines(report: Report, cases: Sequence[Mapping[str, Any]], orders: Sequence[bool]) -> list[_Line]:
+def _lines(report: Report, cases: Sequence[Mapping[str, Any]]) -> list[_Line]:
     """A line for each variant and order of the examples, bucketed or as given, that has two batch sizes."""
     keys = variant_keys(report)
     lines: list[_Line] = []
     for row in measured(report):
-        for bucketed in orders:
+        for solid in (True, False) if cases[0]["seq"] is None else (True,):  # of like lengths there is one order
             points = sorted(
                 (case["batch"], result["throughput"]["examples_per_s"])
                 for case in cases
-                if case["bucketed"] in (bucketed, None) and (result := result_of(row, case["id"])) is not None
+                if case["bucketed"] in (solid, None) and (result := result_of(row, case["id"])) is not None
             )
             if len({batch for batch, _ in points}) > 1:
-                lines.append((keys[row["id"]], bucketed, points))
+                lines.append((keys[row["id"]], solid, points))
     return lines
 
 

@@ -7,31 +7,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compactor.reporting.numbers import bytes_text, count, digits, points, score_of
-from compactor.reporting.tables.table import TONES, Cell, Column, Table, absent, cells, known, name_cell, names
+from compactor.reporting.tables.table import TONES, Cell, Column, Table, known, make_table, name_cell, uncompared
 from compactor.reporting.words import Report, Row, absence, is_server, metric_name, metric_of, metrics_of
 
 
 def cost_table(report: Report) -> Table:
     """What each variant needs and gives: file, memory, start, quality."""
-    differences = [
-        metric["difference"]
-        for row in report["variants"]
-        for metric in _metrics(row).values()
-        if metric["difference"] is not None
-    ]
-    always: list[Column] = [  # also where nothing was measured
+    differences = [metric["difference"] for row in report["variants"] for metric in _compared(row)]
+    columns: list[Column] = [
         ("variant", lambda row: name_cell(report, row)),
         (">file", lambda row: known(row["counters"]["file_bytes"], bytes_text)),
         (">parameters", lambda row: known(row["counters"]["parameters"], count)),
     ]
-    columns = [*always]
+    always = len(columns)  # also where nothing was measured
     for name in metrics_of(report):
         columns.append(
             (f">{metric_name(name)}", lambda row, name=name: known(metric_of(row, name), score_of, "not measured"))
         )
         if differences:
             columns.append((">difference, points", lambda row, name=name: _difference(report, row, name)))
-    with_quality = len(columns) > len(always)
+    with_quality = len(columns) > always
     if any(difference["changed"] is not None for difference in differences):
         columns.append((">answers changed", lambda row: _changed(report, row)))
     columns.append((">peak memory", lambda row: _peak(row["counters"])))
@@ -40,41 +35,40 @@ def cost_table(report: Report) -> Table:
         columns.append(
             (">first answer, ms", lambda row: _median(row["results"][0]["first_ms"] if row["results"] else []))
         )
-    rows = tuple(
-        cells(columns, row) if row["status"] == "measured" else (*cells(always, row), absent(absence(row)))
-        for row in report["variants"]
-    )
     caption = "Load and first answer are medians over processes, each new. Peak memory is that of the whole process."
     if with_quality:
         caption = f"Quality ± standard error. {caption}"
     if differences:
         caption = f"Differences are paired, example by example, with the baseline. {caption}"
     title = "Size, quality, memory" if with_quality else "Size and memory"
-    return Table("cost", title, names(columns), ((None, rows),), caption)
+    rows = [(row,) for row in report["variants"]]
+    return make_table("cost", title, columns, {None: rows}, caption, absence=_why_absent, always=always)
+
+
+def _why_absent(row: Row) -> str | None:
+    return None if row["status"] == "measured" else absence(row)
+
+
+def _compared(row: Row) -> list[Mapping[str, Any]]:
+    """The metrics that were compared with the baseline's."""
+    metrics = row["quality"]["metrics"].values() if row["quality"] else ()
+    return [metric for metric in metrics if metric["difference"] is not None]
 
 
 def _difference(report: Report, row: Row, name: str) -> Cell:
-    if row["id"] == report["baseline"]:
-        return Cell("baseline", "muted")
     difference = (metric_of(row, name) or {}).get("difference")
     if difference is None:
-        return Cell("not measured", "muted")
+        return uncompared(report, row, "not measured")
     if difference["changed"] == 0:
         return Cell("none", note="the same answers")
     return Cell(points(difference), TONES.get(difference["verdict"], ""), note=difference["verdict"])
 
 
 def _changed(report: Report, row: Row) -> Cell:
-    if row["id"] == report["baseline"]:
-        return Cell("baseline", "muted")
-    for metric in _metrics(row).values():
-        if metric["difference"] is not None and metric["difference"]["changed"] is not None:
+    for metric in _compared(row):
+        if metric["difference"]["changed"] is not None:
             return Cell(f"{metric['difference']['changed']:,} of {metric['n']:,}")
-    return Cell("not measured", "muted")
-
-
-def _metrics(row: Row) -> Mapping[str, Any]:
-    return row["quality"]["metrics"] if row["quality"] else {}
+    return uncompared(report, row, "not measured")
 
 
 def _peak(counters: Mapping[str, Any]) -> Cell:

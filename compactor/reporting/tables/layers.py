@@ -17,7 +17,8 @@ def layer_table(report: Report) -> Table:
         (">heads", lambda layer: _before_after(layer["heads_before"], layer["heads_after"])),
         (">FFN neurons", lambda layer: _before_after(layer["neurons_before"], layer["neurons_after"])),
     ]
-    return make_table("layers", "Kept in each layer", columns, report["layers"] or ())
+    layers = [(layer,) for layer in report["layers"] or ()]
+    return make_table("layers", "Kept in each layer", columns, {None: layers})
 
 
 def _before_after(before: int | None, after: int | None) -> Cell:
@@ -48,11 +49,11 @@ def profile_tables(report: Report) -> list[Table]:
         runs = f"{profile['runs']} run{'s' * (profile['runs'] != 1)}"
         caption = f"Case {profile['case']}, {runs}, by ONNX Runtime's profiler, which slows them a little."
         caption += _search_words(report, row, profile)
-        tables.append(
-            make_table(f"operators-{index}", f"Operators: {name}", by_operator, profile["operators"], caption)
-        )
+        operators = {None: [(operator,) for operator in profile["operators"]]}
+        tables.append(make_table(f"operators-{index}", f"Operators: {name}", by_operator, operators, caption))
         if profile["layers"]:
-            tables.append(make_table(f"time-{index}", f"Layers: {name}", by_layer, profile["layers"]))
+            layers = {None: [(layer,) for layer in profile["layers"]]}
+            tables.append(make_table(f"time-{index}", f"Layers: {name}", by_layer, layers))
     return tables
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compactor.reporting.numbers import digits, rate
-from compactor.reporting.tables.table import Cell, Column, Table, absent, cells, known, make_table, name_cell, names
+from compactor.reporting.tables.table import Cell, Column, Table, known, make_table, name_cell
 from compactor.reporting.words import Report, Row, absence, best_probe, bound_words, measured
 
 
@@ -22,19 +22,17 @@ def server_table(report: Report) -> Table:
         (">mean batch", lambda _, best: _mean_batch(best)),
     ]
 
-    def row_cells(row: Row) -> tuple[Cell, ...]:
+    def why_absent(row: Row, best: Mapping[str, Any] | None) -> str | None:
         if row["server"] is None:
-            return (name_cell(report, row), absent(absence(row)))
-        best = best_probe(row["server"])
-        if best is None:
-            return (name_cell(report, row), absent(row["server"]["note"] or "none of the rates tried"))
-        return cells(columns, row, best)
+            return absence(row)
+        return None if best is not None else row["server"]["note"] or "none of the rates tried"
 
     caption = (
         "Poisson arrivals with a fixed seed; latency counts from the scheduled arrival, waiting in the queue included."
     )
-    rows = tuple(map(row_cells, report["variants"]))
-    return Table("server-rates", "Highest rate under the bound", names(columns), ((None, rows),), caption)
+    rows = [(row, best_probe(row["server"])) for row in report["variants"]]
+    title = "Highest rate under the bound"
+    return make_table("server-rates", title, columns, {None: rows}, caption, absence=why_absent)
 
 
 def probe_tables(report: Report) -> list[Table]:
@@ -50,16 +48,11 @@ def probe_tables(report: Report) -> list[Table]:
         (">mean batch", _mean_batch),
         ("within the bound", _within_the_bound),
     ]
-    rows = [row for row in measured(report) if row["server"] is not None]
-    return [
-        make_table(
-            f"probes-{index}",
-            f"Rates tried: {row['name']}",
-            columns,
-            sorted(row["server"]["probes"], key=lambda probe: probe["qps"]),
-        )
-        for index, row in enumerate(rows)
-    ]
+    tables = []
+    for index, row in enumerate(row for row in measured(report) if row["server"] is not None):
+        probes = [(probe,) for probe in sorted(row["server"]["probes"], key=lambda probe: probe["qps"])]
+        tables.append(make_table(f"probes-{index}", f"Rates tried: {row['name']}", columns, {None: probes}))
+    return tables
 
 
 def _p99(probe: Mapping[str, Any]) -> Cell:

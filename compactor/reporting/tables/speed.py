@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compactor.reporting.numbers import count, digits, percent, rate, with_interval
-from compactor.reporting.tables.table import TONES, Cell, Column, Table, absent, cells, known, name_cell, names
+from compactor.reporting.tables.table import TONES, Cell, Column, Table, known, make_table, name_cell, uncompared
 from compactor.reporting.words import (
     NO_DIFFERENCE,
     Report,
@@ -59,25 +59,24 @@ def speed_table(report: Report) -> Table:
         columns.append((">of the peak", lambda _, result: known(result["share_of_peak"], percent, "not measured")))
         caption += " The peak is one large matrix product in the row's precision, measured in the same run."
 
-    def row_cells(row: Row, case: Mapping[str, Any]) -> tuple[Cell, ...]:
-        result = result_of(row, case["id"])
-        if result is not None:
-            return cells(columns, row, result)
+    def why_absent(row: Row, result: Mapping[str, Any] | None) -> str | None:
         before = " before this case" if row["status"] == "measured" else ""
-        return (name_cell(report, row), absent(f"{absence(row)}{before}"))
+        return f"{absence(row)}{before}" if result is None else None
 
-    groups = tuple(
-        (f"{case['id']}: {describe_workload(report, case)}", tuple(row_cells(row, case) for row in report["variants"]))
+    groups = {
+        f"{case['id']}: {describe_workload(report, case)}": [
+            (row, result_of(row, case["id"])) for row in report["variants"]
+        ]
         for case in report["workload"]["cases"]
-    )
-    return Table("speed", "Speed", names(columns), groups, caption)
+    }
+    return make_table("speed", "Speed", columns, groups, caption, absence=why_absent)
 
 
 def ratio_cell(report: Report, row: Row, result: Mapping[str, Any]) -> Cell:
     """How many times as fast a row is as the baseline, with what that means in its note."""
     ratio = result["ratio"]
     if ratio is None:
-        return Cell("baseline" if row["id"] == report["baseline"] else "no baseline", "muted")
+        return uncompared(report, row, "no baseline")
     if ratio["verdict"] == NO_DIFFERENCE:
         return Cell(NO_DIFFERENCE, "muted", note=with_interval(ratio))
     return Cell(with_interval(ratio), TONES.get(ratio["verdict"], "muted"), note=ratio["verdict"])
@@ -86,7 +85,7 @@ def ratio_cell(report: Report, row: Row, result: Mapping[str, Any]) -> Cell:
 def _agreement(report: Report, row: Row, result: Mapping[str, Any]) -> Cell:
     found = result.get("agreement")
     if found is None:
-        return Cell("baseline" if row["id"] == report["baseline"] else "not compared", "muted")
+        return uncompared(report, row, "not compared")
     if found["texts"] is not None:
         different = found["texts"] - found["same_texts"]
         return Cell(f"{different} of {found['texts']} texts") if different else Cell("no token", "good")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from compactor.reporting.words import Report, Row
@@ -52,23 +52,39 @@ class Table:
 
 
 Column = tuple[str, Callable[..., Cell]]
-"""A name, and what makes a cell of the thing that the table has a row for."""
+"""A name, and what makes a cell of a thing that the table has a row for."""
 
 
-def cells(columns: Sequence[Column], *thing: Any) -> tuple[Cell, ...]:
-    """The row of one thing."""
-    return tuple(write(*thing) for _, write in columns)
+def make_table(
+    identity: str,
+    title: str,
+    columns: Sequence[Column],
+    groups: Mapping[Any, Iterable[tuple[Any, ...]]],
+    caption: str = "",
+    *,
+    absence: Callable[..., str | None] = lambda *thing: None,
+    always: int = 1,
+) -> Table:
+    """A table with a row for each thing.
 
+    Args:
+        identity: For links, unique on a page.
+        title: What it shows.
+        columns: From left to right.
+        groups: The things under each heading (None for none), as the arguments of what makes their cells.
+        caption: How to read it.
+        absence: Why a thing has no more than its first cells; None where it has them all.
+        always: How many these are.
+    """
 
-def make_table(identity: str, title: str, columns: Sequence[Column], things: Iterable[Any], caption: str = "") -> Table:
-    """A table with a row for each of ``things``, in one group."""
-    rows = tuple(cells(columns, thing) for thing in things)
-    return Table(identity, title, names(columns), ((None, rows),), caption)
+    def cells(thing: tuple[Any, ...]) -> tuple[Cell, ...]:
+        why = absence(*thing)
+        if why is None:
+            return tuple(write(*thing) for _, write in columns)
+        return (*(write(*thing) for _, write in columns[:always]), Cell(why, "muted", absent=True))
 
-
-def names(columns: Sequence[Column]) -> tuple[str, ...]:
-    """What stands above the columns."""
-    return tuple(name for name, _ in columns)
+    rows = tuple((heading, tuple(map(cells, things))) for heading, things in groups.items())
+    return Table(identity, title, tuple(name for name, _ in columns), rows, caption)
 
 
 def known(value: Any, write: Callable[[Any], str], missing: str = "unknown") -> Cell:
@@ -76,11 +92,11 @@ def known(value: Any, write: Callable[[Any], str], missing: str = "unknown") -> 
     return Cell(missing, "muted") if value is None else Cell(write(value))
 
 
-def absent(words: str) -> Cell:
-    """Why the rest of a row is missing."""
-    return Cell(words, "muted", absent=True)
-
-
 def name_cell(report: Report, row: Row) -> Cell:
     """The name of a variant."""
     return Cell(row["name"], note="baseline" if row["id"] == report["baseline"] else "")
+
+
+def uncompared(report: Report, row: Row, words: str) -> Cell:
+    """Why there is no comparison: the row is the baseline itself; or ``words``."""
+    return Cell("baseline" if row["id"] == report["baseline"] else words, "muted")
