@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from compactor.reporting.rows import Report, is_server, only_endpoints
 from compactor.reporting.tables.cost import cost_table
 from compactor.reporting.tables.layers import layer_table, profile_tables
 from compactor.reporting.tables.provenance import machine_rows, reproduce_rows, variant_rows
 from compactor.reporting.tables.server import probe_tables, server_table
 from compactor.reporting.tables.speed import speed_table
 from compactor.reporting.tables.table import Table
-from compactor.reporting.words import (
-    Report,
-    about_words,
-    absence_in_full,
-    is_server,
-    only_endpoints,
-    placement_words,
-    summary_sentence,
-)
+from compactor.reporting.words import about_words, absence_in_full, placement_words, summary_sentence
 
 
 def contents(report: Report) -> dict[str, Any]:

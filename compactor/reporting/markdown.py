@@ -6,8 +6,8 @@ import re
 
 from compactor.console import printable
 from compactor.reporting.contents import contents
+from compactor.reporting.rows import Report
 from compactor.reporting.templates import render_template
-from compactor.reporting.words import Report
 
 # What would make formatting, markup or another cell of a text that is data.
 _SPECIAL = re.compile(r"[\\`*|~$#]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])")

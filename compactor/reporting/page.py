@@ -22,23 +22,20 @@ from compactor.reporting.numbers import (
     times,
     with_interval,
 )
-from compactor.reporting.tables.table import TONES
-from compactor.reporting.templates import Tile, page_text, render_template
-from compactor.reporting.words import (
+from compactor.reporting.rows import (
     NO_DIFFERENCE,
     Report,
     Row,
-    absences,
     baseline_row,
     best_variant,
-    bound_words,
-    describe_workload,
     is_server,
-    metric_name,
-    metric_of,
     only_endpoints,
     primary_metric,
+    quality_of,
 )
+from compactor.reporting.tables.table import TONES
+from compactor.reporting.templates import Tile, page_text, render_template
+from compactor.reporting.words import absences, bound_words, describe_workload
 
 MARKDOWN_NAME = "report.md"
 HTML_NAME = "report.html"
@@ -134,11 +131,10 @@ def _server_tile(hero: Row, base: Row | None) -> Tile:
 
 
 def _quality_tile(report: Report, hero: Row) -> Tile:
-    metric = primary_metric(report)
-    found = metric_of(hero, metric)
-    if metric is None or found is None:
+    found = quality_of(report, hero)
+    if found is None:
         return Tile("Quality", "not measured", "give --data to measure it", number=False)
-    name, difference = metric_name(metric).capitalize(), found["difference"]
+    name, difference = primary_metric(report).capitalize(), found["difference"]
     value, examples = score_of(found), f"on {found['n']:,} examples"
     if difference is None:
         return Tile(name, value, examples)

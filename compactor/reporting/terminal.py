@@ -8,22 +8,19 @@ from pathlib import Path
 from compactor.console import Console
 from compactor.reporting.numbers import bytes_text, digits, points, rate, score_of
 from compactor.reporting.page import HTML_NAME
-from compactor.reporting.tables.speed import ratio_cell
-from compactor.reporting.words import (
+from compactor.reporting.rows import (
     NO_DIFFERENCE,
     Report,
     Row,
-    absence,
-    absence_in_full,
     best_probe,
     is_server,
-    metric_name,
-    metric_of,
     part_of,
     primary_metric,
+    quality_of,
     result_of,
-    summary_sentence,
 )
+from compactor.reporting.tables.speed import ratio_cell
+from compactor.reporting.words import absence, absence_in_full, summary_sentence
 
 
 def print_summary(console: Console, report: Report, folder: str | Path | None = None) -> None:
@@ -60,15 +57,15 @@ def _table(report: Report) -> tuple[list[str], list[list[str]]]:
         found += [">examples/s"] * (report["settings"]["scenario"] == "offline")
         found += [">tokens/s"] * any(part_of(case) is not None for case in report["workload"]["cases"])
         found += [">against the baseline"] * compared
-    quality = [] if metric is None else [f">{metric_name(metric)}", ">difference"][: 1 + compared]
+    quality = [f">{metric}", ">difference"][: 1 + compared] if metric else []
     rows = []
     for row in report["variants"]:
         size = row["counters"]["file_bytes"]
         start = [row["name"], "unknown" if size is None else bytes_text(size)]
-        end = [] if metric is None else _quality(report, row, metric)[: 1 + compared]
+        end = _quality(report, row)[: len(quality)]
         for cells in [_rates(row)] if is_server(report) else _times(report, row, found):
             rows.append([*start, *cells, *end])
-            start, end = ["", ""], [""] * len(end)
+            start, end = ["", ""], [""] * len(quality)
     return ["variant", ">file", *found, *quality], rows
 
 
@@ -107,9 +104,9 @@ def _rates(row: Row) -> list[str]:
     return [rate(best["qps"]), digits(best["p50_ms"]), "too few" if best["p99_ms"] is None else digits(best["p99_ms"])]
 
 
-def _quality(report: Report, row: Row, metric: str) -> list[str]:
+def _quality(report: Report, row: Row) -> list[str]:
     """A row's metric, and its difference from the baseline's."""
-    found = metric_of(row, metric)
+    found = quality_of(report, row)
     if found is None:
         return ["not measured" if row["status"] == "measured" else absence(row, short=True)] * 2
     difference = found["difference"]

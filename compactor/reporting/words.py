@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compactor.reporting.numbers import digits, duration, points, rate, score_of, times, with_interval
+from compactor.reporting.rows import (
+    NO_DIFFERENCE,
+    Report,
+    Row,
+    baseline_row,
+    best_variant,
+    is_server,
+    measured,
+    only_endpoints,
+    part_of,
+    primary_metric,
+    profiles_of,
+    quality_of,
+    result_of,
+)
 
-Report = Mapping[str, Any]
-Row = Mapping[str, Any]
-
-NO_DIFFERENCE = "no significant difference"
 _NUMERALS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -58,11 +68,6 @@ def absence_in_full(row: Row) -> str:
     return "; ".join(str(part) for part in parts if part)
 
 
-def part_of(case: Mapping[str, Any]) -> Any:
-    """What of an encoder-decoder a case runs; None for a model with one graph, as in all older reports."""
-    return case.get("part")
-
-
 def describe_workload(report: Report, case: Mapping[str, Any]) -> str:
     """What one sample answers: one batch, or in the offline scenario all of them; and what is made of them.
 
@@ -96,81 +101,11 @@ def _inputs(report: Report, case: Mapping[str, Any]) -> str:
     return "one request of real length" if batch == 1 else f"a batch of {batch} requests{bucketed}"
 
 
-def is_server(report: Report) -> bool:
-    """Whether the rate of arrivals was searched, and no single case timed."""
-    return bool(report["settings"]["scenario"] == "server")
-
-
-def only_endpoints(report: Report) -> bool:
-    """Whether all rows are endpoints that somebody else runs: nothing is known of their files, threads and memory."""
-    return all(row["engine"] == "http" for row in report["variants"])
-
-
 def bound_words(server: Mapping[str, Any]) -> str:
     """What has to stay below what: ``p99 under 20 ms``; short probes have no p99, and are judged by their slowest."""
     what = "the largest latency" if server["percentile"] >= 100 else f"p{server['percentile']:g}"
     bound = server["bound_ms"]
     return f"{what} under {bound:g} ms" if bound == int(bound) else f"{what} under {digits(bound)} ms"
-
-
-def best_probe(server: Mapping[str, Any] | None) -> Any:
-    """What was measured at the highest rate that kept the bound; None where none did."""
-    return server and next((probe for probe in server["probes"] if probe["qps"] == server["best_qps"]), None)
-
-
-def measured(report: Report) -> list[Row]:
-    """The rows with numbers, in order."""
-    rows = [row for row in report["variants"] if row["status"] == "measured"]
-    return [row for row in rows if row["server"] is not None or row["results"]]
-
-
-def baseline_row(report: Report) -> Row | None:
-    """The row that the others are compared with; None where there is none or it has no numbers."""
-    return next((row for row in measured(report) if row["id"] == report["baseline"]), None)
-
-
-def result_of(row: Row, case: str) -> Any:
-    """What a row measured in a case; None where it did not."""
-    return next((result for result in row["results"] if result["case"] == case), None)
-
-
-def best_variant(report: Report) -> Row | None:
-    """The fastest row that is not the baseline; the baseline where it is alone; None where nothing was measured.
-
-    Over several cases by the geometric mean: each counts the same, however long its inputs.
-    """
-    rows = measured(report)
-    others = [row for row in rows if row["id"] != report["baseline"]] or rows
-    if not others:
-        return None
-    if is_server(report):
-        return max(others, key=lambda row: row["server"]["best_qps"] or 0.0)
-    most = max(len(row["results"]) for row in others)  # after an interrupt, one with every case before one without
-    return min(
-        (row for row in others if len(row["results"]) == most),
-        key=lambda row: statistics.geometric_mean(max(result["summary"]["median"], 1e-9) for result in row["results"]),
-    )
-
-
-def metrics_of(report: Report) -> list[str]:
-    """Every metric that any row has."""
-    return list(dict.fromkeys(name for row in report["variants"] for name in (row["quality"] or {}).get("metrics", ())))
-
-
-def primary_metric(report: Report) -> str | None:
-    """The metric that stands beside speed: the one asked for, or the first that any row has."""
-    names, wanted = metrics_of(report), report["settings"]["metric"]
-    return wanted if wanted in names else names[0] if names else None
-
-
-def metric_of(row: Row, metric: str | None) -> Any:
-    """A row's value of a metric; None where it has none."""
-    return None if metric is None or row["quality"] is None else row["quality"]["metrics"].get(metric)
-
-
-def metric_name(metric: str) -> str:
-    """A metric's name for people: ``exact match``."""
-    return metric.replace("_", " ")
 
 
 def _timing_words(report: Report, hero: Row) -> tuple[str, str]:
@@ -250,11 +185,10 @@ def _server_words(report: Report, hero: Row) -> tuple[str, str]:
 
 
 def _quality_clause(report: Report, hero: Row) -> str:
-    metric = primary_metric(report)
-    found = metric_of(hero, metric)
-    if metric is None or found is None:
+    found = quality_of(report, hero)
+    if found is None:
         return "; quality was not measured"
-    name, difference = metric_name(metric), found["difference"]
+    name, difference = primary_metric(report), found["difference"]
     if difference is None:
         return f", at {score_of(found)} {name}"
     if difference["changed"] == 0:
@@ -287,17 +221,6 @@ def about_words(report: Report) -> str:
         span = dict.fromkeys((f"{min(samples):,}", f"{max(samples):,}"))  # one where they are the same
         sampled += f", {' to '.join(span)} samples in each cell"
     return " · ".join([*parts, sampled])
-
-
-def profiles_of(report: Report) -> list[tuple[Row, str, Mapping[str, Any]]]:
-    """What was profiled: the row, a name (the row's, and of an encoder-decoder the part's), and the profile."""
-    parts = {case["id"]: part_of(case) for case in report["workload"]["cases"]}
-    found = []
-    for row in report["variants"]:
-        for profile in row.get("profiles") or filter(None, [row["profile"]]):
-            part = parts.get(profile["case"])
-            found.append((row, row["name"] if part is None else f"{row['name']}, {part['kind']}", profile))
-    return found
 
 
 def placement_words(report: Report) -> list[str]:

@@ -11,7 +11,7 @@ from compactor.reporting.figures.layers import layer_times_figure, layers_figure
 from compactor.reporting.figures.pareto import pareto_figure
 from compactor.reporting.figures.server import server_figure
 from compactor.reporting.figures.speed import latency_figure, processes_figure, throughput_figure
-from compactor.reporting.words import Report
+from compactor.reporting.rows import Report
 
 
 def make_figures(report: Report) -> list[Figure]:

@@ -7,7 +7,7 @@ import itertools
 from typing import Any
 
 from compactor.reporting.canvas import SERIES, Drawing
-from compactor.reporting.words import Report
+from compactor.reporting.rows import Report
 
 SMALL = 10.5  # pixels
 NAME = 12.5

@@ -11,7 +11,7 @@ from compactor.reporting.canvas import INK, MUTED, PAPER, SERIES, TRACK, WIDTH, 
 from compactor.reporting.figures.figure import NAME, SMALL, Figure, Key, few_ticks
 from compactor.reporting.labels import write
 from compactor.reporting.numbers import digits, percent
-from compactor.reporting.words import Report, profiles_of
+from compactor.reporting.rows import Report, profiles_of
 
 _HALF = re.compile(r"(encoder|decoder)\.layers\.(\d+)(, cross-attention)?")
 _LAYER = re.compile(r"^(encoder|decoder)\.layers\.(\d+)\.")

@@ -10,16 +10,7 @@ from compactor.reporting.canvas import MUTED, PAPER, draw, framed
 from compactor.reporting.figures.figure import NAME, SMALL, Figure, Key, few_ticks, variant_keys
 from compactor.reporting.labels import Label, put_labels
 from compactor.reporting.numbers import bytes_text, digits
-from compactor.reporting.words import (
-    Report,
-    baseline_row,
-    is_server,
-    measured,
-    metric_name,
-    metric_of,
-    primary_metric,
-    result_of,
-)
+from compactor.reporting.rows import Report, baseline_row, is_server, measured, primary_metric, quality_of, result_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +30,10 @@ class _Place:
 
 def pareto_figure(report: Report) -> Figure | None:
     """Speed, quality and file size in one picture; None with fewer than two variants to show."""
-    places = _places(report)
-    metric = primary_metric(report)
-    if metric is None or any(place.quality is None for place in places):
-        metric, places = None, [place for place in places if place.size is not None]
+    places, name = _places(report), primary_metric(report)
+    with_quality = all(place.quality is not None for place in places)
+    if not with_quality:
+        places = [place for place in places if place.size is not None]
     if len(places) < 2:
         return None
     case = report["workload"]["cases"][0]["id"]
@@ -52,8 +43,7 @@ def pareto_figure(report: Report) -> Figure | None:
         speed, form = f"examples/s at {case}", "{x:,g}"
     else:
         speed, form = f"speed-up at {case}", "{x:g}×"
-    if metric is not None:
-        name = metric_name(metric)
+    if with_quality:
         title = f"Speed, {name}, size"
         caption = (
             f"Up and to the right is better: {speed} across, {name} with its standard error upwards. "
@@ -65,8 +55,8 @@ def pareto_figure(report: Report) -> Figure | None:
 
     def paint(figure: Any) -> None:
         axes = framed(figure, left=58)
-        if metric is not None:
-            labels, size = _paint_quality(axes, places, metric_name(metric)), SMALL
+        if with_quality:
+            labels, size = _paint_quality(axes, places, name), SMALL
         else:
             labels, size = _paint_size(axes, places), NAME
         axes.set_xlim(0, 1.22 * max(place.speed for place in places))
@@ -100,7 +90,7 @@ def _places(report: Report) -> list[_Place]:
         else:
             speed = 1.0 if result["ratio"] is None else result["ratio"]["value"]
         if speed is not None:
-            found = metric_of(row, primary_metric(report))
+            found = quality_of(report, row)
             quality, se = (None, 0.0) if found is None else (100 * found["value"], 100 * (found["se"] or 0.0))
             places.append(_Place(keys[row["id"]], float(speed), quality, se, row["counters"]["file_bytes"]))
     return places

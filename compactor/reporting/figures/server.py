@@ -10,7 +10,7 @@ from compactor.reporting.canvas import BAD, INK, draw, framed
 from compactor.reporting.figures.figure import NAME, SMALL, Figure, few_ticks, variant_keys
 from compactor.reporting.labels import write
 from compactor.reporting.numbers import rate
-from compactor.reporting.words import Report, measured
+from compactor.reporting.rows import Report, measured
 
 
 def server_figure(report: Report) -> Figure | None:

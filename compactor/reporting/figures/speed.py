@@ -11,16 +11,8 @@ from compactor.reporting.canvas import GRID, INK, MUTED, TRACK, WIDTH, Drawing, 
 from compactor.reporting.figures.figure import NAME, SMALL, Figure, Key, few_ticks, variant_keys
 from compactor.reporting.labels import name_ends
 from compactor.reporting.numbers import digits, percent, rate, times
-from compactor.reporting.words import (
-    NO_DIFFERENCE,
-    Report,
-    absence,
-    describe_workload,
-    is_server,
-    measured,
-    part_of,
-    result_of,
-)
+from compactor.reporting.rows import NO_DIFFERENCE, Report, is_server, measured, part_of, result_of
+from compactor.reporting.words import absence, describe_workload
 
 _Line = tuple[Key, bool, Sequence[tuple[int, float]]]  # whether it is solid; batch sizes and rates
 

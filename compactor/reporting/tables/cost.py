@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compactor.reporting.numbers import bytes_text, count, digits, points, score_of
+from compactor.reporting.rows import Report, Row, is_server, metric_name, metric_of, metrics_of
 from compactor.reporting.tables.table import TONES, Cell, Column, Table, known, make_table, name_cell, uncompared
-from compactor.reporting.words import Report, Row, absence, is_server, metric_name, metric_of, metrics_of
+from compactor.reporting.words import absence
 
 
 def cost_table(report: Report) -> Table:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from compactor.reporting.numbers import count, digits, percent
+from compactor.reporting.rows import Report, Row, part_of, profiles_of, result_of
 from compactor.reporting.tables.table import Cell, Column, Table, known, make_table
-from compactor.reporting.words import Report, Row, part_of, profiles_of, result_of
 
 
 def layer_table(report: Report) -> Table:

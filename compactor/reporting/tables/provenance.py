@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compactor.reporting.numbers import bytes_text, count, digits
-from compactor.reporting.words import Report, is_server, only_endpoints
+from compactor.reporting.rows import Report, is_server, only_endpoints
 
 _SCENARIOS = {
     "single": "single stream: one batch after the other",

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from compactor.reporting.numbers import digits, rate
+from compactor.reporting.rows import Report, Row, best_probe, measured
 from compactor.reporting.tables.table import Cell, Column, Table, known, make_table, name_cell
-from compactor.reporting.words import Report, Row, absence, best_probe, bound_words, measured
+from compactor.reporting.words import absence, bound_words
 
 
 def server_table(report: Report) -> Table:

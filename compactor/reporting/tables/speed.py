@@ -6,17 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from compactor.reporting.numbers import count, digits, percent, rate, with_interval
+from compactor.reporting.rows import NO_DIFFERENCE, Report, Row, measured, part_of, result_of
 from compactor.reporting.tables.table import TONES, Cell, Column, Table, known, make_table, name_cell, uncompared
-from compactor.reporting.words import (
-    NO_DIFFERENCE,
-    Report,
-    Row,
-    absence,
-    describe_workload,
-    measured,
-    part_of,
-    result_of,
-)
+from compactor.reporting.words import absence, describe_workload
 
 _LEAST_SHARE = 1e-4  # of the largest output: less is rounding
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from compactor.reporting.words import Report, Row
+from compactor.reporting.rows import Report, Row
 
 Tone = Literal["", "good", "bad", "muted"]
 TONES: dict[str, Tone] = {"faster": "good", "better": "good", "slower": "bad", "worse": "bad"}  # of verdicts
@@ -65,16 +65,9 @@ def make_table(
     absence: Callable[..., str | None] = lambda *thing: None,
     always: int = 1,
 ) -> Table:
-    """A table with a row for each thing.
+    """A table with a row for each thing in ``groups``, by the arguments of what makes its cells.
 
-    Args:
-        identity: For links, unique on a page.
-        title: What it shows.
-        columns: From left to right.
-        groups: The things under each heading (None for none), as the arguments of what makes their cells.
-        caption: How to read it.
-        absence: Why a thing has no more than its first cells; None where it has them all.
-        always: How many these are.
+    ``absence`` says why a thing has no cells but the first ``always``; None where it has them all.
     """
 
     def cells(thing: tuple[Any, ...]) -> tuple[Cell, ...]:

@@ -13,8 +13,8 @@ from compactor.reporting.canvas import GRID, INK, MUTED, PAPER, SERIES, TRACK, D
 from compactor.reporting.figures.figure import NAME, SMALL, Figure, Key, few_ticks
 from compactor.reporting.labels import Label, name_ends, put_labels, spread, write
 from compactor.reporting.numbers import digits, percent
+from compactor.reporting.rows import metric_name
 from compactor.reporting.training_figures.values import Training, final_metric, finite
-from compactor.reporting.words import metric_name
 
 _MOST_POINTS = 240  # of a line: as many as one sees
 _DENSITIES = {

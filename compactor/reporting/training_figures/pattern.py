@@ -76,31 +76,23 @@ def _pattern(identity: str, title: str, numbered: Sequence[tuple[int, Sequence[M
                         linewidth=0.8,
                     )
                 else:
-                    share = _share_left(layer)
                     axes.barh(top + row / 2, room - 2.5, left=left + 0.5, height=9, color=TRACK)
-                    axes.barh(top + row / 2, share * (room - 2.5), left=left + 0.5, height=9, color=colour)
-                axes.text(WIDTH, top + 12, _left_words(layer), fontsize=SMALL, ha="right")
+                    axes.barh(top + row / 2, _left(layer)[0] * (room - 2.5), left=left + 0.5, height=9, color=colour)
+                axes.text(WIDTH, top + 12, _left(layer)[1], fontsize=SMALL, ha="right")
                 top += row
             top += gap
 
     label = f"{title}: " + "; ".join(
-        f"layer {number}: " + ", ".join(f"{KINDS[layer['kind']]} {_left_words(layer)}" for layer in group)
+        f"layer {number}: " + ", ".join(f"{KINDS[layer['kind']]} {_left(layer)[1]}" for layer in group)
         for number, group in numbered
     )
     return draw(identity, height, paint, label=label, title=title)
 
 
-def _share_left(layer: Mapping[str, Any]) -> float:
-    """Of the neurons, or of the weights where there is no word of neurons."""
-    if layer["neurons"] and layer["neurons"][1]:
-        return float(layer["neurons"][0] / layer["neurons"][1])
-    return finite(layer["density"]) or 0.0
-
-
-def _left_words(layer: Mapping[str, Any]) -> str:
-    if layer["heads"]:
-        return f"{sum(map(bool, layer['heads']))} / {len(layer['heads'])}"
-    if layer["neurons"] and layer["neurons"][1]:
-        return f"{layer['neurons'][0]:,} / {layer['neurons'][1]:,}"
-    density = finite(layer["density"])
-    return "unknown" if density is None else percent(density)
+def _left(layer: Mapping[str, Any]) -> tuple[float, str]:
+    """What is left, as a share and in words: heads or neurons, or weights where there is no word of either."""
+    heads, density = layer["heads"], finite(layer["density"])
+    live, total = (sum(map(bool, heads)), len(heads)) if heads else layer["neurons"] or (0, 0)
+    if total:
+        return live / total, f"{live:,} / {total:,}"
+    return density or 0.0, "unknown" if density is None else percent(density)

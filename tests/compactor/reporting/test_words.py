@@ -4,15 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from compactor.reporting.words import (
-    about_words,
-    absence,
-    absence_in_full,
-    best_variant,
-    placement_words,
-    primary_metric,
-    summary_sentence,
-)
+from compactor.reporting.rows import best_variant, primary_metric
+from compactor.reporting.words import about_words, absence, absence_in_full, placement_words, summary_sentence
 from tests.compactor.reports import make_report
 
 REAL = ("batch 1", "batch 32", "batch 32, bucketed")
