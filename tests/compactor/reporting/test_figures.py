@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from compactor.reporting.canvas import COLOURS, SERIES, draw, framed, shorten
+from compactor.reporting.canvas import SERIES, draw, framed, shorten
 from compactor.reporting.figures import make_figures
 from compactor.reporting.figures.figure import variant_keys
+from tests.compactor.reporting.pages import check_drawings, shown
 from tests.compactor.reports import KINDS, make_report
 
 REAL = ("batch 1", "batch 32", "batch 32, bucketed")
@@ -17,17 +17,6 @@ REAL = ("batch 1", "batch 32", "batch 32, bucketed")
 
 def figures_of(**knobs):
     return {figure.id: figure for figure in make_figures(make_report(**knobs))}
-
-
-def shown(figure):
-    """Every text of a figure, as it is read."""
-    roots = [ElementTree.fromstring(_standalone(drawing.markup)) for drawing in figure.drawings]
-    return [node.text for root in roots for node in root.iter() if node.tag.endswith("text")]
-
-
-def _standalone(markup):
-    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return markup.replace("<svg ", f"<svg {names} ", 1)
 
 
 @pytest.mark.parametrize(
@@ -45,24 +34,9 @@ def test_a_figure_is_there_when_it_has_data(knobs, expected):
     assert list(figures_of(**knobs)) == expected
 
 
-def test_every_drawing_is_sound_and_has_an_id_of_its_own():
-    figures = make_figures(make_report())
-    ids = []
-    for drawing in (drawing for figure in figures for drawing in figure.drawings):
-        root = ElementTree.fromstring(_standalone(drawing.markup))
-        assert root.get("aria-label")
-        found = [node.get("id") for node in root.iter() if node.get("id")]
-        assert all(name == drawing.id or name.startswith(f"{drawing.id}-") for name in found)
-        assert set(re.findall(r'(?:url\(#|href="#)([\w-]+)', drawing.markup)) <= set(found)
-        ids += found
-    assert len(set(ids)) == len(ids)
-
-
-def test_all_colours_are_the_pages():
-    for figure in make_figures(make_report()) + make_figures(make_report(scenario="server")):
-        for drawing in figure.drawings:
-            assert not re.findall(r"(?:fill|stroke): ?#[0-9a-f]+", drawing.markup), drawing.id
-            assert set(re.findall(r"var\((--\w+)\)", drawing.markup)) <= set(COLOURS.values())
+@pytest.mark.parametrize("scenario", ["single", "server"])
+def test_drawings_are_sound_and_take_their_colours_from_the_page(scenario):
+    check_drawings(make_figures(make_report(scenario=scenario)))
 
 
 def test_the_same_report_gives_the_same_bytes():
