@@ -98,9 +98,7 @@ def draw(
 def pixels(figure: MatplotlibFigure) -> Any:
     """Axes without a frame whose units are pixels, y downwards: for bars between lines of text."""
     axes = figure.add_axes((0, 0, 1, 1))
-    height = figure.get_figheight() * 72
-    axes.set_xlim(0, WIDTH)
-    axes.set_ylim(height, 0)
+    axes.set(xlim=(0, WIDTH), ylim=(figure.bbox.height, 0))
     axes.axis("off")
     return axes
 
@@ -109,10 +107,9 @@ def framed(
     figure: MatplotlibFigure, *, left: float = 52, right: float = 12, top: float = 12, bottom: float = 38
 ) -> Any:
     """Axes with margins in pixels."""
-    height = figure.get_figheight() * 72
-    return figure.add_axes(
-        (left / WIDTH, bottom / height, (WIDTH - left - right) / WIDTH, (height - top - bottom) / height)
-    )
+    height = figure.bbox.height
+    size = (WIDTH - left - right) / WIDTH, (height - top - bottom) / height
+    return figure.add_axes((left / WIDTH, bottom / height, *size))
 
 
 def shorten(text: str, columns: int) -> str:

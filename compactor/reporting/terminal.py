@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from compactor.console import Console
 from compactor.reporting.numbers import bytes_text, digits, points, rate, score_of
@@ -48,60 +49,53 @@ def print_summary(console: Console, report: Report, folder: str | Path | None = 
 
 def _table(report: Report) -> tuple[list[str], list[list[str]]]:
     """A line for each variant, or for each of its cases; name, file and quality on the first of them."""
-    metric = primary_metric(report)
+    cases = [] if is_server(report) else report["workload"]["cases"]
     compared = report["baseline"] is not None
     if is_server(report):
-        found = [">highest rate, 1/s", ">p50, ms", ">p99, ms"]
+        columns: list[tuple[str, Callable[[Row, Any], str]]] = [
+            (">highest rate, 1/s", lambda _, best: rate(best["qps"])),
+            (">p50, ms", lambda _, best: digits(best["p50_ms"])),
+            (">p99, ms", lambda _, best: "too few" if best["p99_ms"] is None else digits(best["p99_ms"])),
+        ]
     else:
-        found = ["case", ">median, ms", ">p90, ms"]
-        found += [">examples/s"] * (report["settings"]["scenario"] == "offline")
-        found += [">tokens/s"] * any(part_of(case) is not None for case in report["workload"]["cases"])
-        found += [">against the baseline"] * compared
+        columns = [
+            (">median, ms", lambda _, result: digits(result["summary"]["median"])),
+            (">p90, ms", lambda _, result: digits(result["summary"]["p90"])),
+        ]
+        if report["settings"]["scenario"] == "offline":
+            columns.append((">examples/s", lambda _, result: rate(result["throughput"]["examples_per_s"])))
+        if any(part_of(case) is not None for case in cases):
+            columns.append((">tokens/s", lambda _, result: rate(result["throughput"]["tokens_per_s"])))
+        if compared:
+            columns.append((">against the baseline", lambda row, result: _ratio(report, row, result)))
+    metric = primary_metric(report)
     quality = [f">{metric}", ">difference"][: 1 + compared] if metric else []
     rows = []
     for row in report["variants"]:
         size = row["counters"]["file_bytes"]
         start = [row["name"], "unknown" if size is None else bytes_text(size)]
         end = _quality(report, row)[: len(quality)]
-        for cells in [_rates(row)] if is_server(report) else _times(report, row, found):
-            rows.append([*start, *cells, *end])
+        for case, found in _found(row, [case["id"] for case in cases]):
+            cells = [found] * len(columns) if isinstance(found, str) else [write(row, found) for _, write in columns]
+            rows.append([*start, *case, *cells, *end])
             start, end = ["", ""], [""] * len(quality)
-    return ["variant", ">file", *found, *quality], rows
+    return ["variant", ">file", *["case"] * bool(cases), *(name for name, _ in columns), *quality], rows
 
 
-def _times(report: Report, row: Row, columns: Sequence[str]) -> Iterator[list[str]]:
-    """What stands in ``columns`` for each case of a row; in one line where it has no numbers."""
-    cases = report["workload"]["cases"]
-    missing = [absence(row, short=True)] * (len(columns) - 1)
-    if row["status"] != "measured":
-        yield ["all" if len(cases) > 1 else cases[0]["id"], *missing]
-        return
-    for case in cases:
-        result = result_of(row, case["id"])
-        if result is None:
-            yield [case["id"], *missing]
-            continue
-        ratio = ratio_cell(report, row, result)
-        separator = ", " if ratio.text == NO_DIFFERENCE else " "
-        cells = {
-            "case": case["id"],
-            ">median, ms": digits(result["summary"]["median"]),
-            ">p90, ms": digits(result["summary"]["p90"]),
-            ">examples/s": rate(result["throughput"]["examples_per_s"]),
-            ">tokens/s": rate(result["throughput"]["tokens_per_s"]),
-            ">against the baseline": separator.join(filter(None, (ratio.text, ratio.note))),
-        }
-        yield [cells[column] for column in columns]
+def _found(row: Row, cases: Sequence[str]) -> Iterator[tuple[list[str], Any]]:
+    """What was measured in each case, or in that of a server, which has no name; words where nothing was."""
+    if not cases:
+        words = absence(row, short=True) if row["server"] is None else "none tried"
+        yield [], best_probe(row["server"]) or words
+    elif row["status"] != "measured":
+        yield ["all" if len(cases) > 1 else cases[0]], absence(row, short=True)
+    else:
+        yield from (([case], result_of(row, case) or absence(row, short=True)) for case in cases)
 
 
-def _rates(row: Row) -> list[str]:
-    """The highest rate of a row, and the latency there."""
-    if row["server"] is None:
-        return [absence(row, short=True)] * 3
-    best = best_probe(row["server"])
-    if best is None:
-        return ["none tried"] * 3
-    return [rate(best["qps"]), digits(best["p50_ms"]), "too few" if best["p99_ms"] is None else digits(best["p99_ms"])]
+def _ratio(report: Report, row: Row, result: Mapping[str, Any]) -> str:
+    cell = ratio_cell(report, row, result)
+    return (", " if cell.text == NO_DIFFERENCE else " ").join(filter(None, (cell.text, cell.note)))
 
 
 def _quality(report: Report, row: Row) -> list[str]:

@@ -58,8 +58,8 @@ def training_sentence(document: Training) -> str:
     kept = []
     if finite(final["density"]) is not None:
         kept.append(f"{percent(final['density'])} of the linear weights")
-    if _has_parts(final["heads"]):
-        kept.append(f"{_parts(final['heads'])} heads")
+    if heads := _counted(final["heads"]):
+        kept.append(f"{heads[0]:,} of {heads[1]:,} heads")
     if kept:
         text += f" with {', '.join(kept)}"
     if document["teacher"] is not None:
@@ -82,12 +82,12 @@ def make_training_tiles(document: Training) -> list[Tile]:
         examples = "" if found.get("n") is None else f"on {found['n']:,} examples"
         tiles = [Tile(name, score_of(found), "; ".join(filter(None, (examples, against))))]
     if finite(final["density"]) is not None:
-        note = " of ".join(map(count, final["weights"])) + " linear weights" if _has_parts(final["weights"]) else ""
+        weights = _counted(final["weights"])
+        note = f"{count(weights[0])} of {count(weights[1])} linear weights" if weights else ""
         tiles.append(Tile("Density", percent(final["density"]), note))
     for key, words in (("heads", "Attention heads"), ("neurons", "FFN neurons")):
-        if _has_parts(final[key]):
-            live, total = final[key]
-            tiles.append(Tile(words, f"{live:,}", f"of {total:,}: {percent(live / total)}"))
+        if pair := _counted(final[key]):
+            tiles.append(Tile(words, f"{pair[0]:,}", f"of {pair[1]:,}: {percent(pair[0] / pair[1])}"))
     if finite(final["seconds"]) is not None:
         tiles.append(Tile("Time", span(final["seconds"]), _steps_words(document)))
     return tiles
@@ -190,19 +190,15 @@ def _metric_cell(evaluation: Mapping[str, Any], name: str) -> Cell:
     return known(finite(evaluation["metrics"].get(name)), lambda value: score(value, None))
 
 
-def _has_parts(pair: Sequence[int] | None) -> bool:
-    """Whether a pair of live and all counts anything."""
-    return pair is not None and pair[1] > 0
-
-
-def _parts(pair: Sequence[int]) -> str:
-    return f"{pair[0]:,} of {pair[1]:,}"
+def _counted(pair: Sequence[int] | None) -> Sequence[int] | None:
+    """A pair of live and all, where it counts anything."""
+    return pair if pair and pair[1] > 0 else None
 
 
 def _parts_cell(pair: Sequence[int] | None) -> Cell:
-    if not pair or pair[1] == 0:
+    if not pair or not pair[1]:
         return Cell("none", "muted")
-    return Cell(_parts(pair), note=percent(pair[0] / pair[1]))
+    return Cell(f"{pair[0]:,} of {pair[1]:,}", note=percent(pair[0] / pair[1]))
 
 
 def _plain(value: object) -> str:

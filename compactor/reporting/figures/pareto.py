@@ -24,6 +24,10 @@ class _Place:
     size: int | None
 
     @property
+    def quality_words(self) -> str:
+        return "" if self.quality is None else f"{self.quality:.1f} %"
+
+    @property
     def size_words(self) -> str:
         return "size unknown" if self.size is None else bytes_text(self.size)
 
@@ -66,9 +70,7 @@ def pareto_figure(report: Report) -> Figure | None:
         put_labels(axes, labels, size=size)
 
     spoken = "; ".join(
-        f"{place.key.text}: {digits(place.speed)}"
-        + ("" if place.quality is None else f", {place.quality:.1f} %")
-        + f", {place.size_words}"
+        ", ".join(filter(None, (f"{place.key.text}: {digits(place.speed)}", place.quality_words, place.size_words)))
         for place in places
     )
     drawing = draw("pareto-0", 270, paint, label=f"{title}: {spoken}")
@@ -103,17 +105,9 @@ def _paint_quality(axes: Any, places: Sequence[_Place], name: str) -> list[Label
         assert place.quality is not None
         axes.errorbar([place.speed], [place.quality], yerr=[place.se], color=MUTED, linewidth=1.0, capsize=3, zorder=2)
         area = max(900 * (place.size or 0) / largest, 14.0)
-        filled = place.size is not None
-        axes.scatter(
-            [place.speed],
-            [place.quality],
-            s=area,
-            color=place.key.colour if filled else "none",
-            edgecolors=PAPER if filled else place.key.colour,
-            linewidths=1.0,
-            zorder=3,
-            clip_on=False,
-        )
+        fill, edge = ("none", place.key.colour) if place.size is None else (place.key.colour, PAPER)
+        style = {"color": fill, "edgecolors": edge, "linewidths": 1.0, "zorder": 3, "clip_on": False}
+        axes.scatter([place.speed], [place.quality], s=area, **style)
         labels.append(Label(place.speed, place.quality, f"{place.key.mark}: {place.size_words}", 0.56 * area**0.5))
         reached.append(place.quality)
     axes.set_ylabel(f"{name}, %")

@@ -56,9 +56,8 @@ def density_figure(document: Training) -> Figure | None:
         for field, name in (("threshold", "threshold"), ("lambda", "λ"))
         if (points := _points(document, field)) is not None
     ]
-    spoken = [(key.text, *_last(points)) for key, points in lines]
     label = "Density along the steps: " + "; ".join(
-        f"{name} {value:.1f} % at step {step:,.0f}" for name, step, value in spoken
+        f"{key.text} {_last(points)[1]:.1f} % at step {_last(points)[0]:,.0f}" for key, points in lines
     )
     caption = "Share of the weights that the current masks leave, in percent, along the steps."
     if thin:
@@ -189,12 +188,8 @@ def _points(document: Training, field: str) -> _Points | None:
         return None
     parts = [values[first : first + group] for first in range(0, len(log), group)]
     known = [part[np.isfinite(part[:, 1]), 1] for part in parts]
-    return np.array(
-        [
-            [part[:, 0].mean() for part in parts],
-            [part.mean() if len(part) else np.nan for part in known],
-        ]
-    )
+    steps = [part[:, 0].mean() for part in parts]
+    return np.array([steps, [part.mean() if len(part) else np.nan for part in known]])
 
 
 def _last(points: _Points) -> tuple[float, float]:
@@ -231,15 +226,8 @@ def _paint_panel(axes: Any, panel: _Panel) -> None:
     thin = panel.height < 60
     for key, points in panel.lines:
         few = np.isfinite(points[1]).sum() <= 12  # a line between gaps may be a point
-        axes.plot(
-            *points,
-            color=key.colour,
-            linewidth=1.2 if thin else 1.8,
-            marker="o" if few else "",
-            markersize=3,
-            solid_joinstyle="round",
-            clip_on=False,
-        )
+        width, mark = 1.2 if thin else 1.8, "o" if few else ""
+        axes.plot(*points, color=key.colour, linewidth=width, marker=mark, markersize=3, clip_on=False)
     values = np.concatenate([points[1] for _, points in panel.lines])
     low, high = min(0.0, np.nanmin(values)), max(0.0, np.nanmax(values))
     if panel.name:

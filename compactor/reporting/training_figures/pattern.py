@@ -64,20 +64,17 @@ def _pattern(identity: str, title: str, numbered: Sequence[tuple[int, Sequence[M
             for layer in group:
                 colour = _COLOURS[layer["kind"]]
                 axes.text(22, top + 12, KINDS[layer["kind"]], fontsize=SMALL, color=MUTED)
+                y = top + row / 2
                 if layer["heads"]:
                     cell = min(14.0, room / len(layer["heads"]))
-                    axes.barh(
-                        [top + row / 2] * len(layer["heads"]),
-                        cell - 2.5,
-                        left=[left + cell * place + 0.5 for place in range(len(layer["heads"]))],
-                        height=min(11.5, cell - 2.5),
-                        color=[colour if alive else TRACK for alive in layer["heads"]],
-                        edgecolor=[colour if alive else MUTED for alive in layer["heads"]],
-                        linewidth=0.8,
-                    )
+                    fill = [colour if alive else TRACK for alive in layer["heads"]]
+                    edge = [colour if alive else MUTED for alive in layer["heads"]]
+                    places = [left + cell * place + 0.5 for place in range(len(fill))]
+                    style = {"color": fill, "edgecolor": edge, "linewidth": 0.8}
+                    axes.barh([y] * len(fill), cell - 2.5, left=places, height=min(11.5, cell - 2.5), **style)
                 else:
-                    axes.barh(top + row / 2, room - 2.5, left=left + 0.5, height=9, color=TRACK)
-                    axes.barh(top + row / 2, _left(layer)[0] * (room - 2.5), left=left + 0.5, height=9, color=colour)
+                    axes.barh(y, room - 2.5, left=left + 0.5, height=9, color=TRACK)
+                    axes.barh(y, _left(layer)[0] * (room - 2.5), left=left + 0.5, height=9, color=colour)
                 axes.text(WIDTH, top + 12, _left(layer)[1], fontsize=SMALL, ha="right")
                 top += row
             top += gap
