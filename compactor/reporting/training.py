@@ -13,9 +13,9 @@ from compactor.reporting.numbers import count, digits, percent, score, score_of
 from compactor.reporting.rows import metric_name
 from compactor.reporting.tables.table import Cell, Column, Table, known, make_table
 from compactor.reporting.templates import Tile, page_text, render_template
+from compactor.reporting.training_figures import KINDS, Training, final_metric, finite, metric_in
 from compactor.reporting.training_figures.curves import density_figure, losses_figure, metric_figure
 from compactor.reporting.training_figures.pattern import pattern_figures
-from compactor.reporting.training_figures.values import KINDS, Training, final_metric, finite, metric_in
 
 
 def render_training(document: Training) -> str:

@@ -24,10 +24,6 @@ class _Place:
     size: int | None
 
     @property
-    def quality_words(self) -> str:
-        return "" if self.quality is None else f"{self.quality:.1f} %"
-
-    @property
     def size_words(self) -> str:
         return "size unknown" if self.size is None else bytes_text(self.size)
 
@@ -70,7 +66,8 @@ def pareto_figure(report: Report) -> Figure | None:
         put_labels(axes, labels, size=size)
 
     spoken = "; ".join(
-        ", ".join(filter(None, (f"{place.key.text}: {digits(place.speed)}", place.quality_words, place.size_words)))
+        f"{place.key.text}: {digits(place.speed)}"
+        f"{'' if place.quality is None else f', {place.quality:.1f} %'}, {place.size_words}"
         for place in places
     )
     drawing = draw("pareto-0", 270, paint, label=f"{title}: {spoken}")

@@ -14,7 +14,7 @@ from compactor.reporting.figures.figure import NAME, SMALL, Figure, Key, few_tic
 from compactor.reporting.labels import Label, name_ends, put_labels, spread, write
 from compactor.reporting.numbers import digits, percent
 from compactor.reporting.rows import metric_name
-from compactor.reporting.training_figures.values import Training, final_metric, finite
+from compactor.reporting.training_figures import Training, final_metric, finite
 
 _MOST_POINTS = 240  # of a line: as many as one sees
 _DENSITIES = {
@@ -35,11 +35,6 @@ class _Panel:
     name: str  # above it, with the last value; empty for percentages, whose lines have marks at their ends
     height: float  # pixels
     lines: Sequence[tuple[Key, _Points]]
-
-    @property
-    def last(self) -> float:
-        """The last value of the first line."""
-        return _last(self.lines[0][1])[1]
 
 
 def density_figure(document: Training) -> Figure | None:
@@ -77,7 +72,9 @@ def losses_figure(document: Training) -> Figure | None:
     panels = [  # in colours that no kind of layer has
         _Panel(name, height, [(Key(series, "", name), points)]) for series, (name, points) in enumerate(shown, 5)
     ]
-    label = "Losses along the steps: " + "; ".join(f"{panel.name} {digits(panel.last)} at last" for panel in panels)
+    label = "Losses along the steps: " + "; ".join(
+        f"{name} {digits(_last(points)[1])} at last" for name, points in shown
+    )
     caption = "Each part on a scale of its own, from zero, with its last value at the right; lower is better."
     group = _group(document)
     if group > 1:
@@ -233,7 +230,8 @@ def _paint_panel(axes: Any, panel: _Panel) -> None:
     if panel.name:
         axes.set_ylim(low, high + 0.08 * (high - low) if high > low else low + 1.0)
         few_ticks(axes.yaxis, "{x:,.4g}", most=2 if thin else 3)
-        for x, text, side in ((0.0, panel.name, "left"), (1.0, digits(panel.last), "right")):
+        last = digits(_last(panel.lines[0][1])[1])
+        for x, text, side in ((0.0, panel.name, "left"), (1.0, last, "right")):
             write(axes, text, (x, 1.0), (0, 6), xycoords="axes fraction", ha=side, fontsize=SMALL)
     else:
         axes.set_ylim(0, max(100.0, high) * 1.02)
@@ -263,10 +261,9 @@ def _phases(axes: Any, document: Training, *, raised: float | None) -> None:
         return
     names = [shorten(str(phase["name"]), 14) for phase in phases]
     width = 6.0 * max(map(len, names)) + 8
-    left, right = axes.bbox.x0, axes.bbox.x1
-    centres = [float(axes.transData.transform(((phase["first"] + phase["last"]) / 2, 0))[0]) - left for phase in phases]
-    places = spread(centres, width)
-    over = max(0.0, places[-1] + width / 2 - (right - left) - 20)  # so much may hang over, at either side
+    scale = axes.bbox.width / _last_step(document)
+    places = spread([scale * (phase["first"] + phase["last"]) / 2 for phase in phases], width)
+    over = max(0.0, places[-1] + width / 2 - axes.bbox.width - 20)  # so much may hang over, at either side
     style = {"xycoords": "axes fraction", "ha": "center", "color": MUTED, "fontsize": SMALL, "fontweight": "normal"}
     for name, centre in zip(names, places, strict=True):
         write(axes, name, (0, 1), (centre - over, raised + 7), **style)

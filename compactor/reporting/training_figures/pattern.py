@@ -9,7 +9,7 @@ from typing import Any
 from compactor.reporting.canvas import MUTED, SERIES, TRACK, WIDTH, Drawing, draw, pixels
 from compactor.reporting.figures.figure import NAME, SMALL, Figure
 from compactor.reporting.numbers import percent
-from compactor.reporting.training_figures.values import KINDS, Training, finite
+from compactor.reporting.training_figures import KINDS, Training, finite
 
 _MOST_LAYERS = 8  # in a drawing of the pattern, so that deep models stand in columns
 _COLOURS = {"attention": SERIES[1], "cross_attention": SERIES[4], "feed_forward": SERIES[2]}
