@@ -1,25 +1,14 @@
-"""The report as Markdown, for pull requests and READMEs: the same sentences and tables as the page, without figures."""
+"""Text as Markdown: shown as it is, whatever it holds."""
 
 from __future__ import annotations
 
 import re
 
 from compactor.console import printable
-from compactor.reporting.contents import contents
-from compactor.reporting.rows import Report
-from compactor.reporting.templates import render_template
 
 # What would make formatting, markup or another cell of a text that is data.
 _SPECIAL = re.compile(r"[\\`*|~$#]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])")
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-
-
-def render_markdown(report: Report) -> str:
-    """GitHub-flavoured Markdown of ``report``, a checked ``report.json``."""
-    import markupsafe
-
-    command = markupsafe.Markup(code(report["command"]))
-    return render_template("report.md.jinja", escape, command=command, **contents(report))
 
 
 def escape(text: str) -> str:
@@ -35,6 +24,7 @@ def escape(text: str) -> str:
 def code(text: str) -> str:
     """A fenced block that ``text`` cannot leave."""
     text = printable(text)
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
+    fence = "```"
+    while fence in text:
+        fence += "`"
     return f"{fence}\n{text}\n{fence}"

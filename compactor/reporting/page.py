@@ -1,27 +1,16 @@
-"""The report as one HTML page, which is closed to the world, and the files on disk."""
+"""The report as one HTML page, which is closed to the world, and as Markdown without figures; and the files on disk."""
 
 from __future__ import annotations
 
 import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from compactor.errors import OutputError
-from compactor.reporting.contents import contents
 from compactor.reporting.figures import make_figures
 from compactor.reporting.figures.figure import variant_keys
-from compactor.reporting.markdown import render_markdown
-from compactor.reporting.numbers import (
-    bytes_text,
-    digits,
-    duration,
-    interval,
-    points,
-    rate,
-    score_of,
-    times,
-    with_interval,
-)
+from compactor.reporting.numbers import bytes_text, digits, duration, points, rate, score_of, times, with_interval
 from compactor.reporting.rows import (
     NO_DIFFERENCE,
     Report,
@@ -33,9 +22,22 @@ from compactor.reporting.rows import (
     primary_metric,
     quality_of,
 )
-from compactor.reporting.tables.table import TONES
-from compactor.reporting.templates import Tile, page_text, render_template
-from compactor.reporting.words import absences, bound_words, describe_workload
+from compactor.reporting.tables.cost import cost_table
+from compactor.reporting.tables.layers import layer_table, profile_tables
+from compactor.reporting.tables.provenance import machine_rows, reproduce_rows, variant_rows
+from compactor.reporting.tables.server import probe_tables, server_table
+from compactor.reporting.tables.speed import speed_table
+from compactor.reporting.tables.table import TONES, Table
+from compactor.reporting.templates import Tile, render_template
+from compactor.reporting.words import (
+    about_words,
+    absence_in_full,
+    absences,
+    bound_words,
+    describe_workload,
+    placement_words,
+    summary_sentence,
+)
 
 MARKDOWN_NAME = "report.md"
 HTML_NAME = "report.html"
@@ -73,8 +75,7 @@ def render_html(report: Report) -> str:
     """The page of ``report``, a checked ``report.json``. The same report always gives the same page."""
     return render_template(
         "page.html.jinja",
-        page_text,
-        **contents(report),
+        **_contents(report),
         asides=absences(report) if best_variant(report) is not None else [],
         tiles=make_tiles(report),
         figures=make_figures(report),
@@ -83,6 +84,38 @@ def render_html(report: Report) -> str:
         source="report.json",
         schema=report["schema"],
     )
+
+
+def render_markdown(report: Report) -> str:
+    """GitHub-flavoured Markdown of ``report``, for pull requests and READMEs: the same sentences and tables."""
+    return render_template("report.md.jinja", **_contents(report))
+
+
+def _contents(report: Report) -> dict[str, Any]:
+    """What both say, by the names that the templates know."""
+    return {
+        "report": report,
+        "verdict": "VALID" if report["verdict"]["valid"] else "INVALID",
+        "about": about_words(report),
+        "summary": summary_sentence(report),
+        "tables": result_tables(report),
+        "layers": layer_table(report),
+        "probes": probe_tables(report),
+        "profiles": profile_tables(report),
+        "placements": placement_words(report),
+        "reproduce": reproduce_rows(report),
+        "machine": machine_rows(report),
+        "exactly": variant_rows(report),
+        "failures": [(row["name"], absence_in_full(row)) for row in report["variants"] if row["status"] != "measured"],
+    }
+
+
+def result_tables(report: Report) -> list[Table]:
+    """What a decision needs: speed, then what it costs."""
+    tables = [server_table(report) if is_server(report) else speed_table(report)]
+    if not only_endpoints(report):
+        tables.append(cost_table(report))
+    return [table for table in tables if table]
 
 
 def make_tiles(report: Report) -> list[Tile]:
@@ -106,9 +139,9 @@ def _timing_tiles(report: Report, hero: Row, base: Row | None) -> list[Tile]:
         if ratio["verdict"] == NO_DIFFERENCE:
             tiles.append(Tile("Speed", NO_DIFFERENCE, f"{with_interval(ratio)} {against}", number=False))
         else:
-            words = f"{ratio['verdict']} {interval(ratio['low'], ratio['high'])}".rstrip()
-            tone = TONES.get(ratio["verdict"], "")
-            tiles.append(Tile("Speed", times(ratio["value"]), f"{words} {against}", tone))
+            value, _, ends = with_interval(ratio).partition(" ")
+            words = " ".join(filter(None, (ratio["verdict"], ends, against)))
+            tiles.append(Tile("Speed", value, words, TONES.get(ratio["verdict"], "")))
     if report["settings"]["scenario"] == "offline":
         value = f"{rate(result['throughput']['examples_per_s'])}/s"
         tiles.append(Tile("Throughput", value, f"examples; {describe_workload(report, case)}"))

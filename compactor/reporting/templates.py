@@ -1,4 +1,4 @@
-"""What the HTML pages have in common: their colours, the tiles on top, and how a template becomes a page.
+"""What the documents have in common: colours, the tiles on top, and how a template becomes a page or Markdown.
 
 A page needs nothing else: no network, no script, no font. Its content policy forbids everything but its own styles, so
 nothing that a document's strings hold can run, even if it were not escaped.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
 
 from compactor.console import printable
+from compactor.reporting.markdown import code, escape
 
 _UNIT = re.compile(r"(?<=\d) (?=(?:%|ms|s|[kMGT]?B|[kMG])\b|%)|(?<=\d) (?=±)|(?<=±) (?=\d)")
 
@@ -60,31 +60,36 @@ class Tile:
     number: bool = True
 
 
-def render_template(name: str, text: Callable[[str], str], /, **values: object) -> str:
-    """The document that the template ``name`` of this folder makes of ``values``.
+def render_template(name: str, /, **values: object) -> str:
+    """The document that the template ``name`` of this folder makes of ``values``, of which no string is markup in it.
 
-    Args:
-        name: A Markdown template has its blocks on lines of their own, which are not in the document.
-        text: Makes text of every string in ``values``, such that none of it is markup.
-        values: What the template names; what is marked as markup already stays as it is.
+    In a Markdown template blocks stand on lines of their own, which are not in the document.
     """
     import jinja2
     import markupsafe
 
+    markdown = name.endswith(".md.jinja")
+
+    def text(value: object) -> object:
+        if type(value) is not str:  # markup is a str of another type
+            return value
+        return markupsafe.Markup(escape(value)) if markdown else _page_text(value)
+
+    def verbatim(value: str) -> str:
+        """What is to be copied from a page has spaces that break."""
+        return markupsafe.Markup(code(value)) if markdown else markupsafe.escape(printable(value))
+
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        trim_blocks=name.endswith(".md.jinja"),
-        finalize=lambda value: markupsafe.Markup(text(value)) if type(value) is str else value,
+        trim_blocks=markdown,
+        finalize=text,
         loader=jinja2.PackageLoader("compactor.reporting", "."),
     )
-    # What is to be copied from a page has spaces that break.
-    environment.filters["verbatim"] = lambda value: markupsafe.escape(printable(value))
+    environment.filters["verbatim"] = verbatim
     return environment.get_template(name).render(palette=PALETTE, **values)
 
 
-def page_text(text: str) -> str:
-    """``text`` for HTML: control characters shown and not sent, numbers kept on the line of their units."""
-    import markupsafe
-
-    return markupsafe.escape(_UNIT.sub("\N{NO-BREAK SPACE}", printable(text)))
+def _page_text(text: str) -> str:
+    """``text`` of a page: control characters shown and not sent, numbers kept on the line of their units."""
+    return _UNIT.sub("\N{NO-BREAK SPACE}", printable(text))

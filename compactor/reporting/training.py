@@ -12,7 +12,7 @@ from compactor.reporting.figures.figure import Figure
 from compactor.reporting.numbers import count, digits, percent, score, score_of
 from compactor.reporting.rows import metric_name
 from compactor.reporting.tables.table import Cell, Column, Table, known, make_table
-from compactor.reporting.templates import Tile, page_text, render_template
+from compactor.reporting.templates import Tile, render_template
 from compactor.reporting.training_figures import KINDS, Training, final_metric, finite, metric_in
 from compactor.reporting.training_figures.curves import density_figure, losses_figure, metric_figure
 from compactor.reporting.training_figures.pattern import pattern_figures
@@ -22,7 +22,6 @@ def render_training(document: Training) -> str:
     """The page of ``document``, a ``training.json``. The same document always gives the same page."""
     return render_template(
         "training.html.jinja",
-        page_text,
         document=document,
         about=training_about(document),
         summary=training_sentence(document),

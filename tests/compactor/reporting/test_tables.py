@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from compactor.reporting.contents import result_tables
+from compactor.reporting.page import result_tables
 from compactor.reporting.tables.cost import cost_table
 from compactor.reporting.tables.layers import layer_table, profile_tables
 from compactor.reporting.tables.provenance import machine_rows, reproduce_rows, variant_rows
