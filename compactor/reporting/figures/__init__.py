@@ -9,8 +9,7 @@ from __future__ import annotations
 from compactor.reporting.figures.figure import Figure
 from compactor.reporting.figures.layers import layer_times_figure, layers_figure, operators_figure
 from compactor.reporting.figures.pareto import pareto_figure
-from compactor.reporting.figures.server import server_figure
-from compactor.reporting.figures.speed import latency_figure, processes_figure, throughput_figure
+from compactor.reporting.figures.speed import latency_figure, processes_figure, server_figure, throughput_figure
 from compactor.reporting.rows import Report
 
 

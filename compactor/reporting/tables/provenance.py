@@ -148,11 +148,10 @@ def _inputs(workload: Mapping[str, Any]) -> str:
     if workload["examples"] is not None:
         text += f", {workload['examples']:,} examples"
     if lengths is not None:
-        text += f", {lengths['min']:g} to {lengths['max']:g} tokens"
-        text += f" (median {lengths['median']:g}, p90 {lengths['p90']:g})"
+        text += ", {min:g} to {max:g} tokens (median {median:g}, p90 {p90:g})".format(**lengths)
     if workload["sha256"] is not None:
         text += f"; sha256 {workload['sha256']}"
-    return text + "; the same for every variant"
+    return f"{text}; the same for every variant"
 
 
 def _plain(value: object) -> str:
