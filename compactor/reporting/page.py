@@ -22,12 +22,10 @@ from compactor.reporting.rows import (
     primary_metric,
     quality_of,
 )
-from compactor.reporting.tables.cost import cost_table
 from compactor.reporting.tables.layers import layer_table, profile_tables
 from compactor.reporting.tables.provenance import machine_rows, reproduce_rows, variant_rows
-from compactor.reporting.tables.server import probe_tables, server_table
-from compactor.reporting.tables.speed import speed_table
-from compactor.reporting.tables.table import TONES, Table
+from compactor.reporting.tables.results import probe_tables, result_tables
+from compactor.reporting.tables.table import TONES
 from compactor.reporting.templates import Tile, render_template
 from compactor.reporting.words import (
     about_words,
@@ -108,14 +106,6 @@ def _contents(report: Report) -> dict[str, Any]:
         "exactly": variant_rows(report),
         "failures": [(row["name"], absence_in_full(row)) for row in report["variants"] if row["status"] != "measured"],
     }
-
-
-def result_tables(report: Report) -> list[Table]:
-    """What a decision needs: speed, then what it costs."""
-    tables = [server_table(report) if is_server(report) else speed_table(report)]
-    if not only_endpoints(report):
-        tables.append(cost_table(report))
-    return [table for table in tables if table]
 
 
 def make_tiles(report: Report) -> list[Tile]:

@@ -20,7 +20,7 @@ from compactor.reporting.rows import (
     quality_of,
     result_of,
 )
-from compactor.reporting.tables.speed import ratio_cell
+from compactor.reporting.tables.results import ratio_cell
 from compactor.reporting.words import absence, absence_in_full, summary_sentence
 
 

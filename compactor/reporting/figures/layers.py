@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from compactor.reporting.canvas import INK, MUTED, PAPER, SERIES, TRACK, WIDTH, Drawing, draw, framed, pixels, shorten
-from compactor.reporting.figures.figure import NAME, SMALL, Figure, Key, few_ticks
-from compactor.reporting.labels import write
+from compactor.reporting.figures.figure import NAME, SMALL, Figure, Key, few_ticks, write
 from compactor.reporting.numbers import digits, percent
 from compactor.reporting.rows import Report, profiles_of
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from compactor.reporting.canvas import MUTED, PAPER, draw, framed
-from compactor.reporting.figures.figure import NAME, SMALL, Figure, Key, few_ticks, variant_keys
-from compactor.reporting.labels import Label, put_labels
+from compactor.reporting.figures.figure import NAME, SMALL, Figure, Key, Label, few_ticks, put_labels, variant_keys
 from compactor.reporting.numbers import bytes_text, digits
 from compactor.reporting.rows import Report, baseline_row, is_server, measured, primary_metric, quality_of, result_of
 

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from compactor.reporting.canvas import BAD, GRID, INK, MUTED, TRACK, WIDTH, Drawing, draw, framed, pixels, shorten
-from compactor.reporting.figures.figure import NAME, SMALL, Figure, Key, few_ticks, variant_keys
-from compactor.reporting.labels import name_ends, write
+from compactor.reporting.figures.figure import NAME, SMALL, Figure, Key, few_ticks, name_ends, variant_keys, write
 from compactor.reporting.numbers import digits, percent, rate, times
 from compactor.reporting.rows import NO_DIFFERENCE, Report, is_server, measured, part_of, result_of
 from compactor.reporting.words import absence, describe_workload

@@ -10,8 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compactor.reporting.canvas import GRID, INK, MUTED, PAPER, SERIES, TRACK, Drawing, draw, framed, shorten
-from compactor.reporting.figures.figure import NAME, SMALL, Figure, Key, few_ticks
-from compactor.reporting.labels import Label, name_ends, put_labels, spread, write
+from compactor.reporting.figures.figure import (
+    NAME,
+    SMALL,
+    Figure,
+    Key,
+    Label,
+    few_ticks,
+    name_ends,
+    put_labels,
+    spread,
+    write,
+)
 from compactor.reporting.numbers import digits, percent
 from compactor.reporting.rows import metric_name
 from compactor.reporting.training_figures import Training, final_metric, finite
