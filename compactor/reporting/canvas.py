@@ -43,12 +43,10 @@ _STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": GRID,
-    "grid.linewidth": 0.8,
     **{f"{axis}tick.color": MUTED for axis in "xy"},
     **{f"{axis}tick.labelsize": 11.0 for axis in "xy"},
     **{f"{axis}tick.{ticks}.size": 0.0 for axis in "xy" for ticks in ("major", "minor")},
     "lines.linewidth": 2.0,
-    "lines.markersize": 6.0,
     "figure.facecolor": "none",
     "figure.dpi": 72.0,  # then a point is a pixel of the view box
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from compactor.reporting.numbers import bytes_text, count, digits, percent, points, rate, score_of, with_interval
@@ -115,10 +115,10 @@ def server_table(report: Report) -> Table:
     columns: list[Column] = [
         ("variant", lambda row, _: name_cell(report, row)),
         (f">highest rate{bound}, 1/s", lambda row, best: Cell(rate(best["qps"]), note=row["server"]["note"] or "")),
-        (">p50, ms", lambda _, best: Cell(digits(best["p50_ms"]))),
-        (">p90, ms", lambda _, best: Cell(digits(best["p90_ms"]))),
-        (">p99, ms", lambda _, best: _p99(best)),
-        (">mean batch", lambda _, best: _mean_batch(best)),
+        (">p50, ms", _number("p50_ms")),
+        (">p90, ms", _number("p90_ms")),
+        (">p99, ms", _number("p99_ms", "too few queries")),
+        (">mean batch", _number("mean_batch")),  # which nobody here sees of an endpoint
     ]
 
     def why_absent(row: Row, best: Mapping[str, Any] | None) -> str | None:
@@ -140,11 +140,11 @@ def probe_tables(report: Report) -> list[Table]:
         (">offered, 1/s", lambda probe: Cell(rate(probe["qps"]))),
         (">achieved, 1/s", lambda probe: Cell(rate(probe["achieved_qps"]))),
         (">queries", lambda probe: Cell(f"{probe['queries']:,}")),
-        (">p50, ms", lambda probe: known(probe["p50_ms"], digits, "no answer")),
-        (">p90, ms", lambda probe: known(probe["p90_ms"], digits, "no answer")),
-        (">p99, ms", _p99),
-        (">max, ms", lambda probe: known(probe["max_ms"], digits, "no answer")),
-        (">mean batch", _mean_batch),
+        (">p50, ms", _number("p50_ms", "no answer")),
+        (">p90, ms", _number("p90_ms", "no answer")),
+        (">p99, ms", _number("p99_ms", "too few queries")),
+        (">max, ms", _number("max_ms", "no answer")),
+        (">mean batch", _number("mean_batch")),
         ("within the bound", _within_the_bound),
     ]
     tables = []
@@ -154,13 +154,9 @@ def probe_tables(report: Report) -> list[Table]:
     return tables
 
 
-def _p99(probe: Mapping[str, Any]) -> Cell:
-    return known(probe["p99_ms"], digits, "too few queries")
-
-
-def _mean_batch(probe: Mapping[str, Any]) -> Cell:
-    """Of an endpoint nobody here sees it."""
-    return known(probe["mean_batch"], digits)
+def _number(field: str, missing: str = "unknown") -> Callable[..., Cell]:
+    """What makes a cell of a field of the last of its arguments, such as a probe."""
+    return lambda *thing: known(thing[-1][field], digits, missing)
 
 
 def _within_the_bound(probe: Mapping[str, Any]) -> Cell:
@@ -202,12 +198,12 @@ def cost_table(report: Report) -> Table:
     if differences:
         caption = f"Differences are paired, example by example, with the baseline. {caption}"
     title = "Size, quality, memory" if with_quality else "Size and memory"
-    rows = [(row,) for row in report["variants"]]
-    return make_table("cost", title, columns, {None: rows}, caption, absence=_why_absent, always=always)
+    rows = {None: [(row,) for row in report["variants"]]}
 
+    def why_absent(row: Row) -> str | None:
+        return None if row["status"] == "measured" else absence(row)
 
-def _why_absent(row: Row) -> str | None:
-    return None if row["status"] == "measured" else absence(row)
+    return make_table("cost", title, columns, rows, caption, absence=why_absent, always=always)
 
 
 def _compared(row: Row) -> list[Mapping[str, Any]]:
