@@ -205,6 +205,7 @@ def _providers(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     targets: tuple[Path | str, ...],
     data: Path | None,
     quick: bool,
