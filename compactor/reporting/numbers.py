@@ -60,7 +60,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def score(value: float, se: float | None) -> str:
+def score(value: float, se: float | None = None) -> str:
     """A metric in percent, with its standard error where that is known: ``84.63 ± 1.22 %``."""
     text = signed(100 * value, plus=False)
     return f"{text} %" if se is None else f"{text} ± {100 * se:.2f} %"

@@ -137,7 +137,7 @@ def evaluation_table(document: Training) -> Table:
         (">density", lambda evaluation: known(finite(evaluation["density"]), percent)),
     ]
     for name in dict.fromkeys(name for evaluation in evaluations for name in evaluation["metrics"]):
-        columns.append((f">{metric_name(name)}", lambda evaluation, name=name: _metric_cell(evaluation, name)))
+        columns.append((f">{metric_name(name)}", lambda row, name=name: known(finite(row["metrics"].get(name)), score)))
     if any(finite(evaluation.get("loss")) is not None for evaluation in evaluations):
         columns.append((">loss", lambda evaluation: known(finite(evaluation.get("loss")), digits)))
     return make_table("evaluations", "Evaluations", columns, {None: [(evaluation,) for evaluation in evaluations]})
@@ -172,7 +172,7 @@ def _stopped_sentence(document: Training) -> str:
     ]
     if found:
         step, value = found[-1]
-        text += f"; {metric_name(document['metric'])} was {score(value, None)} at step {step:,}"
+        text += f"; {metric_name(document['metric'])} was {score(value)} at step {step:,}"
     return f"{text}."
 
 
@@ -183,10 +183,6 @@ def _steps_words(document: Training) -> str:
     if document["final"] is not None:
         return f"{max(reached, planned):,} steps"
     return f"after {reached:,} of {planned:,} steps" if planned > reached else f"after {reached:,} steps"
-
-
-def _metric_cell(evaluation: Mapping[str, Any], name: str) -> Cell:
-    return known(finite(evaluation["metrics"].get(name)), lambda value: score(value, None))
 
 
 def _counted(pair: Sequence[int] | None) -> Sequence[int] | None:

@@ -18,10 +18,21 @@ _COLOURS = {"attention": SERIES[1], "cross_attention": SERIES[4], "feed_forward"
 def pattern_figures(document: Training) -> list[Figure]:
     """What is left in each layer, a figure for each stack: a square for each head, a bar for the neurons."""
     layers = document["final"]["layers"] if document["final"] else []
-    return [
-        _pattern_figure(f"pattern-{place}", stack, [layer for layer in layers if layer["stack"] == stack])
-        for place, stack in enumerate(dict.fromkeys(layer["stack"] for layer in layers))
-    ]
+    figures = []
+    for place, stack in enumerate(dict.fromkeys(layer["stack"] for layer in layers)):
+        own = [layer for layer in layers if layer["stack"] == stack]
+        numbered = _by_number(own)
+        size = -(-len(numbered) // -(-len(numbered) // _MOST_LAYERS))  # of columns of like height
+        drawings = []
+        for column, first in enumerate(range(0, len(numbered), size)):
+            part = numbered[first : first + size]
+            title = f"layer {part[0][0]}" if len(part) == 1 else f"layers {part[0][0]} to {part[-1][0]}"
+            drawings.append(_pattern(f"pattern-{place}-{column}", title, part))
+        caption = "A square is an attention head: filled where it lives, hollow where it is gone."
+        if any(layer["kind"] == "feed_forward" for layer in own):
+            caption += " A bar is the share of the feed-forward neurons that live."
+        figures.append(Figure(f"pattern-{place}", f"Kept in each layer of the {stack}", caption, tuple(drawings)))
+    return figures
 
 
 def _by_number(layers: Sequence[Mapping[str, Any]]) -> list[tuple[int, list[Mapping[str, Any]]]]:
@@ -34,21 +45,6 @@ def _by_number(layers: Sequence[Mapping[str, Any]]) -> list[tuple[int, list[Mapp
         seen[layer["kind"]] = seen.get(layer["kind"], 0) + 1
         groups.setdefault(number, []).append(layer)
     return list(groups.items())
-
-
-def _pattern_figure(identity: str, stack: str, layers: Sequence[Mapping[str, Any]]) -> Figure:
-    numbered = _by_number(layers)
-    columns = -(-len(numbered) // _MOST_LAYERS)
-    size = -(-len(numbered) // columns)
-    drawings = []
-    for column in range(columns):
-        part = numbered[column * size : (column + 1) * size]
-        title = f"layer {part[0][0]}" if len(part) == 1 else f"layers {part[0][0]} to {part[-1][0]}"
-        drawings.append(_pattern(f"{identity}-{column}", title, part))
-    caption = "A square is an attention head: filled where it lives, hollow where it is gone."
-    if any(layer["kind"] == "feed_forward" for layer in layers):
-        caption += " A bar is the share of the feed-forward neurons that live."
-    return Figure(identity, f"Kept in each layer of the {stack}", caption, tuple(drawings))
 
 
 def _pattern(identity: str, title: str, numbered: Sequence[tuple[int, Sequence[Mapping[str, Any]]]]) -> Drawing:
