@@ -29,8 +29,7 @@ def part_of(case: Mapping[str, Any]) -> Any:
 
 def measured(report: Report) -> list[Row]:
     """The rows with numbers, in order."""
-    rows = [row for row in report["variants"] if row["status"] == "measured"]
-    return [row for row in rows if row["server"] is not None or row["results"]]
+    return [row for row in report["variants"] if row["status"] == "measured" and (row["server"] or row["results"])]
 
 
 def baseline_row(report: Report) -> Row | None:

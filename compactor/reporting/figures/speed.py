@@ -22,7 +22,7 @@ def latency_figure(report: Report) -> Figure | None:
         return None
     offline = report["settings"]["scenario"] == "offline"
     drawings = [
-        _bars(report, case, f"latency-{index}", offline=offline)
+        _bars(report, case, f"latency-{index}")
         for index, case in enumerate(report["workload"]["cases"])
         if any(result_of(row, case["id"]) for row in measured(report))
     ]
@@ -36,12 +36,10 @@ def latency_figure(report: Report) -> Figure | None:
     return Figure("latency", title, caption, tuple(drawings))
 
 
-def _bars(report: Report, case: Mapping[str, Any], identity: str, *, offline: bool) -> Drawing:
+def _bars(report: Report, case: Mapping[str, Any], identity: str) -> Drawing:
     """One bar a variant, below its name."""
     rows, keys = report["variants"], variant_keys(report)
-    found = {
-        row["id"]: _measures(result, case, offline=offline) for row in rows if (result := result_of(row, case["id"]))
-    }
+    found = {row["id"]: _measures(report, case, result) for row in rows if (result := result_of(row, case["id"]))}
     scale = (WIDTH - 4) / (max(high for _, _, _, high in found.values()) or 1.0)
 
     def paint(figure: Any) -> None:
@@ -66,13 +64,14 @@ def _bars(report: Report, case: Mapping[str, Any], identity: str, *, offline: bo
     return draw(identity, 42 * len(rows) - 2, paint, label=f"{title}: {spoken}", title=title)
 
 
-def _measures(result: Mapping[str, Any], case: Mapping[str, Any], *, offline: bool) -> tuple[str, float, float, float]:
+def _measures(report: Report, case: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[str, float, float, float]:
     """Words, length of the bar and ends of the line: milliseconds, or examples per second."""
     summary, ratio = result["summary"], result["ratio"]
     middle, low, high = summary["median"], summary["p10"], summary["p90"]
-    if offline:
+    words = f"{digits(middle)} ms"
+    if report["settings"]["scenario"] == "offline":
         middle, high, low = (1e3 * case["examples"] / ms for ms in (middle, low, high))
-    words = f"{rate(middle)}/s" if offline else f"{digits(middle)} ms"
+        words = f"{rate(middle)}/s"
     if ratio is not None and ratio["low"] is not None:  # from enough processes to be seen beside the others
         words += f" · {'≈ ' if ratio['verdict'] == NO_DIFFERENCE else ''}{times(ratio['value'])}"
     return words, middle, low, high

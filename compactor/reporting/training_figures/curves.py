@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,10 @@ _DENSITIES = {
     "density_attention": Key(1, "A", "attention"),
     "density_feed_forward": Key(2, "F", "feed-forward"),
 }
-_LOSSES = {"task_loss": "task", "distillation_loss": "distillation", "regularization": "regularization"}
+_STEERED = {"threshold": Key(3, "", "threshold"), "lambda": Key(3, "", "λ")}
+_LOSSES = {
+    field: Key(5, "", field.removesuffix("_loss")) for field in ("task_loss", "distillation_loss", "regularization")
+}
 _QUARTERS = (0, 25, 50, 75, 100)  # percent
 
 _Points = NDArray[np.float64]  # (2, n): steps, and values of which one that is not known is nan
@@ -49,18 +52,10 @@ class _Panel:
 
 def density_figure(document: Training) -> Figure | None:
     """The share of the weights that is left, along the steps; below it the threshold and λ."""
-    lines = [
-        (key, points * [[1], [100]])
-        for field, key in _DENSITIES.items()
-        if (points := _points(document, field)) is not None
-    ]
+    lines = [(key, points * [[1], [100]]) for key, points in _known(document, _DENSITIES)]
     if not lines:
         return None
-    thin = [
-        _Panel(name, 40, [(Key(3, "", name), points)])
-        for field, name in (("threshold", "threshold"), ("lambda", "λ"))
-        if (points := _points(document, field)) is not None
-    ]
+    thin = [_Panel(key.text, 40, [(key, points)]) for key, points in _known(document, _STEERED)]
     label = "Density along the steps: " + "; ".join(
         f"{key.text} {_last(points)[1]:.1f} % at step {_last(points)[0]:,.0f}" for key, points in lines
     )
@@ -73,17 +68,16 @@ def density_figure(document: Training) -> Figure | None:
 
 def losses_figure(document: Training) -> Figure | None:
     """The parts of the loss along the steps, each on its own scale; the loss itself where its parts are unknown."""
-    shown = [(name, points) for field, name in _LOSSES.items() if (points := _points(document, field)) is not None]
-    if not shown and (points := _points(document, "loss")) is not None:
-        shown = [("loss", points)]
+    shown = _known(document, _LOSSES) or _known(document, {"loss": Key(5, "", "loss")})
     if not shown:
         return None
     height = 78.0 if len(shown) > 1 else 176.0
     panels = [  # in colours that no kind of layer has
-        _Panel(name, height, [(Key(series, "", name), points)]) for series, (name, points) in enumerate(shown, 5)
+        _Panel(key.text, height, [(dataclasses.replace(key, series=series), points)])
+        for series, (key, points) in enumerate(shown, 5)
     ]
     label = "Losses along the steps: " + "; ".join(
-        f"{name} {digits(_last(points)[1])} at last" for name, points in shown
+        f"{key.text} {digits(_last(points)[1])} at last" for key, points in shown
     )
     caption = "Each part on a scale of its own, from zero, with its last value at the right; lower is better."
     group = _group(document)
@@ -187,16 +181,18 @@ def _group(document: Training) -> int:
     return max(1, -(-len(document["log"]) // _MOST_POINTS))
 
 
-def _points(document: Training, field: str) -> _Points | None:
-    """The values of a field along the steps, each the mean of those of a group that are known; None without any."""
+def _known(document: Training, fields: Mapping[str, Key]) -> list[tuple[Key, _Points]]:
+    """Those of the ``fields`` that the log knows, along the steps; a point is the mean of what is known in a group."""
     log, group = document["log"], _group(document)
-    values = np.array([(entry["step"], entry.get(field)) for entry in log], dtype=float)
-    if not len(values) or not np.isfinite(values[:, 1]).any():
-        return None
-    parts = [values[first : first + group] for first in range(0, len(log), group)]
-    known = [part[np.isfinite(part[:, 1]), 1] for part in parts]
-    steps = [part[:, 0].mean() for part in parts]
-    return np.array([steps, [part.mean() if len(part) else np.nan for part in known]])
+    found = []
+    for field, key in fields.items():
+        values = np.array([(entry["step"], entry.get(field)) for entry in log], dtype=float).reshape(-1, 2)
+        if np.isfinite(values[:, 1]).any():
+            parts = [values[first : first + group] for first in range(0, len(log), group)]
+            known = [part[np.isfinite(part[:, 1]), 1] for part in parts]
+            steps = [part[:, 0].mean() for part in parts]
+            found.append((key, np.array([steps, [part.mean() if len(part) else np.nan for part in known]])))
+    return found
 
 
 def _last(points: _Points) -> tuple[float, float]:
