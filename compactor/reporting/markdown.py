@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import re
 
 from compactor.console import printable
 
 # What would make formatting, markup or another cell of a text that is data.
 _SPECIAL = re.compile(r"[\\`*|~$#]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])")
-_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 def escape(text: str) -> str:
@@ -17,8 +17,7 @@ def escape(text: str) -> str:
     >>> escape("a|b <script> __init__ model_quantized.onnx [1.02, 1.10]")
     'a\\|b &lt;script&gt; \\_\\_init\\_\\_ model_quantized.onnx [1.02, 1.10]'
     """
-    text = re.sub("[&<>]", lambda found: _ENTITIES[found[0]], printable(text))
-    return _SPECIAL.sub(lambda found: f"\\{found[0]}", text)
+    return _SPECIAL.sub(r"\\\g<0>", html.escape(printable(text), quote=False))
 
 
 def code(text: str) -> str:

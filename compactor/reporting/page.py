@@ -79,8 +79,6 @@ def render_html(report: Report) -> str:
         figures=make_figures(report),
         variants=list(variant_keys(report).values()),
         version=(report["machine"].get("versions") or {}).get("compactor"),
-        source="report.json",
-        schema=report["schema"],
     )
 
 

@@ -71,9 +71,10 @@ def render_template(name: str, /, **values: object) -> str:
     markdown = name.endswith(".md.jinja")
 
     def text(value: object) -> object:
+        """On a page control characters are shown and not sent, and numbers kept on the line of their units."""
         if type(value) is not str:  # markup is a str of another type
             return value
-        return markupsafe.Markup(escape(value)) if markdown else _page_text(value)
+        return markupsafe.Markup(escape(value)) if markdown else _UNIT.sub("\N{NO-BREAK SPACE}", printable(value))
 
     def verbatim(value: str) -> str:
         """What is to be copied from a page has spaces that break."""
@@ -88,8 +89,3 @@ def render_template(name: str, /, **values: object) -> str:
     )
     environment.filters["verbatim"] = verbatim
     return environment.get_template(name).render(palette=PALETTE, **values)
-
-
-def _page_text(text: str) -> str:
-    """``text`` of a page: control characters shown and not sent, numbers kept on the line of their units."""
-    return _UNIT.sub("\N{NO-BREAK SPACE}", printable(text))

@@ -26,15 +26,13 @@ def render_training(document: Training) -> str:
         about=training_about(document),
         summary=training_sentence(document),
         tiles=make_training_tiles(document),
-        tables=[table for table in (quality_table(document),) if table],
+        tables=[quality_table(document)],
         figures=make_training_figures(document),
         settings=[(name.replace("_", " "), _plain(value)) for name, value in document["settings"].items()],
         layers=kept_table(document),
         evaluations=evaluation_table(document),
         versions=[(name, str(version)) for name, version in document["versions"].items()],
         version=document["versions"].get("compactor"),
-        source="training.json",
-        schema=document["schema"],
     )
 
 

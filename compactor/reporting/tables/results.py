@@ -29,10 +29,8 @@ _LEAST_SHARE = 1e-4  # of the largest output: less is rounding
 
 def result_tables(report: Report) -> list[Table]:
     """What a decision needs: speed, then what it costs."""
-    tables = [server_table(report) if is_server(report) else speed_table(report)]
-    if not only_endpoints(report):
-        tables.append(cost_table(report))
-    return [table for table in tables if table]
+    first = server_table(report) if is_server(report) else speed_table(report)
+    return [first] if only_endpoints(report) else [first, cost_table(report)]
 
 
 def speed_table(report: Report) -> Table:
