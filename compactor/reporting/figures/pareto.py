@@ -35,7 +35,7 @@ def pareto_figure(report: Report) -> Figure | None:
         places = [place for place in places if place.size is not None]
     if len(places) < 2:
         return None
-    case = report["workload"]["cases"][0]["id"]
+    case = _first_case(report)
     if is_server(report):
         speed, form = "highest rate under the bound, requests/s", "{x:,g}"
     elif baseline_row(report) is None:
@@ -73,9 +73,13 @@ def pareto_figure(report: Report) -> Figure | None:
     return Figure("pareto", title, caption, (drawing,), tuple(place.key for place in places))
 
 
+def _first_case(report: Report) -> str:
+    return next((str(case["id"]) for case in report["workload"]["cases"]), "")  # that of a server has none
+
+
 def _places(report: Report) -> list[_Place]:
     """Every variant with a speed: in the first case, or its best rate."""
-    case, base, keys = report["workload"]["cases"][0]["id"], baseline_row(report), variant_keys(report)
+    case, base, keys = _first_case(report), baseline_row(report), variant_keys(report)
     places = []
     for row in measured(report):
         result = result_of(row, case)

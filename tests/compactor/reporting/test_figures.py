@@ -66,6 +66,20 @@ def test_latency_shows_every_row_and_no_number_for_one_that_did_not_run():
     assert texts[texts.index("compact int8") + 1] == "2.59 ms · 9.61×"
 
 
+def test_a_case_that_an_interrupt_took_is_read_out_as_it_is_shown():
+    report = make_report(interrupted=True)
+    del report["variants"][2]["results"][1:]
+    figure = make_figures(report)[0]
+    assert "compact int8 not run: interrupted" in figure.drawings[1].markup
+    assert "not run: interrupted" in shown(figure)
+
+
+def test_a_server_has_no_cases_and_its_figures_all_the_same():
+    report = make_report(scenario="server")
+    report["workload"]["cases"] = []
+    assert [figure.id for figure in make_figures(report)][:2] == ["server", "pareto"]
+
+
 def test_bars_are_as_long_as_the_times():
     report = make_report(cases=("1x128",))
     (figure,) = (figure for figure in make_figures(report) if figure.id == "latency")
