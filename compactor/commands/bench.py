@@ -7,7 +7,7 @@ import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -17,14 +17,11 @@ from compactor.benching.server.urls import is_url, parse_url
 from compactor.console import Console
 from compactor.errors import MeasurementError
 
-if TYPE_CHECKING:
-    from compactor.benching.plan import Scenario
-
 PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino", "torch")
 _TIMES = ("variant", "case", ">before, ms", ">after, ms", "decided by", ">times as fast", ">95 % interval", "verdict")
 _RATES = ("variant", ">before, 1/s", ">after, 1/s", ">times as high", "verdict")
 _WITH_COMPARE = {"compare", "as_json", "quiet", "verbose"}
-_OF_MODELS = {"providers", "threads", "batches", "metric", "spinning", "profile", "profile_layers"}
+_OF_MODELS = {"providers", "threads", "batch", "metric", "spinning", "profile", "profile_layers"}
 _LARGEST_BATCH = 16_384
 _LARGEST_LENGTH = 1_000_000
 _LARGEST_BEAMS = 64
@@ -133,13 +130,12 @@ def _providers(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 @click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="Threads; by default, the usable cores.")
 @click.option(
     "--batch",
-    "batches",
     callback=_sizes(_LARGEST_BATCH),
     metavar="LIST",
     help="Batch sizes, such as 1,8; a server answers up to the largest at once.",
 )
 @click.option(
-    "--seq", "seqs", callback=_sizes(_LARGEST_LENGTH), metavar="LIST", help="Lengths of random inputs, such as 32,128."
+    "--seq", callback=_sizes(_LARGEST_LENGTH), metavar="LIST", help="Lengths of random inputs, such as 32,128."
 )
 @click.option("--lengths", type=click.Path(path_type=Path), metavar="FILE", help="Random inputs of these lengths.")
 @click.option(
@@ -209,36 +205,17 @@ def _providers(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     targets: tuple[Path | str, ...],
-    baseline: Path | str | None,
-    providers: tuple[str, ...],
-    threads: int | None,
-    batches: tuple[int, ...] | None,
-    seqs: tuple[int, ...] | None,
-    lengths: Path | None,
     data: Path | None,
-    scenario: Scenario,
-    qps: float | None,
-    bound_ms: float | None,
-    duration_s: float | None,
-    metric: str | None,
-    rounds: int | None,
     quick: bool,
-    seed: int,
-    affinity: tuple[int, ...] | None,
-    spinning: bool,
-    profile: bool,
-    profile_layers: bool,
-    new_tokens: int | None,
-    past: tuple[int, ...] | None,
-    beams: tuple[int, ...] | None,
     out: Path | None,
-    overwrite: bool,
     allow_noisy: bool,
     compare: tuple[Path, Path] | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
+    **options: Any,
 ) -> None:
     """Measure each TARGET: an artefact (every precision in it), an .onnx file, or a Hugging Face model directory.
 
@@ -257,7 +234,7 @@ def command(
         return
     _refuse_contradictions(ctx)
     if out is not None:
-        commands.require_packages("matplotlib", "jinja2", needed_by="-o")
+        commands.require_packages("matplotlib", "jinja2", "scipy", needed_by="-o")
     if data is not None and not _only_urls(ctx):
         commands.require_packages("torchmetrics", needed_by="--data")
     if any(map(is_url, targets)):
@@ -267,34 +244,9 @@ def command(
         from compactor.benching.bench import bench
         from compactor.reporting.terminal import print_summary
 
+        # The other options are named as bench names them.
         report = bench(
-            targets,
-            baseline=baseline,
-            providers=providers,
-            threads=threads,
-            batch=batches,
-            seq=seqs,
-            lengths=lengths,
-            data=data,
-            scenario=scenario,
-            qps=qps,
-            duration_s=duration_s,
-            bound_ms=bound_ms,
-            metric=metric,
-            out=out,
-            overwrite=overwrite,
-            quick=quick,
-            rounds=rounds,
-            seed=seed,
-            affinity=affinity,
-            spinning=spinning,
-            profile=profile or profile_layers,
-            profile_layers=profile_layers,
-            new_tokens=new_tokens,
-            past=past,
-            beams=beams,
-            command=ctx.meta["typed"],
-            progress=progress,
+            targets, data=data, quick=quick, out=out, **options, command=ctx.meta["typed"], progress=progress
         )
     if as_json:
         console.document(report)
@@ -333,7 +285,7 @@ def _refuse_contradictions(ctx: click.Context) -> None:
     refuse(bool(given["targets"]), "Missing argument 'TARGET...'.")
     refuse(not (given["lengths"] and given["data"]), "--lengths and --data are two sources of lengths.")
     for option in ("lengths", "data"):
-        refuse(not (given[option] and given["seqs"]), f"--seq and --{option} are two sources of lengths.")
+        refuse(not (given[option] and given["seq"]), f"--seq and --{option} are two sources of lengths.")
     refuse(given["metric"] is None or given["data"] is not None, "--metric needs labelled texts: add --data FILE.")
     refuse(given["qps"] is None or server, "--qps is for --scenario server.")
     refuse(given["bound_ms"] is None or server, "--p99-bound is for --scenario server.")

@@ -22,7 +22,7 @@ def command(folder: Path, as_json: bool) -> None:
     """
     if folder.is_file():
         raise ModelDirectoryError("this is a file", where=str(folder), todo="give the folder that holds report.json")
-    commands.require_packages("matplotlib", "jinja2", needed_by="a report's page")
+    commands.require_packages("matplotlib", "jinja2", "scipy", needed_by="a report's page")
     console = Console()
     with console.working() as progress:
         from compactor.benching.report import load_report

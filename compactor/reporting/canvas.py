@@ -11,7 +11,6 @@ import dataclasses
 import html
 import io
 import re
-import unicodedata
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -24,22 +23,10 @@ if TYPE_CHECKING:
 WIDTH = 350.0  # of a drawing, in CSS pixels at its natural size: about a phone, or a column of the page
 
 # Sentinel colours -> variables of the page. No drawing uses a colour outside this table.
-INK = "#010203"
-MUTED = "#010204"
-GRID = "#010205"
-TRACK = "#010206"
-PAPER = "#010207"
-BAD = "#010208"
+INK, MUTED, GRID, TRACK, PAPER, BAD = _NAMED = tuple(f"#0102{index:02x}" for index in range(3, 9))
 SERIES = tuple(f"#0103{index:02x}" for index in range(8))  # the first is the baseline's, and of what is left over
-COLOURS = {
-    INK: "--ink",
-    MUTED: "--muted",
-    GRID: "--grid",
-    TRACK: "--track",
-    PAPER: "--paper",
-    BAD: "--bad",
-    **{colour: f"--s{index}" for index, colour in enumerate(SERIES)},
-}
+COLOURS = dict(zip(_NAMED, ("--ink", "--muted", "--grid", "--track", "--paper", "--bad"), strict=True))
+COLOURS |= {colour: f"--s{index}" for index, colour in enumerate(SERIES)}
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -56,17 +43,10 @@ _STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelsize": 11.0,
-    "ytick.labelsize": 11.0,
-    "xtick.major.size": 0.0,
-    "ytick.major.size": 0.0,
-    "xtick.minor.size": 0.0,
-    "ytick.minor.size": 0.0,
+    **{f"{axis}tick.color": MUTED for axis in "xy"},
+    **{f"{axis}tick.labelsize": 11.0 for axis in "xy"},
+    **{f"{axis}tick.{ticks}.size": 0.0 for axis in "xy" for ticks in ("major", "minor")},
     "lines.linewidth": 2.0,
-    "lines.markersize": 6.0,
     "figure.facecolor": "none",
     "figure.dpi": 72.0,  # then a point is a pixel of the view box
 }
@@ -116,9 +96,7 @@ def draw(
 def pixels(figure: MatplotlibFigure) -> Any:
     """Axes without a frame whose units are pixels, y downwards: for bars between lines of text."""
     axes = figure.add_axes((0, 0, 1, 1))
-    height = figure.get_figheight() * 72
-    axes.set_xlim(0, WIDTH)
-    axes.set_ylim(height, 0)
+    axes.set(xlim=(0, WIDTH), ylim=(figure.bbox.height, 0))
     axes.axis("off")
     return axes
 
@@ -127,28 +105,17 @@ def framed(
     figure: MatplotlibFigure, *, left: float = 52, right: float = 12, top: float = 12, bottom: float = 38
 ) -> Any:
     """Axes with margins in pixels."""
-    height = figure.get_figheight() * 72
-    return figure.add_axes(
-        (left / WIDTH, bottom / height, (WIDTH - left - right) / WIDTH, (height - top - bottom) / height)
-    )
+    height = figure.bbox.height
+    size = (WIDTH - left - right) / WIDTH, (height - top - bottom) / height
+    return figure.add_axes((left / WIDTH, bottom / height, *size))
 
 
 def shorten(text: str, columns: int) -> str:
     """``text`` in at most ``columns`` columns of a terminal's width, cut with an ellipsis."""
+    from rich.cells import cell_len, set_cell_size
+
     text = printable(text)
-    if sum(map(_columns, text)) <= columns:
-        return text
-    kept, room = "", columns - 1
-    for character in text:
-        room -= _columns(character)
-        if room < 0:
-            break
-        kept += character
-    return f"{kept.rstrip()}…"
-
-
-def _columns(character: str) -> int:
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+    return text if cell_len(text) <= columns else f"{set_cell_size(text, columns - 1).rstrip()}…"
 
 
 def _inline(text: str, identity: str, label: str) -> str:

@@ -8,25 +8,14 @@ from typing import Any
 from compactor.console import format_bytes, format_count
 
 MINUS = "\N{MINUS SIGN}"
-
-__all__ = [
-    "MINUS",
-    "bytes_text",
-    "count",
-    "digits",
-    "duration",
-    "error_text",
-    "interval",
-    "percent",
-    "points",
-    "rate",
-    "score",
-    "signed",
-    "times",
-]
+_PLACES = ((99.95, 0), (9.995, 1), (0.9995, 2), (0.09995, 3))  # behind the point, from a size on
 
 bytes_text = format_bytes
-count = format_count
+
+
+def count(number: float) -> str:
+    """How many, less any fraction: ``85.1 M``."""
+    return format_count(int(number))
 
 
 def digits(value: float) -> str:
@@ -36,16 +25,8 @@ def digits(value: float) -> str:
     ['0', '0.00123', '0.773', '9.42', '83.4', '661', '1,240']
     """
     size = abs(value)
-    if size >= 99.95:
-        text = f"{size:,.0f}"
-    elif size >= 9.995:
-        text = f"{size:.1f}"
-    elif size >= 0.9995:
-        text = f"{size:.2f}"
-    elif size >= 0.09995:
-        text = f"{size:.3f}"
-    else:
-        text = f"{size:.3g}"
+    places = next((places for least, places in _PLACES if size >= least), None)
+    text = f"{size:.3g}" if places is None else f"{size:,.{places}f}"
     return f"{MINUS}{text}" if value < 0 and text != "0" else text
 
 
@@ -71,7 +52,7 @@ def with_interval(ratio: Mapping[str, Any]) -> str:
 
 def rate(per_second: float) -> str:
     """Things per second: ``385``, ``49.3 k``."""
-    return digits(per_second) if per_second < 9999.5 else format_count(int(per_second))
+    return digits(per_second) if per_second < 9999.5 else count(per_second)
 
 
 def percent(share: float) -> str:
@@ -79,9 +60,15 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def score(value: float, se: float) -> str:
-    """A metric with its standard error, in percent: ``84.63 ± 1.22 %``."""
-    return f"{signed(100 * value, plus=False)} ± {100 * se:.2f} %"
+def score(value: float, se: float | None = None) -> str:
+    """A metric in percent, with its standard error where that is known: ``84.63 ± 1.22 %``."""
+    text = signed(100 * value, plus=False)
+    return f"{text} %" if se is None else f"{text} ± {100 * se:.2f} %"
+
+
+def score_of(metric: Mapping[str, Any]) -> str:
+    """The same of a document's metric."""
+    return score(metric["value"], metric.get("se"))
 
 
 def points(difference: Mapping[str, Any]) -> str:
@@ -95,15 +82,3 @@ def signed(value: float, *, plus: bool = True) -> str:
     if float(text) == 0:
         return text
     return f"{MINUS if value < 0 else '+' if plus else ''}{text}"
-
-
-def error_text(why: Mapping[str, Any] | None) -> str:
-    """What went wrong in one line, with where and what to do when they are known."""
-    if why is None:
-        return "no reason given"
-    parts = [str(why["what"])]
-    if why.get("where"):
-        parts.append(f"at {why['where']}")
-    if why.get("todo"):
-        parts.append(str(why["todo"]))
-    return "; ".join(parts)

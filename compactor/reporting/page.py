@@ -1,58 +1,44 @@
-"""The report as one HTML page, which is closed to the world, and the files on disk."""
+"""The report as one HTML page, which is closed to the world, and as Markdown without figures; and the files on disk."""
 
 from __future__ import annotations
 
-import contextlib
-import os
+import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from compactor.console import printable
 from compactor.errors import OutputError
 from compactor.reporting.figures import make_figures
-from compactor.reporting.figures.figure import marks, series_numbers
-from compactor.reporting.markdown import render_markdown
-from compactor.reporting.numbers import (
-    bytes_text,
-    digits,
-    duration,
-    interval,
-    points,
-    rate,
-    score,
-    times,
-    with_interval,
-)
-from compactor.reporting.tables import result_tables
-from compactor.reporting.tables.layers import layer_table
-from compactor.reporting.tables.profiles import profile_tables
-from compactor.reporting.tables.provenance import machine_rows, reproduce_rows, variant_rows
-from compactor.reporting.tables.server import probe_tables
-from compactor.reporting.templates import Tile, render_template
-from compactor.reporting.words import (
+from compactor.reporting.figures.figure import variant_keys
+from compactor.reporting.numbers import bytes_text, digits, duration, points, rate, score_of, times, with_interval
+from compactor.reporting.rows import (
     NO_DIFFERENCE,
     Report,
     Row,
+    baseline_row,
+    best_variant,
+    is_server,
+    only_endpoints,
+    primary_metric,
+    quality_of,
+)
+from compactor.reporting.tables.layers import layer_table, profile_tables
+from compactor.reporting.tables.provenance import machine_rows, reproduce_rows, variant_rows
+from compactor.reporting.tables.results import probe_tables, result_tables
+from compactor.reporting.tables.table import TONES
+from compactor.reporting.templates import Tile, render_template
+from compactor.reporting.words import (
     about_words,
     absence_in_full,
     absences,
-    baseline_row,
-    best_variant,
     bound_words,
     describe_workload,
-    is_server,
-    metric_name,
-    metric_of,
-    only_endpoints,
     placement_words,
-    primary_metric,
     summary_sentence,
 )
 
 MARKDOWN_NAME = "report.md"
 HTML_NAME = "report.html"
-_TEMPLATE = "page.html.jinja"
 
 
 def write_reports(report: Report, folder: str | Path) -> tuple[Path, Path]:
@@ -69,8 +55,11 @@ def write_reports(report: Report, folder: str | Path) -> tuple[Path, Path]:
     texts = {MARKDOWN_NAME: render_markdown(report), HTML_NAME: render_html(report)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            _replace(folder / name, text)
+        with tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as beside:
+            for name, text in texts.items():
+                Path(beside, name).write_text(text, encoding="utf-8", newline="\n")
+            for name in texts:
+                Path(beside, name).replace(folder / name)
     except OSError as error:
         raise OutputError(
             f"cannot write the report: {error.strerror or error}",
@@ -82,32 +71,39 @@ def write_reports(report: Report, folder: str | Path) -> tuple[Path, Path]:
 
 def render_html(report: Report) -> str:
     """The page of ``report``, a checked ``report.json``. The same report always gives the same page."""
-    import markupsafe
-
-    layers = layer_table(report)
-    names, series = marks(report), series_numbers(report)
     return render_template(
-        _TEMPLATE,
-        report=report,
-        command=markupsafe.escape(printable(report["command"])),  # to be copied, so with spaces that break
-        verdict="VALID" if report["verdict"]["valid"] else "INVALID",
-        about=about_words(report),
-        summary=summary_sentence(report),
+        "page.html.jinja",
+        **_contents(report),
         asides=absences(report) if best_variant(report) is not None else [],
         tiles=make_tiles(report),
-        tables=result_tables(report),
-        variants=[{"mark": names[row["id"]], "series": series[row["id"]]} for row in report["variants"]],
         figures=make_figures(report),
-        reproduce=reproduce_rows(report),
-        machine=machine_rows(report),
-        exactly=variant_rows(report),
-        layers=layers if layers else None,
-        profiles=profile_tables(report),
-        placements=placement_words(report),
-        probes=probe_tables(report) if is_server(report) else [],
-        failures=[(row["name"], absence_in_full(row)) for row in report["variants"] if row["status"] != "measured"],
-        footer=_footer(report),
+        variants=list(variant_keys(report).values()),
+        version=(report["machine"].get("versions") or {}).get("compactor"),
     )
+
+
+def render_markdown(report: Report) -> str:
+    """GitHub-flavoured Markdown of ``report``, for pull requests and READMEs: the same sentences and tables."""
+    return render_template("report.md.jinja", **_contents(report))
+
+
+def _contents(report: Report) -> dict[str, Any]:
+    """What both say, by the names that the templates know."""
+    return {
+        "report": report,
+        "verdict": "VALID" if report["verdict"]["valid"] else "INVALID",
+        "about": about_words(report),
+        "summary": summary_sentence(report),
+        "tables": result_tables(report),
+        "layers": layer_table(report),
+        "probes": probe_tables(report),
+        "profiles": profile_tables(report),
+        "placements": placement_words(report),
+        "reproduce": reproduce_rows(report),
+        "machine": machine_rows(report),
+        "exactly": variant_rows(report),
+        "failures": [(row["name"], absence_in_full(row)) for row in report["variants"] if row["status"] != "measured"],
+    }
 
 
 def make_tiles(report: Report) -> list[Tile]:
@@ -117,7 +113,7 @@ def make_tiles(report: Report) -> list[Tile]:
         return []
     base = baseline_row(report)
     base = None if base is hero else base
-    tiles = _server_tiles(hero, base) if is_server(report) else _timing_tiles(report, hero, base)
+    tiles = [_server_tile(hero, base)] if is_server(report) else _timing_tiles(report, hero, base)
     return tiles if only_endpoints(report) else [*tiles, _quality_tile(report, hero), *_size_tiles(hero, base)]
 
 
@@ -131,50 +127,42 @@ def _timing_tiles(report: Report, hero: Row, base: Row | None) -> list[Tile]:
         if ratio["verdict"] == NO_DIFFERENCE:
             tiles.append(Tile("Speed", NO_DIFFERENCE, f"{with_interval(ratio)} {against}", number=False))
         else:
-            tone = {"faster": "good", "slower": "bad"}.get(ratio["verdict"], "")
-            words = f"{ratio['verdict']} {interval(ratio['low'], ratio['high'])}".rstrip()
-            tiles.append(Tile("Speed", times(ratio["value"]), f"{words} {against}", tone))
-    summary = result["summary"]
-    spread = f"p90 {duration(summary['p90'])}"
+            value, _, ends = with_interval(ratio).partition(" ")
+            words = " ".join(filter(None, (ratio["verdict"], ends, against)))
+            tiles.append(Tile("Speed", value, words, TONES.get(ratio["verdict"], "")))
     if report["settings"]["scenario"] == "offline":
         value = f"{rate(result['throughput']['examples_per_s'])}/s"
         tiles.append(Tile("Throughput", value, f"examples; {describe_workload(report, case)}"))
     else:
-        tiles.append(
-            Tile("Latency", duration(summary["median"]), f"median, {spread}; {describe_workload(report, case)}")
-        )
+        summary = result["summary"]
+        note = f"median, p90 {duration(summary['p90'])}; {describe_workload(report, case)}"
+        tiles.append(Tile("Latency", duration(summary["median"]), note))
     return tiles
 
 
-def _server_tiles(hero: Row, base: Row | None) -> list[Tile]:
-    server = hero["server"]
-    bound = bound_words(server)
-    other = (
-        ""
-        if base is None
-        else f"; {base['name']}: "
-        + ("none" if base["server"]["best_qps"] is None else f"{rate(base['server']['best_qps'])}/s")
-    )
-    if server["best_qps"] is None:
-        return [Tile("Rate", "none of those tried", f"{bound}{other}", "bad", number=False)]
-    return [Tile("Rate", f"{rate(server['best_qps'])}/s", f"{bound}{other}")]
+def _server_tile(hero: Row, base: Row | None) -> Tile:
+    note = bound_words(hero["server"])
+    if base is not None:
+        other = base["server"]["best_qps"]
+        note += f"; {base['name']}: {'none' if other is None else f'{rate(other)}/s'}"
+    best = hero["server"]["best_qps"]
+    if best is None:
+        return Tile("Rate", "none of those tried", note, "bad", number=False)
+    return Tile("Rate", f"{rate(best)}/s", note)
 
 
 def _quality_tile(report: Report, hero: Row) -> Tile:
-    metric = primary_metric(report)
-    found = metric_of(hero, metric)
-    if metric is None or found is None:
+    found = quality_of(report, hero)
+    if found is None:
         return Tile("Quality", "not measured", "give --data to measure it", number=False)
-    name = metric_name(metric).capitalize()
-    absolute = f"{score(found['value'], found['se'])} on {found['n']:,} examples"
-    difference = found["difference"]
+    name, difference = primary_metric(report).capitalize(), found["difference"]
+    value, examples = score_of(found), f"on {found['n']:,} examples"
     if difference is None:
-        value = score(found["value"], found["se"])
-        return Tile(name, value, f"on {found['n']:,} examples")
+        return Tile(name, value, examples)
     if difference["changed"] == 0:
-        return Tile(name, "the same answers", absolute, "good", number=False)
-    tone = {"worse": "bad", "better": "good"}.get(difference["verdict"], "")
-    return Tile(name, f"{points(difference)}", f"points, {difference['verdict']}; {absolute}", tone)
+        return Tile(name, "the same answers", f"{value} {examples}", "good", number=False)
+    note = f"points, {difference['verdict']}; {value} {examples}"
+    return Tile(name, points(difference), note, TONES.get(difference["verdict"], ""))
 
 
 def _size_tiles(hero: Row, base: Row | None) -> list[Tile]:
@@ -182,32 +170,11 @@ def _size_tiles(hero: Row, base: Row | None) -> list[Tile]:
     size = hero["counters"]["file_bytes"]
     if size is not None:
         before = None if base is None else base["counters"]["file_bytes"]
-        note = (
-            f"against {bytes_text(before)}: {times(before / size)} smaller" if before and size and before > size else ""
-        )
-        if before and not note:
-            note = f"against {bytes_text(before)}"
+        note = f"against {bytes_text(before)}" if before else ""
+        if before and before > size > 0:
+            note += f": {times(before / size)} smaller"
         tiles.append(Tile("File", bytes_text(size), note))
     if hero["load_ms"]:
-        ordered = sorted(hero["load_ms"])
-        tiles.append(Tile("Load", f"{digits(ordered[len(ordered) // 2])} ms", "to open it, in a new process"))
+        typical = statistics.median_high(hero["load_ms"])
+        tiles.append(Tile("Load", f"{digits(typical)} ms", "to open it, in a new process"))
     return tiles
-
-
-def _footer(report: Report) -> str:
-    version: Any = (report["machine"].get("versions") or {}).get("compactor")
-    return f"Made by compactor{f' {version}' if version else ''} from report.json, schema {report['schema']}."
-
-
-def _replace(file: Path, text: str) -> None:
-    """Write beside ``file``, then take its place."""
-    handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-        os.chmod(name, 0o644)  # mkstemp makes it readable for its owner alone
-        os.replace(name, file)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise

@@ -1,4 +1,4 @@
-"""What the HTML pages have in common: their colours, the tiles on top, and how a template becomes a page.
+"""What the documents have in common: colours, the tiles on top, and how a template becomes a page or Markdown.
 
 A page needs nothing else: no network, no script, no font. Its content policy forbids everything but its own styles, so
 nothing that a document's strings hold can run, even if it were not escaped.
@@ -7,10 +7,10 @@ nothing that a document's strings hold can run, even if it were not escaped.
 from __future__ import annotations
 
 import dataclasses
-import importlib.resources
 import re
 
 from compactor.console import printable
+from compactor.reporting.markdown import code, escape
 
 _UNIT = re.compile(r"(?<=\d) (?=(?:%|ms|s|[kMGT]?B|[kMG])\b|%)|(?<=\d) (?=±)|(?<=±) (?=\d)")
 
@@ -61,25 +61,31 @@ class Tile:
 
 
 def render_template(name: str, /, **values: object) -> str:
-    """The page that the template ``name`` of this folder makes of ``values``; every string in them is text."""
+    """The document that the template ``name`` of this folder makes of ``values``, of which no string is markup in it.
+
+    In a Markdown template blocks stand on lines of their own, which are not in the document.
+    """
     import jinja2
+    import markupsafe
+
+    markdown = name.endswith(".md.jinja")
+
+    def text(value: object) -> object:
+        """On a page control characters are shown and not sent, and numbers kept on the line of their units."""
+        if type(value) is not str:  # markup is a str of another type
+            return value
+        return markupsafe.Markup(escape(value)) if markdown else _UNIT.sub("\N{NO-BREAK SPACE}", printable(value))
+
+    def verbatim(value: str) -> str:
+        """What is to be copied from a page has spaces that break."""
+        return markupsafe.Markup(code(value)) if markdown else markupsafe.escape(printable(value))
 
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        trim_blocks=False,
-        finalize=_text,
-        loader=jinja2.FunctionLoader(_source),
+        trim_blocks=markdown,
+        finalize=text,
+        loader=jinja2.PackageLoader("compactor.reporting", "."),
     )
-    return environment.get_template(name).render(palette=PALETTE, **values) + "\n"
-
-
-def _source(name: str) -> str:
-    return importlib.resources.files("compactor.reporting").joinpath(name).read_text(encoding="utf-8")
-
-
-def _text(value: object) -> object:
-    """What a template puts out: control characters shown and not sent, numbers kept on the line of their units."""
-    if type(value) is not str:  # markup is a str of another type
-        return value
-    return _UNIT.sub("\N{NO-BREAK SPACE}", printable(value))
+    environment.filters["verbatim"] = verbatim
+    return environment.get_template(name).render(palette=PALETTE, **values)

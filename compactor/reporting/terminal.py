@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from compactor.console import Console
-from compactor.reporting.numbers import bytes_text, digits, points, rate, score, with_interval
+from compactor.reporting.numbers import bytes_text, digits, points, rate, score_of
 from compactor.reporting.page import HTML_NAME
-from compactor.reporting.words import (
+from compactor.reporting.rows import (
     NO_DIFFERENCE,
     Report,
     Row,
-    absence,
-    absence_in_full,
+    best_probe,
     is_server,
-    metric_name,
-    metric_of,
     part_of,
     primary_metric,
+    quality_of,
     result_of,
-    summary_sentence,
 )
+from compactor.reporting.tables.results import ratio_cell
+from compactor.reporting.words import absence, absence_in_full, summary_sentence
 
 
 def print_summary(console: Console, report: Report, folder: str | Path | None = None) -> None:
@@ -35,8 +34,7 @@ def print_summary(console: Console, report: Report, folder: str | Path | None = 
     """
     console.line(summary_sentence(report))
     console.line()
-    columns, rows = _server_rows(report) if is_server(report) else _timing_rows(report)
-    console.table(columns, rows)
+    console.table(*_table(report))
     console.line()
     for row in report["variants"]:
         if row["status"] != "measured":
@@ -49,88 +47,65 @@ def print_summary(console: Console, report: Report, folder: str | Path | None = 
         console.line(f"report: {Path(folder) / HTML_NAME}")
 
 
-def _timing_rows(report: Report) -> tuple[list[str], list[list[str]]]:
-    """A line for each variant and case; file and quality on the first line of each variant."""
-    metric = primary_metric(report)
+def _table(report: Report) -> tuple[list[str], list[list[str]]]:
+    """A line for each variant, or for each of its cases; name, file and quality on the first of them."""
+    cases = [] if is_server(report) else report["workload"]["cases"]
     compared = report["baseline"] is not None
-    offline = report["settings"]["scenario"] == "offline"
-    written = any(part_of(case) is not None for case in report["workload"]["cases"])
-    columns = ["variant", ">file", "case", ">median, ms", ">p90, ms"]
-    columns += [">examples/s"] * offline + [">tokens/s"] * written + [">against the baseline"] * compared
-    columns += [f">{metric_name(metric)}"] if metric is not None else []
-    columns += [">difference"] * (metric is not None and compared)
+    if is_server(report):
+        columns: list[tuple[str, Callable[[Row, Any], str]]] = [
+            (">highest rate, 1/s", lambda _, best: rate(best["qps"])),
+            (">p50, ms", lambda _, best: digits(best["p50_ms"])),
+            (">p99, ms", lambda _, best: "too few" if best["p99_ms"] is None else digits(best["p99_ms"])),
+        ]
+    else:
+        columns = [
+            (">median, ms", lambda _, result: digits(result["summary"]["median"])),
+            (">p90, ms", lambda _, result: digits(result["summary"]["p90"])),
+        ]
+        if report["settings"]["scenario"] == "offline":
+            columns.append((">examples/s", lambda _, result: rate(result["throughput"]["examples_per_s"])))
+        if any(part_of(case) is not None for case in cases):
+            columns.append((">tokens/s", lambda _, result: rate(result["throughput"]["tokens_per_s"])))
+        if compared:
+            columns.append((">against the baseline", lambda row, result: _ratio(report, row, result)))
+    metric = primary_metric(report)
+    quality = [f">{metric}", ">difference"][: 1 + compared] if metric else []
     rows = []
     for row in report["variants"]:
-        for index, case in enumerate(report["workload"]["cases"]):
-            result = result_of(row, case["id"])
-            cells = [row["name"], _size(row)] if index == 0 else ["", ""]
-            cells.append(case["id"])
-            if result is None:
-                missing = absence(row, short=True) if row["status"] != "measured" else "not run"
-                cells += [missing] * (2 + offline + written + compared)
-            else:
-                cells += [digits(result["summary"]["median"]), digits(result["summary"]["p90"])]
-                cells += [rate(result["throughput"]["examples_per_s"])] * offline
-                cells += [rate(result["throughput"]["tokens_per_s"])] * written
-                cells += [_ratio(report, row, result)] * compared
-            if metric is not None:
-                cells += _quality(report, row, metric, compared=compared) if index == 0 else [""] * (1 + compared)
-            rows.append(cells)
-            if row["status"] != "measured":
-                cells[2] = "all" if len(report["workload"]["cases"]) > 1 else case["id"]
-                break
-    return columns, rows
+        size = row["counters"]["file_bytes"]
+        start = [row["name"], "unknown" if size is None else bytes_text(size)]
+        end = _quality(report, row)[: len(quality)]
+        for case, found in _found(row, [case["id"] for case in cases]):
+            cells = [found] * len(columns) if isinstance(found, str) else [write(row, found) for _, write in columns]
+            rows.append([*start, *case, *cells, *end])
+            start, end = ["", ""], [""] * len(quality)
+    return ["variant", ">file", *["case"] * bool(cases), *(name for name, _ in columns), *quality], rows
 
 
-def _server_rows(report: Report) -> tuple[list[str], list[list[str]]]:
-    metric = primary_metric(report)
-    compared = report["baseline"] is not None
-    columns = ["variant", ">file", ">highest rate, 1/s", ">p50, ms", ">p99, ms"]
-    columns += [f">{metric_name(metric)}"] if metric is not None else []
-    columns += [">difference"] * (metric is not None and compared)
-    rows = []
-    for row in report["variants"]:
-        server = row["server"]
-        cells = [row["name"], _size(row)]
-        if row["status"] != "measured" or server is None:
-            cells += [absence(row, short=True) if row["status"] != "measured" else "not run"] * 3
-        else:
-            best = next((probe for probe in server["probes"] if probe["qps"] == server["best_qps"]), None)
-            if best is None:
-                cells += ["none tried"] * 3
-            else:
-                p99 = "too few" if best["p99_ms"] is None else digits(best["p99_ms"])
-                cells += [rate(best["qps"]), digits(best["p50_ms"]), p99]
-        if metric is not None:
-            cells += _quality(report, row, metric, compared=compared)
-        rows.append(cells)
-    return columns, rows
-
-
-def _size(row: Row) -> str:
-    size = row["counters"]["file_bytes"]
-    return "unknown" if size is None else bytes_text(size)
+def _found(row: Row, cases: Sequence[str]) -> Iterator[tuple[list[str], Any]]:
+    """What was measured in each case, or in that of a server, which has no name; words where nothing was."""
+    if not cases:
+        words = absence(row, short=True) if row["server"] is None else "none tried"
+        yield [], best_probe(row["server"]) or words
+    elif row["status"] != "measured":
+        yield ["all" if len(cases) > 1 else cases[0]], absence(row, short=True)
+    else:
+        yield from (([case], result_of(row, case) or absence(row, short=True)) for case in cases)
 
 
 def _ratio(report: Report, row: Row, result: Mapping[str, Any]) -> str:
-    ratio = result["ratio"]
-    if ratio is None:
-        return "baseline" if row["id"] == report["baseline"] else "no baseline"
-    text = with_interval(ratio)
-    return f"{text} {ratio['verdict']}" if ratio["verdict"] != NO_DIFFERENCE else f"{NO_DIFFERENCE}, {text}"
+    cell = ratio_cell(report, row, result)
+    return (", " if cell.text == NO_DIFFERENCE else " ").join(filter(None, (cell.text, cell.note)))
 
 
-def _quality(report: Report, row: Row, metric: str, *, compared: bool) -> list[str]:
-    found = metric_of(row, metric)
+def _quality(report: Report, row: Row) -> list[str]:
+    """A row's metric, and its difference from the baseline's."""
+    found = quality_of(report, row)
     if found is None:
-        words = absence(row, short=True) if row["status"] != "measured" else "not measured"
-        return [words] * (1 + compared)
-    cells = [score(found["value"], found["se"])]
-    if compared:
-        difference = found["difference"]
-        missing = "baseline" if row["id"] == report["baseline"] else "not measured"
-        if difference is None:
-            cells.append(missing)
-        else:
-            cells.append("same answers" if difference["changed"] == 0 else f"{points(difference)} points")
-    return cells
+        return ["not measured" if row["status"] == "measured" else absence(row, short=True)] * 2
+    difference = found["difference"]
+    if difference is None:
+        words = "baseline" if row["id"] == report["baseline"] else "not measured"
+    else:
+        words = "same answers" if difference["changed"] == 0 else f"{points(difference)} points"
+    return [score_of(found), words]

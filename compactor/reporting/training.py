@@ -8,44 +8,38 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from compactor.console import format_count, printable
-from compactor.reporting.numbers import digits, percent, score, signed
-from compactor.reporting.tables.table import Cell, Table
+from compactor.reporting.figures.figure import Figure
+from compactor.reporting.numbers import count, digits, percent, score, score_of
+from compactor.reporting.rows import metric_name
+from compactor.reporting.tables.table import Cell, Column, Table, known, make_table
 from compactor.reporting.templates import Tile, render_template
-from compactor.reporting.training_figures import make_training_figures
-from compactor.reporting.training_figures.values import Training, finite
-from compactor.reporting.words import metric_name
-
-_TEMPLATE = "training.html.jinja"
-_KINDS = {"attention": "attention", "cross_attention": "cross-attention", "feed_forward": "feed-forward"}
+from compactor.reporting.training_figures import KINDS, Training, final_metric, finite, metric_in
+from compactor.reporting.training_figures.curves import density_figure, losses_figure, metric_figure
+from compactor.reporting.training_figures.pattern import pattern_figures
 
 
 def render_training(document: Training) -> str:
     """The page of ``document``, a ``training.json``. The same document always gives the same page."""
-    import markupsafe
-
     return render_template(
-        _TEMPLATE,
+        "training.html.jinja",
         document=document,
-        command=markupsafe.escape(printable(document["command"])),  # to be copied, so with spaces that break
         about=training_about(document),
         summary=training_sentence(document),
         tiles=make_training_tiles(document),
-        tables=[table for table in (quality_table(document),) if table],
+        tables=[quality_table(document)],
         figures=make_training_figures(document),
         settings=[(name.replace("_", " "), _plain(value)) for name, value in document["settings"].items()],
-        layers=kept_table(document) or None,
-        evaluations=evaluation_table(document) or None,
+        layers=kept_table(document),
+        evaluations=evaluation_table(document),
         versions=[(name, str(version)) for name, version in document["versions"].items()],
-        footer=_footer(document),
+        version=document["versions"].get("compactor"),
     )
 
 
 def training_about(document: Training) -> str:
     """What was done to what, in a line: ``hybrid · text classification · model bert · teacher bert``."""
-    parts = [document["method"], document["task"].replace("-", " "), f"model {document['model']}"]
-    parts.append("no teacher" if document["teacher"] is None else f"teacher {document['teacher']}")
-    return " · ".join(parts)
+    teacher = "no teacher" if document["teacher"] is None else f"teacher {document['teacher']}"
+    return " · ".join([document["method"], document["task"].replace("-", " "), f"model {document['model']}", teacher])
 
 
 def training_sentence(document: Training) -> str:
@@ -56,19 +50,18 @@ def training_sentence(document: Training) -> str:
     final = document["final"]
     if final is None:
         return _stopped_sentence(document)
-    name = metric_name(document["metric"])
-    found = _metric(final["metrics"], document["metric"])
-    text = f"{name.capitalize()} {'unknown' if found is None else _score(found)}"
+    found = final_metric(document)
+    text = f"{metric_name(document['metric']).capitalize()} {'unknown' if found is None else score_of(found)}"
     kept = []
     if finite(final["density"]) is not None:
         kept.append(f"{percent(final['density'])} of the linear weights")
-    if _has_parts(final["heads"]):
-        kept.append(_of(final["heads"], "heads"))
+    if heads := _counted(final["heads"]):
+        kept.append(f"{heads[0]:,} of {heads[1]:,} heads")
     if kept:
         text += f" with {', '.join(kept)}"
     if document["teacher"] is not None:
-        teacher = _metric(final["teacher_metrics"], document["metric"])
-        text += f"; the teacher: {'not evaluated' if teacher is None else _score(teacher)}"
+        teacher = final_metric(document, "teacher_metrics")
+        text += f"; the teacher: {'not evaluated' if teacher is None else score_of(teacher)}"
     return f"{text}."
 
 
@@ -78,89 +71,74 @@ def make_training_tiles(document: Training) -> list[Tile]:
     if final is None:
         return []
     name = metric_name(document["metric"]).capitalize()
-    found = _metric(final["metrics"], document["metric"])
-    teacher = _metric(final["teacher_metrics"], document["metric"])
-    against = "" if teacher is None else f"the teacher: {_score(teacher)}"
+    found, teacher = final_metric(document), final_metric(document, "teacher_metrics")
+    against = "" if teacher is None else f"the teacher: {score_of(teacher)}"
     if found is None:
         tiles = [Tile(name, "unknown", against or "it is not a number", number=False)]
     else:
         examples = "" if found.get("n") is None else f"on {found['n']:,} examples"
-        tiles = [Tile(name, _score(found), "; ".join(filter(None, (examples, against))))]
+        tiles = [Tile(name, score_of(found), "; ".join(filter(None, (examples, against))))]
     if finite(final["density"]) is not None:
-        note = ""
-        if _has_parts(final["weights"]):
-            live, total = final["weights"]
-            note = f"{format_count(live)} of {format_count(total)} linear weights"
+        weights = _counted(final["weights"])
+        note = f"{count(weights[0])} of {count(weights[1])} linear weights" if weights else ""
         tiles.append(Tile("Density", percent(final["density"]), note))
     for key, words in (("heads", "Attention heads"), ("neurons", "FFN neurons")):
-        if _has_parts(final[key]):
-            live, total = final[key]
-            tiles.append(Tile(words, f"{live:,}", f"of {total:,}: {percent(live / total)}"))
+        if pair := _counted(final[key]):
+            tiles.append(Tile(words, f"{pair[0]:,}", f"of {pair[1]:,}: {percent(pair[0] / pair[1])}"))
     if finite(final["seconds"]) is not None:
         tiles.append(Tile("Time", span(final["seconds"]), _steps_words(document)))
     return tiles
+
+
+def make_training_figures(document: Training) -> list[Figure]:
+    """All figures that ``document`` has data for, the most important first."""
+    curves = (density_figure(document), losses_figure(document), metric_figure(document))
+    return [*filter(None, curves), *pattern_figures(document)]
 
 
 def quality_table(document: Training) -> Table:
     """Every metric of the final model, read back from disk, beside the teacher's."""
     final = document["final"] or {}
     metrics, teachers = final.get("metrics") or {}, final.get("teacher_metrics") or {}
-    names = sorted(dict.fromkeys((*metrics, *teachers)), key=lambda name: name != document["metric"])
-    columns = ("metric", ">final model") + (">teacher",) * bool(teachers) + (">examples",)
-
-    def cells(name: str) -> tuple[Cell, ...]:
-        counted = (metrics.get(name) or {}).get("n")
-        found = [Cell(metric_name(name)), _score_cell(metrics, name)]
-        if teachers:
-            found.append(_score_cell(teachers, name))
-        return (*found, Cell("unknown", "muted") if counted is None else Cell(f"{counted:,}"))
-
+    columns: list[Column] = [
+        ("metric", lambda name: Cell(metric_name(name))),
+        (">final model", lambda name: known(metric_in(metrics, name), score_of)),
+    ]
+    if teachers:
+        columns.append((">teacher", lambda name: known(metric_in(teachers, name), score_of)))
+    columns.append((">examples", lambda name: known((metrics.get(name) or {}).get("n"), "{:,}".format)))
     caption = "Quality ± standard error, of the model that was written, read back from disk."
-    return Table("quality", "Quality", columns, ((None, tuple(map(cells, names))),), caption)
+    found = sorted(dict.fromkeys((*metrics, *teachers)), key=lambda name: name != document["metric"])
+    return make_table("quality", "Quality", columns, {None: [(name,) for name in found]}, caption)
 
 
 def kept_table(document: Training) -> Table:
     """What is left of each layer, stack by stack."""
-    layers: Sequence[Mapping[str, Any]] = (document["final"] or {}).get("layers") or ()
-    groups = tuple(
-        (
-            stack,
-            tuple(
-                (
-                    Cell(layer["name"]),
-                    Cell(_KINDS[layer["kind"]]),
-                    _share_cell(layer["density"]),
-                    _parts_cell([sum(layer["heads"]), len(layer["heads"])] if layer["heads"] else None),
-                    _parts_cell(layer["neurons"]),
-                )
-                for layer in layers
-                if layer["stack"] == stack
-            ),
-        )
-        for stack in dict.fromkeys(layer["stack"] for layer in layers)
-    )
-    columns = ("layer", "kind", ">weights left", ">heads", ">FFN neurons")
-    return Table("kept", "Kept in each layer", columns, groups)
+    columns: list[Column] = [
+        ("layer", lambda layer: Cell(layer["name"])),
+        ("kind", lambda layer: Cell(KINDS[layer["kind"]])),
+        (">weights left", lambda layer: known(finite(layer["density"]), percent)),
+        (">heads", lambda layer: _parts_cell(layer["heads"] and (sum(layer["heads"]), len(layer["heads"])))),
+        (">FFN neurons", lambda layer: _parts_cell(layer["neurons"])),
+    ]
+    stacks: dict[str, list[tuple[Any]]] = {}
+    for layer in (document["final"] or {}).get("layers") or ():
+        stacks.setdefault(layer["stack"], []).append((layer,))
+    return make_table("kept", "Kept in each layer", columns, stacks)
 
 
 def evaluation_table(document: Training) -> Table:
     """Every evaluation during training."""
     evaluations = document["evaluations"]
-    names = list(dict.fromkeys(name for evaluation in evaluations for name in evaluation["metrics"]))
-    with_loss = any(finite(evaluation.get("loss")) is not None for evaluation in evaluations)
-    columns = (">step", ">density", *(f">{metric_name(name)}" for name in names), *((">loss",) * with_loss))
-
-    def cells(evaluation: Mapping[str, Any]) -> tuple[Cell, ...]:
-        found = [Cell(f"{evaluation['step']:,}"), _share_cell(evaluation["density"])]
-        for name in names:
-            value = finite(evaluation["metrics"].get(name))
-            found.append(Cell("unknown", "muted") if value is None else Cell(_score({"value": value})))
-        if with_loss:
-            loss = finite(evaluation.get("loss"))
-            found.append(Cell("unknown", "muted") if loss is None else Cell(digits(loss)))
-        return tuple(found)
-
-    return Table("evaluations", "Evaluations", columns, ((None, tuple(map(cells, evaluations))),))
+    columns: list[Column] = [
+        (">step", lambda evaluation: Cell(f"{evaluation['step']:,}")),
+        (">density", lambda evaluation: known(finite(evaluation["density"]), percent)),
+    ]
+    for name in dict.fromkeys(name for evaluation in evaluations for name in evaluation["metrics"]):
+        columns.append((f">{metric_name(name)}", lambda row, name=name: known(finite(row["metrics"].get(name)), score)))
+    if any(finite(evaluation.get("loss")) is not None for evaluation in evaluations):
+        columns.append((">loss", lambda evaluation: known(finite(evaluation.get("loss")), digits)))
+    return make_table("evaluations", "Evaluations", columns, {None: [(evaluation,) for evaluation in evaluations]})
 
 
 def span(seconds: float) -> str:
@@ -185,14 +163,14 @@ def _stopped_sentence(document: Training) -> str:
     densities = [value for entry in log if (value := finite(entry["density"])) is not None]
     if densities:
         text += f", with {percent(densities[-1])} of the linear weights left"
-    known = [
+    found = [
         (evaluation["step"], value)
         for evaluation in evaluations
         if (value := finite(evaluation["metrics"].get(document["metric"]))) is not None
     ]
-    if known:
-        step, value = known[-1]
-        text += f"; {metric_name(document['metric'])} was {_score({'value': value})} at step {step:,}"
+    if found:
+        step, value = found[-1]
+        text += f"; {metric_name(document['metric'])} was {score(value)} at step {step:,}"
     return f"{text}."
 
 
@@ -205,39 +183,13 @@ def _steps_words(document: Training) -> str:
     return f"after {reached:,} of {planned:,} steps" if planned > reached else f"after {reached:,} steps"
 
 
-def _metric(metrics: Mapping[str, Any] | None, name: str) -> Mapping[str, Any] | None:
-    """A metric whose value is a number, or None."""
-    found: Mapping[str, Any] | None = (metrics or {}).get(name)
-    return None if found is None or finite(found["value"]) is None else found
-
-
-def _score(metric: Mapping[str, Any]) -> str:
-    error = finite(metric.get("se"))
-    value = float(metric["value"])
-    return f"{signed(100 * value, plus=False)} %" if error is None else score(value, error)
-
-
-def _score_cell(metrics: Mapping[str, Any], name: str) -> Cell:
-    found = _metric(metrics, name)
-    return Cell("unknown", "muted") if found is None else Cell(_score(found))
-
-
-def _share_cell(share: object) -> Cell:
-    value = finite(share)
-    return Cell("unknown", "muted") if value is None else Cell(percent(value))
-
-
-def _has_parts(pair: Sequence[int] | None) -> bool:
-    """Whether a pair of live and all counts anything."""
-    return pair is not None and pair[1] > 0
-
-
-def _of(pair: Sequence[int], what: str) -> str:
-    return f"{pair[0]:,} of {pair[1]:,} {what}"
+def _counted(pair: Sequence[int] | None) -> Sequence[int] | None:
+    """A pair of live and all, where it counts anything."""
+    return pair if pair and pair[1] > 0 else None
 
 
 def _parts_cell(pair: Sequence[int] | None) -> Cell:
-    if pair is None or pair[1] == 0:
+    if not pair or not pair[1]:
         return Cell("none", "muted")
     return Cell(f"{pair[0]:,} of {pair[1]:,}", note=percent(pair[0] / pair[1]))
 
@@ -255,8 +207,3 @@ def _plain(value: object) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(map(_plain, value)) or "none"
     return str(value)
-
-
-def _footer(document: Training) -> str:
-    version = document["versions"].get("compactor")
-    return f"Made by compactor{f' {version}' if version else ''} from training.json, schema {document['schema']}."

@@ -111,7 +111,6 @@ def test_passes_its_options_on(fake: Fake, tmp_path: Path) -> None:
         "seed": 3,
         "affinity": (cpu,),
         "spinning": False,
-        "profile": True,
         "profile_layers": True,
         "new_tokens": 62,
         "past": (16, 64),

@@ -1,4 +1,4 @@
-"""The figures of a report, one a file. One that has no data is not there.
+"""The figures of a report, a subject a file. One that has no data is not there.
 
 Every variant keeps its colour and its number through all figures, so that neither colours nor print are needed to tell
 them apart; the baseline is grey.
@@ -6,30 +6,23 @@ them apart; the baseline is grey.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from compactor.reporting.figures.figure import Figure
-from compactor.reporting.figures.latency import latency_figure
-from compactor.reporting.figures.layer_times import layer_times_figure
-from compactor.reporting.figures.layers import layers_figure
-from compactor.reporting.figures.operators import operators_figure
+from compactor.reporting.figures.layers import layer_times_figure, layers_figure, operators_figure
 from compactor.reporting.figures.pareto import pareto_figure
-from compactor.reporting.figures.processes import processes_figure
-from compactor.reporting.figures.server import server_figure
-from compactor.reporting.figures.throughput import throughput_figure
-from compactor.reporting.words import Report
+from compactor.reporting.figures.speed import latency_figure, processes_figure, server_figure, throughput_figure
+from compactor.reporting.rows import Report
 
 
 def make_figures(report: Report) -> list[Figure]:
     """All figures that ``report`` has data for, the most important first."""
-    makers: tuple[Callable[[Report], Figure | None], ...] = (
-        latency_figure,
-        server_figure,
-        pareto_figure,
-        throughput_figure,
-        layers_figure,
-        operators_figure,
-        layer_times_figure,
-        processes_figure,
+    figures = (
+        latency_figure(report),
+        server_figure(report),
+        pareto_figure(report),
+        throughput_figure(report),
+        layers_figure(report),
+        operators_figure(report),
+        layer_times_figure(report),
+        processes_figure(report),
     )
-    return [figure for figure in (maker(report) for maker in makers) if figure is not None]
+    return list(filter(None, figures))

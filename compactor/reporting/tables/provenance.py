@@ -6,101 +6,67 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compactor.reporting.numbers import bytes_text, count, digits
-from compactor.reporting.words import Report, is_server, only_endpoints
+from compactor.reporting.rows import Report, is_server, only_endpoints
+
+_SCENARIOS = {
+    "single": "single stream: one batch after the other",
+    "offline": "offline: all batches at once",
+    "server": "server: Poisson arrivals, latency from the scheduled arrival",
+}
+_INPUTS = {
+    "synthetic": "token inputs drawn at random",
+    "lengths": "token inputs drawn at random, of recorded lengths",
+}
 
 
 def machine_rows(report: Report) -> list[tuple[str, str]]:
     """The machine card: what it is, in words; what is unknown is left out."""
     machine = report["machine"]
-    rows: list[tuple[str, str]] = []
-
-    def add(name: str, text: object) -> None:
-        if text not in (None, "", []):
-            rows.append((name, str(text)))
-
-    add("CPU", machine.get("cpu_model"))
-    add("instruction sets", ", ".join(machine.get("isa") or ()))
-    add("cores", _cores(machine))
-    add("caches", "; ".join(_cache(cache) for cache in machine.get("caches") or ()))
-    add("memory", _memory(machine))
-    virtual = machine.get("virtualised")
-    if virtual is not None:
-        hypervisor = f" ({machine['hypervisor']})" if machine.get("hypervisor") else ""
-        add("virtual machine", f"yes{hypervisor}" if virtual else "no")
-    add("system", " ".join(str(machine[key]) for key in ("os", "kernel", "architecture") if machine.get(key)))
-    for gpu in machine.get("gpus") or ():
-        memory = f", {bytes_text(gpu['memory_bytes'])}" if gpu.get("memory_bytes") else ""
-        driver = f", driver {gpu['driver']}" if gpu.get("driver") else ""
-        add("GPU", f"{gpu['name']}{memory}{driver}")
-    if machine.get("gpus") == []:
-        add("GPU", "none")
-    if machine.get("load_before") is not None:
-        add("load before the start", digits(machine["load_before"]))
-    for precision, peak in (report["peak"] or {}).items():
-        add(
-            f"peak, {precision}",
-            f"{count(int(peak['macs_per_s']))}MAC/s (one {peak['size']}³ matrix product, {peak['engine']} on "
-            f"{peak['provider']}, {peak['threads']} threads)",
-        )
-    add("versions", ", ".join(f"{name} {version}" for name, version in (machine.get("versions") or {}).items()))
-    if machine.get("commit"):
-        add("commit", f"{machine['commit']}{', with changes that are not committed' if machine.get('dirty') else ''}")
-    return rows
+    load, gpus, virtual = machine.get("load_before"), machine.get("gpus"), machine.get("virtualised")
+    hypervisor = f" ({machine['hypervisor']})" if machine.get("hypervisor") else ""
+    changed = ", with changes that are not committed" if machine.get("dirty") else ""
+    rows = [
+        ("CPU", machine.get("cpu_model")),
+        ("instruction sets", ", ".join(machine.get("isa") or ())),
+        ("cores", _cores(machine)),
+        ("caches", "; ".join(map(_cache, machine.get("caches") or ()))),
+        ("memory", _memory(machine)),
+        ("virtual machine", None if virtual is None else f"yes{hypervisor}" if virtual else "no"),
+        ("system", " ".join(str(machine[key]) for key in ("os", "kernel", "architecture") if machine.get(key))),
+        *(("GPU", _gpu(gpu)) for gpu in gpus or ()),
+        ("GPU", "none" if gpus == [] else None),
+        ("load before the start", None if load is None else digits(load)),
+        *((f"peak, {precision}", _peak(peak)) for precision, peak in (report["peak"] or {}).items()),
+        ("versions", ", ".join(f"{name} {version}" for name, version in (machine.get("versions") or {}).items())),
+        ("commit", f"{machine['commit']}{changed}" if machine.get("commit") else None),
+    ]
+    return [(name, str(text)) for name, text in rows if text]
 
 
 def reproduce_rows(report: Report) -> list[tuple[str, str]]:
     """How it was measured: all that one needs beside the command."""
-    settings, workload, clock = report["settings"], report["workload"], report["settings"]["clock"]
+    settings, duration_s, clock = report["settings"], report["duration_s"], report["settings"]["clock"]
     pinned = f"pinned to CPUs {', '.join(map(str, settings['affinity']))}" if settings["affinity"] else "not pinned"
     spinning = "idle threads spin" if settings["spinning"] else "idle threads sleep"
     threads = f"{settings['threads']} ({settings['threads_reason']}); {pinned}; {spinning}"
-    rows = [
-        ("client", pinned) if only_endpoints(report) else ("threads", threads),
-        ("inputs", _inputs(workload)),
-        (
-            "rounds",
-            f"{settings['rounds']}, each variant in a new process each time, order {settings['order']}"
-            + ("; a quick run, cut down for a first look" if settings["quick"] else ""),
-        ),
-    ]
-    if is_server(report):
-        rows.append(("scenario", "server: Poisson arrivals, latency from the scheduled arrival"))
-        remote = {row["engine"] == "http" for row in report["variants"]}
-        clock_of = {
-            False: "waiting in the queue, batching, arrays in host memory in, arrays in host memory out",
-            True: "of endpoints, from when a request is due to its whole answer: tokenizing, HTTP and the network too",
-        }
-        rows.append(("on the clock", "; ".join(clock_of[kind] for kind in sorted(remote))))
-    else:
-        scenario = (
-            "offline: all batches at once"
-            if settings["scenario"] == "offline"
-            else "single stream: one batch after the other"
-        )
-        rows.append(("scenario", scenario))
-        rows.append(
-            (
-                "clock",
-                f"at least {clock['warm_up_s']:g} s and {clock['warm_up_calls']} calls of warm-up, then "
-                f"{clock['measure_s']:g} s of samples (at least {clock['min_samples']}, at most "
-                f"{clock['max_samples']:,}) in each process and case",
-            )
-        )
-        rows.append(
-            (
-                "on the clock",
-                "arrays in host memory in, arrays in host memory out, any device finished; not tokenizing, padding or "
-                "reading files",
-            )
-        )
-    rows.append(("seed", str(settings["seed"])))
-    rows.append(
-        (
-            "took",
-            f"{report['duration_s'] / 60:.1f} min" if report["duration_s"] >= 120 else f"{report['duration_s']:.0f} s",
-        )
+    rounds = f"{settings['rounds']}, each variant in a new process each time, order {settings['order']}"
+    if settings["quick"]:
+        rounds += "; a quick run, cut down for a first look"
+    samples = (
+        f"at least {clock['warm_up_s']:g} s and {clock['warm_up_calls']} calls of warm-up, then "
+        f"{clock['measure_s']:g} s of samples (at least {clock['min_samples']}, at most "
+        f"{clock['max_samples']:,}) in each process and case"
     )
-    return rows
+    return [
+        ("client", pinned) if only_endpoints(report) else ("threads", threads),
+        ("inputs", _inputs(report["workload"])),
+        ("rounds", rounds),
+        ("scenario", _SCENARIOS[settings["scenario"]]),
+        *([] if is_server(report) else [("clock", samples)]),
+        ("on the clock", _on_the_clock(report)),
+        ("seed", str(settings["seed"])),
+        ("took", f"{duration_s / 60:.1f} min" if duration_s >= 120 else f"{duration_s:.0f} s"),
+    ]
 
 
 def variant_rows(report: Report) -> list[tuple[str, str]]:
@@ -140,29 +106,52 @@ def _cache(cache: Mapping[str, Any]) -> str:
 
 
 def _memory(machine: Mapping[str, Any]) -> str:
-    if machine.get("memory_bytes") is None:
-        return ""
     limit = machine.get("memory_limit_bytes")
-    return bytes_text(machine["memory_bytes"]) + (f", limited to {bytes_text(limit)}" if limit is not None else "")
+    limited = "" if limit is None else f", limited to {bytes_text(limit)}"
+    return "" if machine.get("memory_bytes") is None else f"{bytes_text(machine['memory_bytes'])}{limited}"
+
+
+def _gpu(gpu: Mapping[str, Any]) -> str:
+    memory = f", {bytes_text(gpu['memory_bytes'])}" if gpu.get("memory_bytes") else ""
+    driver = f", driver {gpu['driver']}" if gpu.get("driver") else ""
+    return f"{gpu['name']}{memory}{driver}"
+
+
+def _on_the_clock(report: Report) -> str:
+    if not is_server(report):
+        return (
+            "arrays in host memory in, arrays in host memory out, any device finished; not tokenizing, padding or "
+            "reading files"
+        )
+    parts = []
+    if any(row["engine"] != "http" for row in report["variants"]):
+        parts.append("waiting in the queue, batching, arrays in host memory in, arrays in host memory out")
+    if any(row["engine"] == "http" for row in report["variants"]):
+        parts.append(
+            "of endpoints, from when a request is due to its whole answer: tokenizing, HTTP and the network too"
+        )
+    return "; ".join(parts)
+
+
+def _peak(peak: Mapping[str, Any]) -> str:
+    return (
+        f"{count(peak['macs_per_s'])}MAC/s (one {peak['size']}³ matrix product, {peak['engine']} on "
+        f"{peak['provider']}, {peak['threads']} threads)"
+    )
 
 
 def _inputs(workload: Mapping[str, Any]) -> str:
     lengths = workload["lengths"]
-    text = {
-        "synthetic": "token inputs drawn at random",
-        "lengths": "token inputs drawn at random, of recorded lengths",
-    }.get(workload["kind"], "labelled examples")
+    text = _INPUTS.get(workload["kind"], "labelled examples")
     if workload["file"] is not None:
         text += f" from {workload['file']}"
     if workload["examples"] is not None:
         text += f", {workload['examples']:,} examples"
     if lengths is not None:
-        text += (
-            f", {lengths['min']:g} to {lengths['max']:g} tokens (median {lengths['median']:g}, p90 {lengths['p90']:g})"
-        )
+        text += ", {min:g} to {max:g} tokens (median {median:g}, p90 {p90:g})".format(**lengths)
     if workload["sha256"] is not None:
         text += f"; sha256 {workload['sha256']}"
-    return text + "; the same for every variant"
+    return f"{text}; the same for every variant"
 
 
 def _plain(value: object) -> str:

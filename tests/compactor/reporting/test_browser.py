@@ -1,4 +1,4 @@
-"""The page in a real browser: everything is there, fits, and can be read, in light, dark and print."""
+"""The pages in a real browser: everything is there, fits, and can be read, in light, dark and print."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from compactor.reporting.page import render_html
+from compactor.reporting.training import render_training
 from tests.compactor.reporting.browser import Looked, find_chromium, look_at, print_page
 from tests.compactor.reporting.parts import make_parts_report
+from tests.compactor.reporting.trainings import make_bare, make_training, make_unknown
 from tests.compactor.reports import KINDS, make_report
 
 pytestmark = pytest.mark.skipif(
@@ -22,6 +24,7 @@ HOSTILE = {
 }
 REAL = ("batch 1", "batch 32", "batch 32, bucketed")
 TIMED = ["latency", "pareto", "throughput", "layers", "operators", "layer-times", "processes"]
+TRAINED = ["density", "losses", "metric", "pattern-0"]
 FIGURES = {
     "single": TIMED,
     "offline": TIMED,
@@ -31,6 +34,11 @@ FIGURES = {
     "server": ["server", "pareto", "layers", "operators", "layer-times"],
     "bare": ["latency"],
     "nothing": [],
+    "training": TRAINED,
+    "training, stopped": TRAINED[:3],
+    "training, long": [*TRAINED, "pattern-1"],
+    "training, unknown": ["pattern-0"],
+    "training, bare": [],
 }
 
 
@@ -51,7 +59,20 @@ def pages() -> dict[str, str]:
         ),
         "nothing": make_report(variants=("compact-cuda-fp16",), baseline=None, layers=False),
     }  # fmt: skip
-    return {name: render_html(report) for name, report in reports.items()}
+    trainings = {
+        "training": make_training(),
+        "training, stopped": make_training(stopped=200),
+        "training, long": make_training(
+            steps=90_000, every=50, evaluations=60, layers=24, heads=16, stacks=("encoder", "decoder"),
+            title="<b>" + "long" * 80, method="very" * 30, notes=("x" * 300,), warnings=("busy" * 60, "two")),
+        "training, unknown": make_unknown(),
+        "training, bare": make_bare(),
+    }  # fmt: skip
+    phases = trainings["training, long"]["phases"]
+    phases[0]["last"] = phases[1]["first"] = 40
+    phases[2]["name"] = "$x^2$ & a very long name"
+    found = {name: render_html(report) for name, report in reports.items()}
+    return found | {name: render_training(document) for name, document in trainings.items()}
 
 
 @pytest.fixture(scope="module")
@@ -88,15 +109,16 @@ def test_drawings_are_shown_and_their_text_stays_within_the_figure(seen: Looked)
 
 def test_every_text_has_contrast(seen: Looked) -> None:
     for result in seen.results:
-        assert result["texts"] > 40
+        assert result["texts"] > (8 if result["name"].startswith("training") else 40)
         assert not result["faint"], (result["name"], result["theme"], result["faint"])
 
 
-def test_drawings_take_the_colours_of_the_theme(seen: Looked) -> None:
+@pytest.mark.parametrize("page", ["single", "training"])
+def test_drawings_take_the_colours_of_the_theme(seen: Looked, page: str) -> None:
     light, dark = (
-        {d["id"]: set(d["colours"]) for d in _only(seen, "single", theme)["drawings"]} for theme in ("light", "dark")
+        {d["id"]: set(d["colours"]) for d in _only(seen, page, theme)["drawings"]} for theme in ("light", "dark")
     )
-    assert light.keys() == dark.keys()
+    assert len(light) >= 5 and light.keys() == dark.keys()
     for name in light:
         assert not light[name] & dark[name], f"{name} has colours that do not follow the theme"
         assert "rgb(0, 0, 0)" not in light[name] | dark[name], f"{name} has a colour that the page does not know"
@@ -117,10 +139,11 @@ def test_without_a_theme_the_page_follows_the_system(pages: dict[str, str], tmp_
         assert result["background"] == ("rgb(13, 17, 23)" if dark else "rgb(246, 248, 250)")
 
 
-def test_print_shows_what_is_folded(pages: dict[str, str], tmp_path: Path) -> None:
-    folded = re.sub(r"details::details-content \{[^}]*\}", "", pages["single"])
-    assert folded != pages["single"]
-    assert _sheets(print_page(pages["single"], tmp_path)) > _sheets(print_page(folded, tmp_path))
+@pytest.mark.parametrize("name", ["single", "training, long"])
+def test_print_shows_what_is_folded(pages: dict[str, str], name: str, tmp_path: Path) -> None:
+    folded = re.sub(r"details::details-content \{[^}]*\}", "", pages[name])
+    assert folded != pages[name]
+    assert _sheets(print_page(pages[name], tmp_path)) > _sheets(print_page(folded, tmp_path))
 
 
 def test_the_eyes_are_open(pages: dict[str, str], tmp_path: Path) -> None:

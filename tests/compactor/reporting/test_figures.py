@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from compactor.reporting.canvas import COLOURS, SERIES, draw, framed, shorten
+from compactor.reporting.canvas import SERIES, draw, framed, shorten
 from compactor.reporting.figures import make_figures
-from compactor.reporting.figures.figure import marks, series_numbers
+from compactor.reporting.figures.figure import variant_keys
+from tests.compactor.reporting.pages import check_drawings, shown
 from tests.compactor.reports import KINDS, make_report
 
 REAL = ("batch 1", "batch 32", "batch 32, bucketed")
@@ -17,17 +17,6 @@ REAL = ("batch 1", "batch 32", "batch 32, bucketed")
 
 def figures_of(**knobs):
     return {figure.id: figure for figure in make_figures(make_report(**knobs))}
-
-
-def shown(figure):
-    """Every text of a figure, as it is read."""
-    roots = [ElementTree.fromstring(_standalone(drawing.markup)) for drawing in figure.drawings]
-    return [node.text for root in roots for node in root.iter() if node.tag.endswith("text")]
-
-
-def _standalone(markup):
-    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return markup.replace("<svg ", f"<svg {names} ", 1)
 
 
 @pytest.mark.parametrize(
@@ -45,24 +34,9 @@ def test_a_figure_is_there_when_it_has_data(knobs, expected):
     assert list(figures_of(**knobs)) == expected
 
 
-def test_every_drawing_is_sound_and_has_an_id_of_its_own():
-    figures = make_figures(make_report())
-    ids = []
-    for drawing in (drawing for figure in figures for drawing in figure.drawings):
-        root = ElementTree.fromstring(_standalone(drawing.markup))
-        assert root.get("aria-label")
-        found = [node.get("id") for node in root.iter() if node.get("id")]
-        assert all(name == drawing.id or name.startswith(f"{drawing.id}-") for name in found)
-        assert set(re.findall(r'(?:url\(#|href="#)([\w-]+)', drawing.markup)) <= set(found)
-        ids += found
-    assert len(set(ids)) == len(ids)
-
-
-def test_all_colours_are_the_pages():
-    for figure in make_figures(make_report()) + make_figures(make_report(scenario="server")):
-        for drawing in figure.drawings:
-            assert not re.findall(r"(?:fill|stroke): ?#[0-9a-f]+", drawing.markup), drawing.id
-            assert set(re.findall(r"var\((--\w+)\)", drawing.markup)) <= set(COLOURS.values())
+@pytest.mark.parametrize("scenario", ["single", "server"])
+def test_drawings_are_sound_and_take_their_colours_from_the_page(scenario):
+    check_drawings(make_figures(make_report(scenario=scenario)))
 
 
 def test_the_same_report_gives_the_same_bytes():
@@ -90,6 +64,20 @@ def test_latency_shows_every_row_and_no_number_for_one_that_did_not_run():
     assert texts[texts.index("compact fp32") + 1] == "failed: boom"
     assert texts[texts.index("compact fp16, CUDA") + 1] == "not run: no CUDA device"
     assert texts[texts.index("compact int8") + 1] == "2.59 ms · 9.61×"
+
+
+def test_a_case_that_an_interrupt_took_is_read_out_as_it_is_shown():
+    report = make_report(interrupted=True)
+    del report["variants"][2]["results"][1:]
+    figure = make_figures(report)[0]
+    assert "compact int8 not run: interrupted" in figure.drawings[1].markup
+    assert "not run: interrupted" in shown(figure)
+
+
+def test_a_server_has_no_cases_and_its_figures_all_the_same():
+    report = make_report(scenario="server")
+    report["workload"]["cases"] = []
+    assert [figure.id for figure in make_figures(report)][:2] == ["server", "pareto"]
 
 
 def test_bars_are_as_long_as_the_times():
@@ -163,10 +151,13 @@ def test_processes_show_the_case_that_agrees_least():
 
 def test_colours_and_numbers_stay_with_the_variant():
     report = make_report(variants=tuple(KINDS))
-    assert series_numbers(report)["model-torch"] == 0
-    assert sorted(series_numbers(report).values()) == list(range(6))
-    assert list(marks(report).values()) == ["1", "2", "3", "4", "5", "6"]
-    assert max(series_numbers(make_report(baseline=None)).values()) < len(SERIES)
+    keys = variant_keys(report)
+    assert keys["model-torch"].series == 0
+    assert sorted(key.series for key in keys.values()) == list(range(6))
+    assert [key.mark for key in keys.values()] == ["1", "2", "3", "4", "5", "6"]
+    assert 0 not in {key.series for key in variant_keys(make_report(baseline=None)).values()}
+    many = {"variants": [{"id": str(number), "name": "x"} for number in range(20)], "baseline": None}
+    assert {key.series for key in variant_keys(many).values()} == set(range(1, len(SERIES)))
 
 
 def test_shorten_counts_wide_characters():

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from compactor.reporting.canvas import draw, framed
-from compactor.reporting.labels import Label, put_labels, spread
+from compactor.reporting.figures.figure import Label, put_labels, spread
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import re
 import pytest
 from markdown_it import MarkdownIt
 
-from compactor.reporting.markdown import code, escape, render_markdown
+from compactor.reporting.markdown import code, escape
+from compactor.reporting.page import render_markdown
 from compactor.reporting.words import summary_sentence
 from tests.compactor.reports import make_report
 

@@ -8,12 +8,12 @@ from compactor.reporting.numbers import (
     MINUS,
     digits,
     duration,
-    error_text,
     interval,
     percent,
     points,
     rate,
     score,
+    score_of,
     signed,
     times,
 )
@@ -41,14 +41,9 @@ def test_ratios_and_times() -> None:
 
 
 def test_quality() -> None:
-    assert score(0.8463, 0.0122) == "84.63 ± 1.22 %"
+    assert score(0.8463, 0.0122) == score_of({"value": 0.8463, "se": 0.0122}) == "84.63 ± 1.22 %"
+    assert score_of({"value": 0.8463}) == "84.63 %"
     assert points({"value": -0.0012, "se": 0.0041}) == f"{MINUS}0.12 ± 0.41"
     assert points({"value": 0.01, "se": 0.0}) == "+1.00 ± 0.00"
     assert signed(-0.001) == "0.00"  # no sign on nothing
     assert percent(0.3351) == "33.5 %"
-
-
-def test_errors_in_one_line() -> None:
-    assert error_text({"what": "boom", "where": "a.onnx", "todo": "look"}) == "boom; at a.onnx; look"
-    assert error_text({"what": "boom", "where": None, "todo": None}) == "boom"
-    assert error_text(None) == "no reason given"

@@ -7,12 +7,10 @@ import pytest
 from compactor.console import Console
 from compactor.reporting.figures import make_figures
 from compactor.reporting.figures.layers import layers_figure
-from compactor.reporting.figures.throughput import throughput_figure
-from compactor.reporting.markdown import render_markdown
-from compactor.reporting.page import render_html
-from compactor.reporting.tables.layers import layer_table
-from compactor.reporting.tables.profiles import profile_tables
-from compactor.reporting.tables.speed import speed_table
+from compactor.reporting.figures.speed import throughput_figure
+from compactor.reporting.page import render_html, render_markdown
+from compactor.reporting.tables.layers import layer_table, profile_tables
+from compactor.reporting.tables.results import speed_table
 from compactor.reporting.terminal import print_summary
 from compactor.reporting.words import describe_workload, placement_words, summary_sentence
 from tests.compactor.reporting.parts import PARTS, SHAPES, make_parts_report

@@ -6,13 +6,9 @@ import re
 
 import pytest
 
-from compactor.reporting.tables import result_tables
-from compactor.reporting.tables.cost import cost_table
-from compactor.reporting.tables.layers import layer_table
-from compactor.reporting.tables.profiles import profile_tables
+from compactor.reporting.tables.layers import layer_table, profile_tables
 from compactor.reporting.tables.provenance import machine_rows, reproduce_rows, variant_rows
-from compactor.reporting.tables.server import probe_tables, server_table
-from compactor.reporting.tables.speed import speed_table
+from compactor.reporting.tables.results import cost_table, probe_tables, result_tables, server_table, speed_table
 from tests.compactor.reports import make_report
 
 REPORTS = {

@@ -1,18 +1,16 @@
-"""The page of a training run: what it says, what it draws, and how it looks in a real browser."""
+"""The page of a training run: what it says, and what it draws."""
 
 from __future__ import annotations
 
 import functools
 import re
-import xml.etree.ElementTree as ElementTree
-from pathlib import Path
 
 import pytest
 
-from compactor.reporting.canvas import COLOURS
 from compactor.reporting.training import (
     evaluation_table,
     kept_table,
+    make_training_figures,
     make_training_tiles,
     quality_table,
     render_training,
@@ -20,15 +18,18 @@ from compactor.reporting.training import (
     training_about,
     training_sentence,
 )
-from compactor.reporting.training_figures import make_training_figures
-from tests.compactor.reporting.browser import Looked, find_chromium, look_at, print_page
-from tests.compactor.reporting.test_page import HOSTILE, Reader
-from tests.compactor.reporting.trainings import PARTS, make_training
+from tests.compactor.reporting.pages import (
+    HOSTILE,
+    Reader,
+    check_closed_to_the_world,
+    check_drawings,
+    check_only_text,
+    roots,
+    shown,
+)
+from tests.compactor.reporting.trainings import PARTS, make_bare, make_training, make_unknown
 
 ALL = ["density", "losses", "metric", "pattern-0"]
-in_a_browser = pytest.mark.skipif(
-    find_chromium() is None, reason="no Chromium: install one (apt-get install chromium) or set CHROMIUM to its path"
-)
 
 
 @functools.cache
@@ -36,38 +37,8 @@ def plain_page() -> str:
     return render_training(make_training())
 
 
-def bare() -> dict:
-    """A run that was stopped before anything was known."""
-    return make_training(stopped=0) | {"log": [], "evaluations": [], "phases": [], "settings": {}, "versions": {}}
-
-
-def unknown() -> dict:
-    """A run in which every number that may be missing is."""
-    document = make_training()
-    for entry in document["log"]:
-        entry.update(dict.fromkeys(set(entry) - {"step"}))
-    for evaluation in document["evaluations"]:
-        evaluation.update(density=None, loss=None, metrics=dict.fromkeys(evaluation["metrics"]))
-    final = document["final"]
-    final["metrics"]["accuracy"].update(value=None, se=None)
-    final.update(teacher_metrics=None, density=None, weights=None, heads=None, neurons=None, seconds=None)
-    for layer in final["layers"]:
-        layer.update(density=None, heads=None, neurons=None)
-    return document
-
-
 def figures_of(document):
     return {figure.id: figure for figure in make_training_figures(document)}
-
-
-def roots(figure):
-    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return [ElementTree.fromstring(drawing.markup.replace("<svg ", f"<svg {names} ", 1)) for drawing in figure.drawings]
-
-
-def shown(figure):
-    """Every text of a figure."""
-    return [node.text for root in roots(figure) for node in root.iter() if node.tag.endswith("text")]
 
 
 def test_the_sentence_says_quality_what_is_left_and_the_teacher():
@@ -100,8 +71,8 @@ def test_the_sentence_without_a_teacher_or_its_metrics():
             make_training(stopped=800) | {"evaluations": []},
             "Stopped after 800 of 1,500 steps, with 36.4 % of the linear weights left.",
         ),
-        (bare(), "Stopped before the first step was logged: nothing is known of it."),
-        (unknown(), "Accuracy unknown; the teacher: not evaluated."),
+        (make_bare(), "Stopped before the first step was logged: nothing is known of it."),
+        (make_unknown(), "Accuracy unknown; the teacher: not evaluated."),
     ],
     ids=["stopped", "not-evaluated", "bare", "unknown"],
 )
@@ -117,7 +88,7 @@ def test_tiles():
     assert (tiles["Density"].value, tiles["Density"].note) == ("34.0 %", "3.62 M of 10.6 M linear weights")
     assert (tiles["Time"].value, tiles["Time"].note) == ("20.6 min", "1,500 steps")
     assert make_training_tiles(make_training(stopped=800)) == []
-    assert [(tile.name, tile.value) for tile in make_training_tiles(unknown())] == [("Accuracy", "unknown")]
+    assert [(tile.name, tile.value) for tile in make_training_tiles(make_unknown())] == [("Accuracy", "unknown")]
 
 
 def test_spans():
@@ -160,8 +131,8 @@ def test_the_table_of_evaluations_shows_every_metric():
         (make_training(stopped=800), ["density", "losses", "metric"]),
         (make_training(evaluations=0), ["density", "losses", "pattern-0"]),
         (make_training() | {"log": []}, ["metric", "pattern-0"]),
-        (unknown(), ["pattern-0"]),
-        (bare(), []),
+        (make_unknown(), ["pattern-0"]),
+        (make_bare(), []),
     ],
     ids=["all", "stopped", "not-evaluated", "not-logged", "unknown", "bare"],
 )
@@ -170,16 +141,7 @@ def test_a_figure_is_there_when_it_has_data(document, expected):
 
 
 def test_drawings_are_sound_and_take_their_colours_from_the_page():
-    ids = []
-    for figure in make_training_figures(make_training(stacks=("encoder", "decoder"), layers=12)):
-        for drawing, root in zip(figure.drawings, roots(figure), strict=True):
-            assert root.get("aria-label")
-            found = [node.get("id") for node in root.iter() if node.get("id")]
-            assert all(name == drawing.id or name.startswith(f"{drawing.id}-") for name in found)
-            assert not re.findall(r"(?:fill|stroke): ?#[0-9a-f]+", drawing.markup), drawing.id
-            assert set(re.findall(r"var\((--\w+)\)", drawing.markup)) <= set(COLOURS.values())
-            ids += found
-    assert len(set(ids)) == len(ids)
+    check_drawings(make_training_figures(make_training(stacks=("encoder", "decoder"), layers=12)))
 
 
 def test_phases_are_named_and_one_without_steps_is_not():
@@ -275,31 +237,19 @@ def test_layers_are_numbered_by_their_names_or_their_places(name, title):
 
 
 def test_the_page_is_closed_to_the_world():
-    reader = Reader(plain_page())
-    assert not reader.open
-    policies = [attrs["content"] for _, attrs in reader.tags if attrs.get("http-equiv") == "Content-Security-Policy"]
-    assert policies == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
-    assert not {tag for tag, _ in reader.tags} & {"script", "img", "iframe", "object", "a", "base", "form"}
-    ids = [attrs["id"] for _, attrs in reader.tags if attrs.get("id")]
-    assert len(set(ids)) == len(ids)
+    check_closed_to_the_world(plain_page())
 
 
 def test_strings_of_a_document_are_only_text():
     document = make_training(title=HOSTILE, method=HOSTILE, notes=(HOSTILE,), warnings=(HOSTILE,))
     document["settings"][HOSTILE] = document["versions"][HOSTILE] = document["command"] = HOSTILE
     document["final"]["layers"][0]["name"] = document["phases"][0]["name"] = document["model"] = HOSTILE
-    reader, harmless = Reader(render_training(document)), Reader(render_training(make_training(warnings=("x",))))
-    shapes = ("g", "path", "use", "defs", "text")
-    rows = ("dt", "dd")  # there is one more setting, and one more version
-    assert [tag for tag, _ in reader.tags if tag not in (*shapes, *rows)] == [
-        tag for tag, _ in harmless.tags if tag not in (*shapes, *rows)
-    ]
-    assert not [attrs for _, attrs in reader.tags for name in attrs if name.startswith("on")]
-    assert reader.text.count(HOSTILE) >= 10
+    harmless = render_training(make_training(warnings=("x",)))
+    check_only_text(render_training(document), harmless, beside=("dt", "dd"))  # one more setting, and one more version
 
 
 @pytest.mark.parametrize(
-    "document", [bare(), unknown(), make_training(stopped=800)], ids=["bare", "unknown", "stopped"]
+    "document", [make_bare(), make_unknown(), make_training(stopped=800)], ids=["bare", "unknown", "stopped"]
 )
 def test_documents_with_gaps_have_a_page_without_oddities(document):
     reader = Reader(render_training(document))
@@ -319,93 +269,3 @@ def test_what_the_page_says():
 
 def test_it_is_always_the_same():
     assert render_training(make_training()) == plain_page()
-
-
-@pytest.fixture(scope="module")
-def pages() -> dict[str, str]:
-    documents = {
-        "plain": make_training(),
-        "stopped": make_training(stopped=200),
-        "long": make_training(
-            steps=90_000, every=50, evaluations=60, layers=24, heads=16, stacks=("encoder", "decoder"),
-            title="<b>" + "long" * 80, method="very" * 30, notes=("x" * 300,), warnings=("busy" * 60, "two")),
-        "unknown": unknown(),
-        "bare": bare(),
-    }  # fmt: skip
-    documents["long"]["phases"][0]["last"] = documents["long"]["phases"][1]["first"] = 40
-    documents["long"]["phases"][2]["name"] = "$x^2$ & a very long name"
-    return {name: render_training(document) for name, document in documents.items()}
-
-
-FIGURES = {"plain": ALL, "stopped": ALL[:3], "long": [*ALL, "pattern-1"], "unknown": ["pattern-0"], "bare": []}
-
-
-@pytest.fixture(scope="module")
-def seen(pages: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Looked:
-    looked = look_at(pages, tmp_path_factory.mktemp("seen"))
-    assert len(looked.results) == len(pages) * 3 * 2
-    assert not [result for result in looked.results if "error" in result]
-    return looked
-
-
-@in_a_browser
-def test_every_figure_is_there_with_a_caption(seen: Looked) -> None:
-    for result in seen.results:
-        assert [figure["id"] for figure in result["figures"]] == [f"figure-{name}" for name in FIGURES[result["name"]]]
-        assert all(figure["caption"] > 20 for figure in result["figures"])
-
-
-@in_a_browser
-def test_nothing_overflows(seen: Looked) -> None:
-    for result in seen.results:
-        assert result["overflow"] <= 0 and not result["outside"], (result["name"], result["asked"], result["outside"])
-
-
-@in_a_browser
-def test_drawings_are_shown_and_their_text_stays_within_the_figure(seen: Looked) -> None:
-    for result in seen.results:
-        for drawing in result["drawings"]:
-            where = (result["name"], result["asked"], drawing["id"])
-            assert drawing["width"] > 250 and drawing["height"] > 20 and drawing["label"], where
-            assert drawing["texts"] > 0 and drawing["smallest"] >= 9 and drawing["reach"] <= 0, where
-
-
-@in_a_browser
-def test_every_text_has_contrast(seen: Looked) -> None:
-    for result in seen.results:
-        assert result["texts"] > 8
-        assert not result["faint"], (result["name"], result["theme"], result["faint"])
-
-
-@in_a_browser
-def test_drawings_take_the_colours_of_the_theme(seen: Looked) -> None:
-    light, dark = (
-        {
-            drawing["id"]: set(drawing["colours"])
-            for result in seen.results
-            if result["name"] == "plain" and result["theme"] == theme
-            for drawing in result["drawings"]
-        }
-        for theme in ("light", "dark")
-    )
-    assert len(light) == 5 and light.keys() == dark.keys()
-    for name in light:
-        assert not light[name] & dark[name], f"{name} has colours that do not follow the theme"
-        assert "rgb(0, 0, 0)" not in light[name] | dark[name], f"{name} has a colour that the page does not know"
-
-
-@in_a_browser
-def test_nothing_is_loaded_and_nothing_complains(seen: Looked) -> None:
-    assert not seen.console
-    assert all(result["links"] == 0 for result in seen.results)
-
-
-@in_a_browser
-def test_print_shows_what_is_folded(pages: dict[str, str], tmp_path: Path) -> None:
-    folded = re.sub(r"details::details-content \{[^}]*\}", "", pages["long"])
-    assert folded != pages["long"]
-    assert _sheets(print_page(pages["long"], tmp_path)) > _sheets(print_page(folded, tmp_path))
-
-
-def _sheets(pdf: bytes) -> int:
-    return len(re.findall(rb"/Type /Page\b", pdf))

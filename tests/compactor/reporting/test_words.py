@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from compactor.reporting.words import (
-    about_words,
-    absence,
-    best_variant,
-    placement_words,
-    primary_metric,
-    summary_sentence,
-)
+from compactor.reporting.rows import best_variant, primary_metric
+from compactor.reporting.words import about_words, absence, absence_in_full, placement_words, summary_sentence
 from tests.compactor.reports import make_report
 
 REAL = ("batch 1", "batch 32", "batch 32, bucketed")
@@ -142,6 +136,13 @@ def test_not_run_is_said_once(what, words):
     report = make_report(not_run={"compact-cuda-fp16": what})
     assert absence(row_of(report, "compact-cuda-fp16")) == words
     assert absence(row_of(report, "compact-cuda-fp16"), short=True) == "not run"
+
+
+def test_an_absence_in_full_is_one_line():
+    row = {"status": "failed", "why": {"what": "boom", "where": "a.onnx", "todo": "look"}}
+    assert absence_in_full(row) == "failed: boom; at a.onnx; look"
+    assert absence_in_full({"status": "failed", "why": {"what": "boom", "where": None, "todo": None}}) == "failed: boom"
+    assert absence_in_full({"status": "failed", "why": None}) == "failed: no reason given"
 
 
 def test_the_best_has_every_case_before_it_is_fast():

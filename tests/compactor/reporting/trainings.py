@@ -88,6 +88,26 @@ def make_training(
     return document
 
 
+def make_bare() -> dict[str, Any]:
+    """A run that was stopped before anything was known."""
+    return make_training(stopped=0) | {"log": [], "evaluations": [], "phases": [], "settings": {}, "versions": {}}
+
+
+def make_unknown() -> dict[str, Any]:
+    """A run in which every number that may be missing is."""
+    document = make_training()
+    for entry in document["log"]:
+        entry.update(dict.fromkeys(set(entry) - {"step"}))
+    for evaluation in document["evaluations"]:
+        evaluation.update(density=None, loss=None, metrics=dict.fromkeys(evaluation["metrics"]))
+    final = document["final"]
+    final["metrics"]["accuracy"].update(value=None, se=None)
+    final.update(teacher_metrics=None, density=None, weights=None, heads=None, neurons=None, seconds=None)
+    for layer in final["layers"]:
+        layer.update(density=None, heads=None, neurons=None)
+    return document
+
+
 def _sublayers(stack: str, layer: int, heads: int, random: np.random.Generator) -> list[dict[str, Any]]:
     kinds = ("attention", "cross_attention") if stack == "decoder" else ("attention",)
     rows: list[dict[str, Any]] = [

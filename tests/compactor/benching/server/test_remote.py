@@ -17,8 +17,7 @@ from compactor.benching.server.http_load import NO_ANSWER, NO_CONNECTION, Exchan
 from compactor.benching.server.remote import Endpoint, describe_failures, is_saturated, judge_exchanges, name_statuses
 from compactor.benching.server.serving import Load
 from compactor.errors import UsageError
-from compactor.reporting.markdown import render_markdown
-from compactor.reporting.page import render_html
+from compactor.reporting.page import render_html, render_markdown
 from compactor.runtime.sampling import Clock
 from tests.compactor.benching.server.endpoint import endpoint
 
