@@ -148,25 +148,16 @@ def torch_macs(engine: Any, spec: Mapping[str, Any]) -> dict[str, Any]:
     """
     counted = {}
     for case in spec["cases"]:
+        if case.get("part") is None:
+            prepare, run = engine.prepare, engine.run_uncompiled
+        else:
+            part = engine.part(Part(**case["part"]))
+            prepare, run = part.prepare, part.run
         files = spread(case["files"], MAX_BATCHES)
-        total = sum(_torch_batch_macs(engine, case, _load(file)) for file in files)
+        total = sum(count_macs(functools.partial(run, prepare(_load(file)))) for file in files)
         batches = len(case["files"]) if spec["sample"] == "pass" else 1
         counted[case["id"]] = round(total * batches / len(files))
     return {"macs": counted}
-
-
-def _torch_batch_macs(engine: Any, case: Mapping[str, Any], feeds: Mapping[str, NDArray[Any]]) -> int:
-    if case.get("part") is None:
-        return module_macs(engine.module, engine.prepare(feeds))
-    part = engine.part(Part(**case["part"]))
-    prepared = part.prepare(feeds)
-    return count_macs(lambda: part.compute(prepared))
-
-
-def module_macs(module: Any, inputs: Mapping[str, Any]) -> int:
-    """Multiply-adds of one forward pass of a PyTorch module."""
-    device = next(module.parameters()).device
-    return count_macs(lambda: module(**{name: tensor.to(device) for name, tensor in inputs.items()}))
 
 
 def count_macs(call: Callable[[], object]) -> int:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from compactor.benching.engines.generating import Runner
 from compactor.benching.plan import Part, Variant
 from compactor.errors import UsageError
 
@@ -23,6 +24,7 @@ PROVIDERS: Mapping[str, tuple[str, ...]] = {
     "torch": ("torch", "cpu", "cuda"),
     "ctranslate2": ("cpu", "cuda"),
 }
+_GENERATE = ("onnxruntime", "torch")
 
 
 class Engine(Protocol):
@@ -49,46 +51,6 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(variant: Variant, *, threads: int, spinning: bool) -> Engine:
-    """Load the variant's model.
-
-    Args:
-        variant: What to load, and where to run it.
-        threads: Threads of one operator.
-        spinning: Let idle threads wait busily, where the engine can be told.
-
-    Raises:
-        UsageError: The engine does not run on that provider, or does not know an option.
-        ModelDirectoryError: The model is missing or damaged.
-        ProviderUnavailableError: The engine or the provider is not installed, or has no device.
-    """
-    if variant.engine == "http":
-        raise ValueError(f"{variant.name} is an endpoint: there is nothing to open")
-    if variant.provider not in PROVIDERS[variant.engine]:
-        raise UsageError(
-            f"{variant.engine} does not run on '{variant.provider}'",
-            where=variant.name,
-            todo=f"choose one of: {', '.join(PROVIDERS[variant.engine])}",
-        )
-    match variant.engine:
-        case "onnxruntime":
-            from compactor.benching.engines.ort import OrtEngine
-
-            return OrtEngine(variant, threads=threads, spinning=spinning)
-        case "openvino":
-            from compactor.benching.engines.openvino import OpenVinoEngine
-
-            return OpenVinoEngine(variant, threads=threads)
-        case "ctranslate2":
-            from compactor.benching.engines.ctranslate2 import CTranslate2Engine
-
-            return CTranslate2Engine(variant, threads=threads)
-        case "torch":
-            from compactor.benching.engines.torch import TorchEngine
-
-            return TorchEngine(variant, threads=threads, spinning=spinning)
-
-
 class Generator(Protocol):
     """An encoder-decoder that is loaded.
 
@@ -100,13 +62,13 @@ class Generator(Protocol):
     environment: dict[str, Any]
     input_names: tuple[str, ...]
 
-    def part(self, part: Part) -> Any:
+    def part(self, part: Part) -> Runner:
         """What prepares and runs a part of it, as an ``Engine`` does."""
         ...
 
 
-def open_generator(variant: Variant, *, threads: int, spinning: bool) -> Generator:
-    """Load an encoder-decoder.
+def open_engine(variant: Variant, *, threads: int, spinning: bool) -> Any:
+    """Load the variant's model: an ``Engine``, or of an encoder-decoder a ``Generator``.
 
     Args:
         variant: What to load, and where to run it.
@@ -114,19 +76,45 @@ def open_generator(variant: Variant, *, threads: int, spinning: bool) -> Generat
         spinning: Let idle threads wait busily, where the engine can be told.
 
     Raises:
-        UsageError: The engine does not run encoder-decoders.
+        UsageError: The engine does not run on that provider, does not run encoder-decoders, or does not know an option.
         ModelDirectoryError: The model is missing or damaged.
         ProviderUnavailableError: The engine or the provider is not installed, or has no device.
     """
-    if variant.engine == "onnxruntime":
-        from compactor.benching.engines.ort_generation import OrtGenerator
+    if variant.engine == "http":
+        raise ValueError(f"{variant.name} is an endpoint: there is nothing to open")
+    if variant.generates and variant.engine not in _GENERATE:
+        raise UsageError(f"{variant.engine} does not run encoder-decoders here", where=variant.name)
+    if variant.provider not in PROVIDERS[variant.engine]:
+        raise UsageError(
+            f"{variant.engine} does not run on '{variant.provider}'",
+            where=variant.name,
+            todo=f"choose one of: {', '.join(PROVIDERS[variant.engine])}",
+        )
+    match variant.engine, variant.generates:
+        case "onnxruntime", False:
+            from compactor.benching.engines.ort import OrtEngine
 
-        return OrtGenerator(variant, threads=threads, spinning=spinning)
-    if variant.engine == "torch":
-        from compactor.benching.engines.torch_generation import TorchGenerator
+            return OrtEngine(variant, threads=threads, spinning=spinning)
+        case "onnxruntime", True:
+            from compactor.benching.engines.ort_generation import OrtGenerator
 
-        return TorchGenerator(variant, threads=threads, spinning=spinning)
-    raise UsageError(f"{variant.engine} does not run encoder-decoders here", where=variant.name)
+            return OrtGenerator(variant, threads=threads, spinning=spinning)
+        case "torch", False:
+            from compactor.benching.engines.torch import TorchEngine
+
+            return TorchEngine(variant, threads=threads, spinning=spinning)
+        case "torch", True:
+            from compactor.benching.engines.torch_generation import TorchGenerator
+
+            return TorchGenerator(variant, threads=threads, spinning=spinning)
+        case "openvino", _:
+            from compactor.benching.engines.openvino import OpenVinoEngine
+
+            return OpenVinoEngine(variant, threads=threads)
+        case "ctranslate2", _:
+            from compactor.benching.engines.ctranslate2 import CTranslate2Engine
+
+            return CTranslate2Engine(variant, threads=threads)
 
 
 def not_run_reason(engine: str, provider: str) -> str | None:

@@ -46,40 +46,25 @@ class TorchEngine:
         dtype_name = str(variant.options.get("dtype", _DTYPES.get(variant.precision, variant.precision)))
         if dtype_name not in _DTYPES.values():
             raise UsageError(f"PyTorch does not run the model in '{dtype_name}'", where=variant.name)
-        if not spinning and "torch" not in sys.modules:
-            os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read once, when the thread pool's library is loaded
+        set_threads(threads, spinning=spinning)
         import torch
-        import transformers
 
         device = choose_device(variant.provider)
-        set_threads(threads)
         tf32 = bool(variant.options.get("tf32", False))
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         loaded = _load(variant)
         self.module = _transform(loaded.module, variant).to(device=device, dtype=getattr(torch, dtype_name))
         self.input_names = loaded.input_names
         self._task, self._where, self._device = loaded.task, loaded.where, device
-        self._compiled = bool(variant.options.get("compile", False))
+        compiled = bool(variant.options.get("compile", False))
         dynamic = bool(variant.options.get("dynamic", True))
-        self._call = _compile(self.module, dynamic=dynamic) if self._compiled else self.module
+        self._call = _compile(self.module, dynamic=dynamic) if compiled else self.module
         # Token ids and masks are int64; only pixels have the model's type, and numpy has no bfloat16 to say so.
         self._types = dict.fromkeys(self.input_names, np.float32 if self._task.image else np.int64)
         self._cast = getattr(torch, dtype_name) if self._task.image else None
-        self.environment: dict[str, Any] = {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "providers": [device],
-            "dtype": dtype_name,
-            "compile": self._compiled,
-            "attention": getattr(self.module.config, "_attn_implementation", None),
-            "threads": torch.get_num_threads(),
-            "interop_threads": torch.get_num_interop_threads(),
-            "spinning": os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE",
-        }
-        if self._compiled:
-            self.environment["dynamic"] = dynamic
-        if device == "cuda":
-            self.environment |= {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "tf32": tf32}
+        self.environment = describe_module(
+            self.module, device, dtype=dtype_name, tf32=tf32, compiled=compiled, dynamic=dynamic
+        )
 
     def prepare(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         """The model's inputs as tensors in host memory."""
@@ -98,14 +83,20 @@ class TorchEngine:
         import torch
 
         with torch.inference_mode():
-            inputs = {name: tensor.to(self._device) for name, tensor in prepared.items()}
             try:
-                results = self._call(**inputs)
+                results = self._call(**self._move(prepared))
             except torch._dynamo.exc.TorchDynamoException as error:
                 raise _compile_error(error) from error
             if self._device == "cuda":
                 torch.cuda.synchronize()
             return {name: results[name].cpu().float().numpy() for name in self._task.outputs}
+
+    def run_uncompiled(self, prepared: dict[str, Any]) -> Any:
+        """What the model itself gives, on the device: for counting its operations."""
+        return self.module(**self._move(prepared))
+
+    def _move(self, tensors: dict[str, Any]) -> dict[str, Any]:
+        return {name: tensor.to(self._device) for name, tensor in tensors.items()}
 
 
 def choose_device(provider: str) -> str:
@@ -128,13 +119,45 @@ def choose_device(provider: str) -> str:
     return "cuda"
 
 
-def set_threads(threads: int) -> None:
-    """Threads of one operator; one operator at a time."""
+def set_threads(threads: int, *, spinning: bool) -> None:
+    """Load PyTorch, with so many threads of one operator; one operator at a time.
+
+    Args:
+        threads: How many.
+        spinning: Let idle threads wait busily; without effect where PyTorch is loaded already.
+    """
+    if not spinning and "torch" not in sys.modules:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read once, when the thread pool's library is loaded
     import torch
 
     torch.set_num_threads(threads)
     if torch.get_num_interop_threads() != 1:
         torch.set_num_interop_threads(1)  # may be called once, and only before the first operator
+
+
+def describe_module(
+    module: Any, device: str, *, dtype: str, tf32: bool, compiled: bool | None = None, dynamic: bool = True
+) -> dict[str, Any]:
+    """The ``environment`` of a model in PyTorch; ``compiled`` is None where nothing could be."""
+    import torch
+    import transformers
+
+    found = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "providers": [device],
+        "dtype": dtype,
+        **({} if compiled is None else {"compile": compiled}),
+        "attention": getattr(module.config, "_attn_implementation", None),
+        "threads": torch.get_num_threads(),
+        "interop_threads": torch.get_num_interop_threads(),
+        "spinning": os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE",
+    }
+    if compiled:
+        found["dynamic"] = dynamic
+    if device == "cuda":
+        found |= {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "tf32": tf32}
+    return found
 
 
 def _load(variant: Variant) -> Any:

@@ -20,8 +20,8 @@ from compactor.benching import counters, processes, worker
 from compactor.benching.agreement import describe_agreements, find_agreements
 from compactor.benching.bench import Request, fill_sizes
 from compactor.benching.counters import count_macs, file_bytes, model_hash, parameters, profile, torch_macs
-from compactor.benching.engines import open_generator
-from compactor.benching.engines.searching import search_settings
+from compactor.benching.engines import open_engine
+from compactor.benching.engines.generating import search_settings
 from compactor.benching.parts import DECODER_TOKENS, Sizes, scoring_part, split_cases
 from compactor.benching.plan import Case, Part, Settings, Variant
 from compactor.benching.processes import run_worker
@@ -63,7 +63,7 @@ def variants(made: tuple[Path, Path]) -> dict[str, Variant]:
 
 @pytest.fixture(scope="module")
 def engines(variants: dict[str, Variant]) -> dict[str, Any]:
-    return {name: open_generator(each, threads=1, spinning=False) for name, each in variants.items()}
+    return {name: open_engine(each, threads=1, spinning=False) for name, each in variants.items()}
 
 
 @pytest.fixture
@@ -171,11 +171,11 @@ def test_the_search_is_the_models_own_but_for_sampling_and_lengths(engines: dict
 def test_engines_that_have_no_decoder_say_so(variants: dict[str, Variant]) -> None:
     other = dataclasses.replace(variants["fp32"], engine="openvino", provider="openvino")
     with pytest.raises(UsageError, match="openvino does not run encoder-decoders here"):
-        open_generator(other, threads=1, spinning=False)
+        open_engine(other, threads=1, spinning=False)
     with pytest.raises(UsageError, match="no option 'compile'"):
-        open_generator(dataclasses.replace(variants["torch"], options={"compile": True}), threads=1, spinning=False)
+        open_engine(dataclasses.replace(variants["torch"], options={"compile": True}), threads=1, spinning=False)
     with pytest.raises(ModelDirectoryError, match=r"no 'encoder_model_fp16\.onnx'"):
-        open_generator(dataclasses.replace(variants["fp32"], precision="fp16"), threads=1, spinning=False)
+        open_engine(dataclasses.replace(variants["fp32"], precision="fp16"), threads=1, spinning=False)
 
 
 # Targets
