@@ -18,9 +18,8 @@ from compactor.benching.plan import Case, Scenario, Settings, Variant
 from compactor.benching.processes import Measurements, Say, measure, run_worker
 from compactor.benching.report import REPORT_NAME, dump_report
 from compactor.benching.request import Request, ask_endpoints, fill_sizes, plan_inputs, plan_server, plan_settings
-from compactor.benching.server.endpoints import find_targets
 from compactor.benching.server.urls import is_url, split_targets
-from compactor.benching.targets import Targets
+from compactor.benching.targets import Targets, resolve_targets
 from compactor.benching.workload import Workload
 from compactor.errors import OutputError, UsageError
 
@@ -139,7 +138,9 @@ def _bench(request: Request, command: str, say: Say) -> dict[str, Any]:
     start = time.monotonic()
     settings = plan_settings(request)
     say("reading the targets")
-    targets = find_targets(request.targets, request.urls, baseline=request.baseline, providers=request.providers)
+    targets = resolve_targets(
+        request.targets, urls=request.urls, baseline=request.baseline, providers=request.providers
+    )
     request = fill_sizes(request, targets)
     texts = ask_endpoints(request, targets, say)
     with tempfile.TemporaryDirectory(prefix="compactor-bench-") as temporary:

@@ -117,12 +117,10 @@ class Reply:
 
     Attributes:
         status: Of HTTP.
-        content_type: As the header says.
         body: All of it.
     """
 
     status: int
-    content_type: str
     body: bytes
 
 
@@ -160,7 +158,6 @@ async def open_loop(
     """
     loop = asyncio.get_running_loop()
     record = _Record(len(due_s))
-    which = np.arange(len(due_s)) % len(bodies)
     waiting: dict[int, asyncio.Task[int]] = {}  # in the order in which they were due
     async with _session(timeout_s, connections) as session:
         start = loop.time()
@@ -168,7 +165,7 @@ async def open_loop(
         async def send_all() -> None:
             for number, due in enumerate(due_s.tolist()):
                 await asyncio.sleep(max(start + due - loop.time(), 0))
-                task = loop.create_task(_post(session, url, bodies[which[number]], record, number, start))
+                task = loop.create_task(_post(session, url, bodies[number % len(bodies)], record, number, start))
                 waiting[number] = task
                 task.add_done_callback(functools.partial(lambda number, _: waiting.pop(number), number))
             if waiting:
@@ -183,9 +180,11 @@ async def open_loop(
                     loop.time() - start - due_s[number] > give_up_s for number in list(waiting)[:1]
                 )
         finally:
-            await _cancel([sending, *waiting.values()])
-    record.raise_problem()
-    return Exchanges(np.array(due_s), record.sent, record.done, record.statuses, which, given_up)
+            tasks = [sending, *waiting.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+    return record.exchanges(np.array(due_s), len(bodies), given_up=given_up)
 
 
 async def closed_loop(
@@ -222,7 +221,7 @@ async def closed_loop(
 
         async def client() -> None:
             first = True
-            while len(record) < limit and (first or loop.time() - start < duration_s):
+            while len(record.sent) < limit and (first or loop.time() - start < duration_s):
                 number, first = record.add(), False
                 if await _post(session, url, bodies[number % len(bodies)], record, number, start) == NO_CONNECTION:
                     await asyncio.sleep(_PAUSE_S)
@@ -230,9 +229,7 @@ async def closed_loop(
         async with asyncio.TaskGroup() as group:
             for _ in range(clients):
                 group.create_task(client())
-    record.raise_problem()
-    which = np.arange(len(record)) % len(bodies)
-    return Exchanges(record.sent, record.sent, record.done, record.statuses, which)
+    return record.exchanges(None, len(bodies))
 
 
 async def post_once(url: str, body: bytes, *, timeout_s: float | None = None) -> Reply:
@@ -243,12 +240,22 @@ async def post_once(url: str, body: bytes, *, timeout_s: float | None = None) ->
         TimeoutError: No answer came in time.
     """
     async with _session(timeout_s, 1) as session, session.post(url, data=body, allow_redirects=False) as answer:
-        return Reply(answer.status, answer.content_type, await answer.read())
+        return Reply(answer.status, await answer.read())
+
+
+def item_texts(item: Item) -> dict[str, str]:
+    """The texts of an item by the name of their input."""
+    if isinstance(item, str):
+        return {"text": item}
+    return {"text": item[0], "text_pair": item[1]} if isinstance(item, tuple) else dict(item)
 
 
 def v2_body(items: Sequence[Item]) -> bytes:
     """The request of KServe's V2 protocol, of the texts as BYTES: ``text``, with ``text_pair`` or as a question."""
-    columns = _columns(items)
+    named = [item_texts(item) for item in items]
+    if not named or any(one.keys() != named[0].keys() for one in named):
+        raise ValueError("expected at least one item, and all of one kind")
+    columns = {name: [one[name] for one in named] for name in named[0]}
     inputs = [
         {"name": name, "shape": [len(texts)], "datatype": "BYTES", "data": texts} for name, texts in columns.items()
     ]
@@ -257,23 +264,7 @@ def v2_body(items: Sequence[Item]) -> bytes:
 
 def plain_body(items: Sequence[Item]) -> bytes:
     """The request of the plain route: ``{"inputs": [...]}``."""
-    inputs = [{"text": item[0], "text_pair": item[1]} if isinstance(item, tuple) else item for item in items]
-    return _encode({"inputs": [dict(item) if isinstance(item, Mapping) else item for item in inputs]})
-
-
-def _columns(items: Sequence[Item]) -> dict[str, list[str]]:
-    """The texts of all items by the name of their input."""
-    named = []
-    for item in items:
-        if isinstance(item, str):
-            named.append({"text": item})
-        elif isinstance(item, tuple):
-            named.append({"text": item[0], "text_pair": item[1]})
-        else:
-            named.append(dict(item))
-    if not named or any(one.keys() != named[0].keys() for one in named):
-        raise ValueError("expected at least one item, and all of one kind")
-    return {name: [one[name] for one in named] for name in named[0]}
+    return _encode({"inputs": [item if isinstance(item, str) else item_texts(item) for item in items]})
 
 
 def _encode(document: Mapping[str, Any]) -> bytes:
@@ -284,42 +275,28 @@ class _Record:
     """Notes times and statuses as they come; grows where it is not known how many there will be."""
 
     def __init__(self, count: int = 0) -> None:
-        self._sent, self._done = [math.nan] * count, [math.nan] * count
-        self._statuses = [NO_ANSWER] * count
+        self.sent, self.done = [math.nan] * count, [math.nan] * count
+        self.statuses = [NO_ANSWER] * count
         self.problem: OSError | None = None
-
-    def __len__(self) -> int:
-        return len(self._statuses)
 
     def add(self) -> int:
         """The number of one more request."""
-        self._sent.append(math.nan)
-        self._done.append(math.nan)
-        self._statuses.append(NO_ANSWER)
-        return len(self) - 1
+        self.sent.append(math.nan)
+        self.done.append(math.nan)
+        self.statuses.append(NO_ANSWER)
+        return len(self.statuses) - 1
 
-    def note_sent(self, number: int, instant: float) -> None:
-        self._sent[number] = instant
+    def exchanges(self, due: Seconds | None, bodies: int, *, given_up: bool = False) -> Exchanges:
+        """All of them, of which each was due when it was sent where ``due`` is None.
 
-    def note_done(self, number: int, instant: float, status: int) -> None:
-        self._done[number], self._statuses[number] = instant, status
-
-    def raise_problem(self) -> None:
-        """Raise what went wrong on this side, if anything did."""
+        Raises:
+            OSError: What went wrong on this side, if anything did.
+        """
         if self.problem is not None:
             raise self.problem
-
-    @property
-    def sent(self) -> Seconds:
-        return np.array(self._sent)
-
-    @property
-    def done(self) -> Seconds:
-        return np.array(self._done)
-
-    @property
-    def statuses(self) -> NDArray[np.int64]:
-        return np.array(self._statuses, np.int64)
+        sent, statuses = np.array(self.sent), np.array(self.statuses, np.int64)
+        which = np.arange(len(sent)) % bodies
+        return Exchanges(sent if due is None else due, sent, np.array(self.done), statuses, which, given_up)
 
 
 def _session(timeout_s: float | None, connections: int) -> aiohttp.ClientSession:
@@ -344,7 +321,7 @@ async def _post(
 
     now = asyncio.get_running_loop().time
     status = NO_ANSWER
-    record.note_sent(number, now() - start)
+    record.sent[number] = now() - start
     try:
         async with session.post(url, data=body, allow_redirects=False) as answer:
             await answer.read()
@@ -356,15 +333,8 @@ async def _post(
         if isinstance(error, OSError) and error.errno in _OURS:
             record.problem = error
     finally:  # also where the load was ended
-        record.note_done(number, now() - start, status)
+        record.done[number], record.statuses[number] = now() - start, status
     return status
-
-
-async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """End tasks, and wait until they have."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
