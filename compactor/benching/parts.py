@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from compactor.benching.plan import Case, Part
+from compactor.benching.plan import Case, Part, Request
 from compactor.errors import UsageError
 from compactor.evaluation.inputs import InputSpec
 
@@ -30,46 +30,32 @@ _PASTS, _QUICK_PASTS = (16, 64), (4, 16)
 _BEAMS = (1, 4)
 
 
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """What to run of an encoder-decoder, as it was asked for; None takes the usual sizes that fit.
+def choose_parts(request: Request, limit: int | None) -> list[Part]:
+    """What to run of an encoder-decoder: the whole first, then what it is made of; the usual sizes where none is asked.
 
-    Attributes:
-        new_tokens: That ``generate`` writes.
-        pasts: Tokens before a step, a case each.
-        beams: Of ``generate``, a case each.
-        quick: Take smaller ones for the usual sizes.
+    Args:
+        request: Its ``new_tokens`` are those that ``generate`` writes; its ``pasts``, tokens before a step, and its
+            ``beams`` are a case each.
+        limit: Tokens that fit into the decoder, the one that starts it included; None where nothing says.
+
+    Raises:
+        UsageError: What was asked for does not fit.
     """
-
-    new_tokens: int | None = None
-    pasts: Sequence[int] | None = None
-    beams: Sequence[int] | None = None
-    quick: bool = False
-
-    def parts(self, limit: int | None) -> list[Part]:
-        """The whole first, then what it is made of.
-
-        Args:
-            limit: Tokens that fit into the decoder, the one that starts it included; None where nothing says.
-
-        Raises:
-            UsageError: What was asked for does not fit.
-        """
-        room = None if limit is None else limit - 1
-        for option, asked in (("--new-tokens", [self.new_tokens or 1]), ("--past", self.pasts or [1])):
-            if room is not None and max(asked) > room:
-                raise UsageError(
-                    f"{max(asked)} tokens are more than the decoder takes: {room} fit behind the one that starts it",
-                    todo=f"give at most {room} to {option}",
-                )
-        new_tokens = self.new_tokens or _fit([_QUICK_NEW_TOKENS if self.quick else _NEW_TOKENS], room)[-1]
-        pasts = self.pasts or _fit(_QUICK_PASTS if self.quick else _PASTS, room)
-        return [
-            *(Part("generate", new_tokens=new_tokens, beams=beams) for beams in self.beams or _BEAMS),
-            Part("encoder"),
-            Part("first step"),
-            *(Part("step", past=past) for past in pasts),
-        ]
+    room = None if limit is None else limit - 1
+    for option, asked in (("--new-tokens", [request.new_tokens or 1]), ("--past", request.pasts or [1])):
+        if room is not None and max(asked) > room:
+            raise UsageError(
+                f"{max(asked)} tokens are more than the decoder takes: {room} fit behind the one that starts it",
+                todo=f"give at most {room} to {option}",
+            )
+    new_tokens = request.new_tokens or _fit([_QUICK_NEW_TOKENS if request.quick else _NEW_TOKENS], room)[-1]
+    pasts = request.pasts or _fit(_QUICK_PASTS if request.quick else _PASTS, room)
+    return [
+        *(Part("generate", new_tokens=new_tokens, beams=beams) for beams in request.beams or _BEAMS),
+        Part("encoder"),
+        Part("first step"),
+        *(Part("step", past=past) for past in pasts),
+    ]
 
 
 def split_cases(
@@ -98,7 +84,7 @@ def scoring_part(settings: Mapping[str, Any] | None, longest_reference: int, lim
     Args:
         settings: ``generation_config.json``; None where there is none.
         longest_reference: Tokens of the longest right text: how long a text may become where the settings do not say.
-        limit: As of ``Sizes.parts``.
+        limit: As of ``choose_parts``.
     """
     given = settings or {}
     length = given.get("max_new_tokens") or (given.get("max_length") or 1) - 1 or longest_reference

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from compactor.benching.parts import Sizes, scoring_part, split_cases
-from compactor.benching.plan import Case, Part, Scenario
+from compactor.benching.parts import choose_parts, scoring_part, split_cases
+from compactor.benching.plan import Case, Request, Scenario
 from compactor.errors import UsageError
 from compactor.evaluation.datafiles import read_lengths, read_table
 from compactor.evaluation.inputs import InputSpec
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from compactor.benching.targets import Targets
 
 DEFAULT_LENGTHS = (32, 128, 384)
-SCORING_BATCH = 32
+SCORING_BATCH = 32  # examples in a batch where answers are judged
 _QUERIES = 256  # different ones; the server scenario asks them again and again
 _IMAGE_QUERIES = 32  # they are large
 
@@ -93,46 +93,29 @@ class Workload:
                     "tokens": case.tokens,
                     "positions": case.positions,
                     "bucketed": case.bucketed,
-                    "part": None if case.part is None else _describe_part(case.part),
+                    "part": None
+                    if case.part is None
+                    else {name: getattr(case.part, name) for name in ("kind", "past", "new_tokens", "beams")},
                 }
                 for case in self.cases
             ],
         }
 
 
-def plan_workload(
-    folder: Path,
-    targets: Targets,
-    *,
-    scenario: Scenario = "single",
-    batches: Sequence[int] = (1,),
-    seqs: Sequence[int] | None = None,
-    lengths: Path | None = None,
-    data: Path | None = None,
-    metric: str | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    sizes: Sizes | None = None,
-) -> Workload:
+def plan_workload(folder: Path, request: Request, targets: Targets, *, limit: int | None = None) -> Workload:
     """The inputs that the user asked for, written into ``folder``.
 
     Args:
         folder: Where the files go.
+        request: What was asked for, with its ``batches``. Without ``seqs``, random examples have the usual lengths.
         targets: What is measured.
-        scenario: See ``docs/scenarios.md``.
-        batches: Examples in a batch.
-        seqs: Tokens of random examples; None takes the usual ones that fit.
-        lengths: A file of lengths, or of texts without labels.
-        data: A file of labelled texts.
-        metric: One or several, with commas; None takes the task's own.
         limit: Time at most this many examples of a file; None takes all.
-        seed: Of the random tokens.
-        sizes: What to run of an encoder-decoder; None where the models have one graph.
 
     Raises:
         UsageError: The request contradicts itself, the file or the model.
         ModelDirectoryError: There is no usable tokenizer.
     """
+    lengths, data, metric = request.lengths, request.data, request.metric
     if lengths is not None and data is not None:
         raise UsageError("--lengths and --data are two sources of lengths", todo="leave out one of them")
     if metric is not None and data is None:
@@ -140,16 +123,17 @@ def plan_workload(
     spec = InputSpec.from_config(
         targets.config, task=targets.task, folder=targets.tokenizer, image=targets.image, limit=targets.max_length
     )
-    parts = None if sizes is None else sizes.parts(spec.max_tokens)
+    parts = choose_parts(request, spec.max_tokens) if targets.generates else None
+    common: dict[str, Any] = {"batches": request.batches or (), "scenario": request.scenario}
     if lengths is not None:
-        workload = from_lengths(folder, lengths, spec, batches=batches, scenario=scenario, limit=limit, seed=seed)
+        workload = from_lengths(folder, lengths, spec, limit=limit, seed=request.seed, **common)
     elif data is not None:
-        workload = from_data(folder, data, spec, batches=batches, scenario=scenario, limit=limit, metric=metric)
+        workload = from_data(folder, data, spec, limit=limit, metric=metric, **common)
     else:
-        workload = synthetic(folder, spec, batches=batches, seqs=seqs, scenario=scenario, seed=seed)
+        workload = synthetic(folder, spec, seqs=request.seqs, seed=request.seed, **common)
     if parts is not None:
         start = targets.config.get("decoder_start_token_id")
-        workload.cases = split_cases(workload.cases, parts, spec, start=start, seed=seed)
+        workload.cases = split_cases(workload.cases, parts, spec, start=start, seed=request.seed)
         if workload.scoring is not None and workload.labelled is not None:
             part = scoring_part(targets.search, workload.labelled.longest_reference, spec.max_tokens)
             workload.scoring = dataclasses.replace(workload.scoring, part=part)
@@ -180,22 +164,33 @@ def synthetic(
     """
     _check_batches(batches)
     random = np.random.default_rng(seed)
+    sizes = list(dict.fromkeys(batches))
+    queries: Examples | None = None
     if spec.image is not None:
         if seqs is not None:
             raise UsageError("this model takes images, which have no length in tokens", todo="leave out --seq")
-        return _images(folder, spec, list(dict.fromkeys(batches)), scenario, random)
-    lengths = list(dict.fromkeys(seqs)) if seqs is not None else default_lengths(spec)
-    for length in lengths:
-        spec.check_length(length)
-    if scenario == "server":
-        rows = [spec.random_tokens(random, lengths[i % len(lengths)]) for i in range(_QUERIES)]
-        return Workload("synthetic", spec, (), queries=_write_queries(folder, Examples.join(rows, spec.fill)))
+        if scenario == "server":
+            pixels = spec.random_images(random, _IMAGE_QUERIES)["pixel_values"]
+            queries = Examples.join([{"pixel_values": image} for image in pixels], {})
+        made = ((f"batch {batch}", batch, None, spec.random_images(random, batch)) for batch in sizes)
+    else:
+        lengths = list(dict.fromkeys(seqs)) if seqs is not None else default_lengths(spec)
+        for length in lengths:
+            spec.check_length(length)
+        if scenario == "server":
+            rows = [spec.random_tokens(random, lengths[i % len(lengths)]) for i in range(_QUERIES)]
+            queries = Examples.join(rows, spec.fill)
+        made = (
+            (f"{batch}x{length}", batch, length, spec.random_tokens(random, batch, length))
+            for length in lengths
+            for batch in sizes
+        )
+    if queries is not None:
+        return Workload("synthetic", spec, (), queries=_write_queries(folder, queries))
     cases = []
-    for length in lengths:
-        for batch in dict.fromkeys(batches):
-            file = _write(folder, f"{batch}x{length}", spec.random_tokens(random, batch, length))
-            size = batch * length
-            cases.append(Case(f"{batch}x{length}", batch, length, (file,), batch, size, size))
+    for name, batch, seq, feeds in made:
+        tokens = batch * (seq or 0)
+        cases.append(Case(name, batch, seq, (_write(folder, name, feeds),), batch, tokens, tokens))
     return Workload("synthetic", spec, cases)
 
 
@@ -217,14 +212,7 @@ def from_lengths(
 ) -> Workload:
     """Random tokens with the lengths in a file; or the texts of a data file, whose labels do not matter.
 
-    Args:
-        folder: Where the files go.
-        file: Whole numbers, or texts.
-        spec: The model; for texts with a tokenizer.
-        batches: Examples in a batch.
-        scenario: See ``docs/scenarios.md``.
-        limit: Time at most this many examples, whose lengths are spread as in all; None takes all.
-        seed: The same seed, the same tokens.
+    ``limit`` is as of ``from_data``, the others are as of ``synthetic``.
 
     Raises:
         UsageError: The file cannot be used, or a length in it is beyond what the model takes.
@@ -252,7 +240,6 @@ def from_data(
     scenario: Scenario = "single",
     limit: int | None = None,
     metric: str | None = None,
-    scoring_batch: int = SCORING_BATCH,
 ) -> Workload:
     """Real text and its labels. ``limit`` concerns what is timed; the answers are judged on all examples.
 
@@ -264,7 +251,6 @@ def from_data(
         scenario: See ``docs/scenarios.md``.
         limit: Time at most this many examples, whose lengths are spread as in all; None takes all.
         metric: One or several, with commas; None takes the task's own.
-        scoring_batch: Examples in a batch where answers are judged.
 
     Raises:
         UsageError: The file cannot be used, has no labels, or the metric is not for the task.
@@ -282,8 +268,8 @@ def from_data(
             raise UsageError("a metric needs two examples or more", where=str(file), todo="leave out --metric")
         workload.notes.append("A single example says nothing about quality, so none is given.")
         return workload
-    rows = in_order(examples.lengths, scoring_batch)
-    workload.scoring = _case(folder, "scoring", scoring_batch, examples, rows)
+    rows = in_order(examples.lengths, SCORING_BATCH)
+    workload.scoring = _case(folder, "scoring", SCORING_BATCH, examples, rows)
     workload.metrics = metrics
     return workload
 
@@ -331,28 +317,26 @@ def _from_examples(
     limit: int | None,
 ) -> Workload:
     """The cases of a file's examples."""
-    examples, notes = labelled.examples, list(labelled.notes)
+    examples = labelled.examples
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    workload = Workload(kind, spec, (), file=file, sha256=sha256, labelled=labelled, notes=[*labelled.notes])
     timed = _spread(examples.lengths, limit)
     if len(timed) < len(examples):
-        notes.append(
+        workload.notes.append(
             f"Timed on {len(timed)} of the {len(examples)} examples, chosen so that the lengths are as in all."
         )
-    common: dict[str, Any] = {
-        "file": file,
-        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-        "labelled": labelled,
-    }
     if scenario == "server":
         chosen = Examples.join([examples[int(row)] for row in timed], examples.padding)
-        return Workload(kind, spec, (), notes=notes, queries=_write_queries(folder, chosen), rows=timed, **common)
-
-    sizes = list(dict.fromkeys(min(batch, len(timed)) for batch in batches))
+        workload.queries, workload.rows = _write_queries(folder, chosen), timed
+        return workload
     if max(batches) > len(timed):
-        notes.append(f"A batch of {max(batches)} is one of {len(timed)}, as there are no more examples.")
+        workload.notes.append(f"A batch of {max(batches)} is one of {len(timed)}, as there are no more examples.")
     cases = []
-    for batch in sizes:
+    for batch in dict.fromkeys(min(batch, len(timed)) for batch in batches):
         if scenario == "single":
-            cases.append(_case(folder, f"batch {batch}", batch, examples, _full(timed, batch)))
+            # Each batch is full: a smaller one at the end would be a faster one among the latencies.
+            full = [timed[start : start + batch] for start in range(0, len(timed) - batch + 1, batch)]
+            cases.append(_case(folder, f"batch {batch}", batch, examples, full))
             continue
         ordered = [timed[rows] for rows in in_order(examples.lengths[timed], batch)]
         if 1 < batch < len(timed):
@@ -361,11 +345,8 @@ def _from_examples(
             cases.append(_case(folder, f"batch {batch}, bucketed", batch, examples, bucketed, bucketed=True))
         else:  # nothing to put together
             cases.append(_case(folder, f"batch {batch}", batch, examples, ordered))
-    return Workload(kind, spec, cases, notes=notes, **common)
-
-
-def _describe_part(part: Part) -> dict[str, Any]:
-    return {"kind": part.kind, "past": part.past, "new_tokens": part.new_tokens, "beams": part.beams}
+    workload.cases = cases
+    return workload
 
 
 def _spread(lengths: NDArray[np.int64], limit: int | None) -> Rows:
@@ -374,11 +355,6 @@ def _spread(lengths: NDArray[np.int64], limit: int | None) -> Rows:
         return np.arange(len(lengths))
     middles = (np.arange(limit) + 0.5) / limit * len(lengths)
     return np.sort(np.argsort(lengths, kind="stable")[middles.astype(np.intp)])
-
-
-def _full(rows: Rows, batch: int) -> list[Rows]:
-    """Batches in order, each full: a smaller one at the end would be a faster one among the latencies."""
-    return [rows[start : start + batch] for start in range(0, len(rows) - batch + 1, batch)]
 
 
 def _case(
@@ -397,20 +373,6 @@ def _case(
         positions=sum(len(rows) * int(lengths[rows].max()) for rows in batches),
         bucketed=bucketed,
     )
-
-
-def _images(
-    folder: Path, spec: InputSpec, batches: Sequence[int], scenario: Scenario, random: np.random.Generator
-) -> Workload:
-    if scenario == "server":
-        pixels = spec.random_images(random, _IMAGE_QUERIES)["pixel_values"]
-        queries = Examples.join([{"pixel_values": image} for image in pixels], {})
-        return Workload("synthetic", spec, (), queries=_write_queries(folder, queries))
-    cases = []
-    for batch in batches:
-        file = _write(folder, f"batch {batch}", spec.random_images(random, batch))
-        cases.append(Case(f"batch {batch}", batch, None, (file,), batch, 0, 0))
-    return Workload("synthetic", spec, cases)
 
 
 def _check_batches(batches: Sequence[int]) -> None:

@@ -13,8 +13,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from compactor.benching.engines.generating import Runner
-from compactor.benching.plan import Part, Variant
+from compactor.benching.plan import Variant
 from compactor.errors import UsageError
 
 # Where each engine can run; "openvino" and "torch" are names of --provider and mean the CPU.
@@ -32,11 +31,9 @@ class Engine(Protocol):
 
     Attributes:
         environment: Versions, providers in use and settings, as JSON values.
-        input_names: What the model reads.
     """
 
     environment: dict[str, Any]
-    input_names: tuple[str, ...]
 
     def prepare(self, feeds: Mapping[str, NDArray[Any]]) -> Any:
         """Pick the model's inputs and cast them to its types, ahead of the clock.
@@ -51,24 +48,8 @@ class Engine(Protocol):
         ...
 
 
-class Generator(Protocol):
-    """An encoder-decoder that is loaded.
-
-    Attributes:
-        environment: As of an ``Engine``.
-        input_names: What its encoder reads.
-    """
-
-    environment: dict[str, Any]
-    input_names: tuple[str, ...]
-
-    def part(self, part: Part) -> Runner:
-        """What prepares and runs a part of it, as an ``Engine`` does."""
-        ...
-
-
 def open_engine(variant: Variant, *, threads: int, spinning: bool) -> Any:
-    """Load the variant's model: an ``Engine``, or of an encoder-decoder a ``Generator``.
+    """Load the variant's model: an ``Engine``; of an encoder-decoder, what gives a ``Runner`` for each ``part``.
 
     Args:
         variant: What to load, and where to run it.

@@ -46,7 +46,6 @@ class OpenVinoEngine:
         self._request = compiled.create_infer_request()
         self._types = {port.get_any_name(): port.get_element_type().to_dtype() for port in compiled.inputs}
         self._outputs = {port.get_any_name(): port for port in compiled.outputs}
-        self.input_names = tuple(self._types)
         self.environment: dict[str, Any] = {
             "openvino": openvino.__version__,
             "providers": ["CPU"],

@@ -48,7 +48,6 @@ class OrtEngine:
         self._outputs = [entry.name for entry in self._session.get_outputs()]
         device_id = int(options.get("device_id", 0))
         self._bound = BoundSession(self._session, device_id=device_id) if provider.needs_gpu else None
-        self.input_names = tuple(self._types)
         self.environment = describe_session(self._session, threads, spinning)
         if provider.needs_gpu:
             nodes = placement(self._session)

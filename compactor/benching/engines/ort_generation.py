@@ -54,8 +54,6 @@ class OrtGenerator:
         sessions: By the graph's name.
     """
 
-    input_names: tuple[str, ...] = tuple(_SOURCE)
-
     def __init__(
         self, variant: Variant, *, threads: int, spinning: bool, open_with: Callable[[Path], Any] | None = None
     ) -> None:

@@ -54,13 +54,12 @@ class TorchEngine:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         loaded = _load(variant)
         self.module = _transform(loaded.module, variant).to(device=device, dtype=getattr(torch, dtype_name))
-        self.input_names = loaded.input_names
         self._task, self._where, self._device = loaded.task, loaded.where, device
         compiled = bool(variant.options.get("compile", False))
         dynamic = bool(variant.options.get("dynamic", True))
         self._call = _compile(self.module, dynamic=dynamic) if compiled else self.module
         # Token ids and masks are int64; only pixels have the model's type, and numpy has no bfloat16 to say so.
-        self._types = dict.fromkeys(self.input_names, np.float32 if self._task.image else np.int64)
+        self._types = dict.fromkeys(loaded.input_names, np.float32 if self._task.image else np.int64)
         self._cast = getattr(torch, dtype_name) if self._task.image else None
         self.environment = describe_module(
             self.module, device, dtype=dtype_name, tf32=tf32, compiled=compiled, dynamic=dynamic

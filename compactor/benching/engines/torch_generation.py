@@ -28,8 +28,6 @@ class TorchGenerator:
         module: The model itself.
     """
 
-    input_names: tuple[str, ...] = _SOURCE
-
     def __init__(self, variant: Variant, *, threads: int, spinning: bool) -> None:
         check_options(variant.options, (OPTION,), where=variant.name)
         set_threads(threads, spinning=spinning)

@@ -18,12 +18,12 @@ import compactor
 from compactor.benching import bench as benching
 from compactor.benching import counters, processes, worker
 from compactor.benching.agreement import describe_agreements, find_agreements
-from compactor.benching.bench import Request, fill_sizes
 from compactor.benching.counters import count_macs, file_bytes, model_hash, parameters, profile, torch_macs
 from compactor.benching.engines import open_engine
 from compactor.benching.engines.generating import search_settings
-from compactor.benching.parts import DECODER_TOKENS, Sizes, scoring_part, split_cases
-from compactor.benching.plan import Case, Part, Settings, Variant
+from compactor.benching.parts import DECODER_TOKENS, choose_parts, scoring_part, split_cases
+from compactor.benching.plan import Case, Part, Request, Settings, Variant
+from compactor.benching.preparing import fill_sizes
 from compactor.benching.processes import run_worker
 from compactor.benching.report import load_report, report_problems, report_schema
 from compactor.benching.targets import resolve_targets
@@ -230,7 +230,7 @@ def test_options_of_decoders_are_refused_for_encoders(made: tuple[Path, Path], o
 
 
 def test_the_usual_sizes_as_far_as_they_fit(made: tuple[Path, Path]) -> None:
-    words = [part.words for part in Sizes().parts(1024)]
+    words = [part.words for part in choose_parts(Request([]), 1024)]
     assert words == [
         "generate 32 tokens with 1 beam",
         "generate 32 tokens with 4 beams",
@@ -239,11 +239,11 @@ def test_the_usual_sizes_as_far_as_they_fit(made: tuple[Path, Path]) -> None:
         "step after 16 tokens",
         "step after 64 tokens",
     ]
-    assert [part.words for part in Sizes().parts(None)] == words
-    assert [part.past for part in Sizes().parts(48) if part.kind == "step"] == [16]
-    assert [part.past for part in Sizes().parts(10) if part.kind == "step"] == [9]
-    assert [part.new_tokens for part in Sizes().parts(10) if part.kind == "generate"] == [9, 9]
-    assert [part.words for part in Sizes(quick=True).parts(1024)][::5] == [
+    assert [part.words for part in choose_parts(Request([]), None)] == words
+    assert [part.past for part in choose_parts(Request([]), 48) if part.kind == "step"] == [16]
+    assert [part.past for part in choose_parts(Request([]), 10) if part.kind == "step"] == [9]
+    assert [part.new_tokens for part in choose_parts(Request([]), 10) if part.kind == "generate"] == [9, 9]
+    assert [part.words for part in choose_parts(Request([], quick=True), 1024)][::5] == [
         "generate 8 tokens with 1 beam",
         "step after 16 tokens",
     ]
@@ -253,12 +253,10 @@ def test_the_usual_sizes_as_far_as_they_fit(made: tuple[Path, Path]) -> None:
     assert fill_sizes(Request([], seqs=(5,), batches=(2,)), targets).seqs == (5,)
 
 
-@pytest.mark.parametrize(
-    ("sizes", "option"), [(Sizes(new_tokens=10), "--new-tokens"), (Sizes(pasts=(3, 10)), "--past")]
-)
-def test_sizes_that_do_not_fit_are_refused(sizes: Sizes, option: str) -> None:
+@pytest.mark.parametrize(("sizes", "option"), [({"new_tokens": 10}, "--new-tokens"), ({"pasts": (3, 10)}, "--past")])
+def test_sizes_that_do_not_fit_are_refused(sizes: dict[str, Any], option: str) -> None:
     with pytest.raises(UsageError, match="10 tokens are more than the decoder takes: 9 fit") as caught:
-        sizes.parts(10)
+        choose_parts(Request([], **sizes), 10)
     assert caught.value.todo == f"give at most 9 to {option}"
 
 

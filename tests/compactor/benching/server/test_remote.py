@@ -12,6 +12,7 @@ pytest.importorskip("aiohttp")
 
 import compactor
 from compactor.benching import bench as benching
+from compactor.benching import preparing
 from compactor.benching.report import report_problems
 from compactor.benching.server.http_load import NO_ANSWER, NO_CONNECTION, Exchanges, v2_body
 from compactor.benching.server.remote import Endpoint, describe_failures, is_saturated, judge_exchanges, name_statuses
@@ -225,14 +226,14 @@ def test_the_bound_of_an_endpoint_alone_is_five_of_its_lone_requests(bench):
 def test_an_endpoint_that_ends_is_a_failed_row(bench, monkeypatch):
     with endpoint() as server:
         url = server.url
-        ask = benching.ask_endpoints
+        ask = preparing.ask_endpoints
 
         def ask_and_stop(*arguments):
             found = ask(*arguments)
             server.stop()
             return found
 
-        monkeypatch.setattr(benching, "ask_endpoints", ask_and_stop)
+        monkeypatch.setattr(preparing, "ask_endpoints", ask_and_stop)
         report = bench([url])
     row = report["variants"][0]
     assert row["status"] == "failed"

@@ -1,26 +1,24 @@
-"""What was asked of ``compactor bench``, with its gaps filled: the inputs, how long, and what a server must bear."""
+"""What is to be measured, with the request's gaps filled: targets, inputs, how long, and what a server must bear."""
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compactor.benching.parts import QUICK_SOURCE, SOURCE, Sizes
-from compactor.benching.plan import Scenario, Settings
+from compactor.benching.parts import QUICK_SOURCE, SOURCE
+from compactor.benching.plan import Request, Settings
 from compactor.benching.processes import Say, run_worker
 from compactor.benching.server.endpoints import CLOCK_NOTE, Texts, check_endpoint, lone_ms, read_texts, write_items
-from compactor.benching.server.urls import Url
-from compactor.benching.targets import Targets
+from compactor.benching.targets import Targets, resolve_targets
 from compactor.benching.workload import Workload, from_texts, plan_workload
 from compactor.errors import UsageError
 from compactor.runtime.sampling import Clock
 from compactor.runtime.threads import explain_threads
 
-BATCHES = (1, 8)
-
+_BATCHES = (1, 8)
 _ROUNDS = {"single": 8, "offline": 8, "server": 2}
 _QUICK_ROUNDS = {"single": 3, "offline": 3, "server": 1}
 _CLOCK = Clock(warm_up_s=0.3, warm_up_calls=2, measure_s=1.0, min_samples=3, max_samples=2000)
@@ -35,33 +33,44 @@ _BOUND = 5.0  # of the server scenario, in medians of the baseline's lone reques
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
-    """The arguments of ``bench`` that say what to measure; see there."""
+class Plan:
+    """All that is decided before anything is measured.
 
-    targets: Sequence[Path]
-    urls: Sequence[Url] = ()
-    baseline: Path | None = None
-    providers: Sequence[str] = ("cpu",)
-    threads: int | None = None
-    batches: Sequence[int] | None = None
-    seqs: Sequence[int] | None = None
-    lengths: Path | None = None
-    data: Path | None = None
-    scenario: Scenario = "single"
-    qps: float | None = None
-    duration_s: float | None = None
-    bound_ms: float | None = None
-    metric: str | None = None
-    rounds: int | None = None
-    quick: bool = False
-    seed: int = 17
-    affinity: Sequence[int] | None = None
-    spinning: bool = True
-    profile: bool = False
-    profile_layers: bool = False
-    new_tokens: int | None = None
-    pasts: Sequence[int] | None = None
-    beams: Sequence[int] | None = None
+    Attributes:
+        request: With the sizes that were left open.
+        settings: How to measure.
+        targets: What is measured.
+        texts: What the endpoints are asked; None without endpoints.
+        workload: The inputs.
+        folder: Where files go while it is measured.
+    """
+
+    request: Request
+    settings: Settings
+    targets: Targets
+    texts: Texts | None
+    workload: Workload
+    folder: Path
+
+
+def make_plan(request: Request, folder: Path, say: Say) -> Plan:
+    """Read the targets, ask the endpoints, and write the inputs to ``folder``.
+
+    Raises:
+        ModelDirectoryError: A target is damaged, or cannot be measured.
+        UsageError: The request contradicts itself or its targets.
+        ProviderUnavailableError: The only provider asked for is not here.
+    """
+    settings = plan_settings(request)
+    say("reading the targets")
+    targets = resolve_targets(
+        request.targets, urls=request.urls, baseline=request.baseline, providers=request.providers
+    )
+    request = fill_sizes(request, targets)
+    texts = ask_endpoints(request, targets, say)
+    say("writing the inputs")
+    workload = _write_inputs(folder / "inputs", request, targets, texts)
+    return Plan(request, settings, targets, texts, workload, folder)
 
 
 def fill_sizes(request: Request, targets: Targets) -> Request:
@@ -76,7 +85,7 @@ def fill_sizes(request: Request, targets: Targets) -> Request:
             raise UsageError(
                 f"{option} is for encoder-decoders, and these models write no text", todo=f"leave out {option}"
             )
-        return dataclasses.replace(request, batches=request.batches or BATCHES)
+        return dataclasses.replace(request, batches=request.batches or _BATCHES)
     if request.scenario == "server":
         raise UsageError(
             "encoder-decoders have no server scenario here: texts of one batch do not end together",
@@ -87,35 +96,15 @@ def fill_sizes(request: Request, targets: Targets) -> Request:
     return dataclasses.replace(request, batches=request.batches or (1,), seqs=request.seqs or usual)
 
 
-def plan_inputs(folder: Path, request: Request, targets: Targets, texts: Texts | None = None) -> Workload:
-    """The inputs, written to ``folder``, once it is known that every target takes them.
-
-    Args:
-        folder: Where the files go.
-        request: What was asked for.
-        targets: What is measured.
-        texts: What the endpoints are asked; None without endpoints.
-    """
-    sizes = Sizes(request.new_tokens, request.pasts, request.beams, request.quick) if targets.generates else None
+def _write_inputs(folder: Path, request: Request, targets: Targets, texts: Texts | None) -> Workload:
+    """The inputs, once it is known that every target takes them."""
     limits = (_QUICK_TIMED, _TIMED[request.scenario])
     if targets.generates:
         limits = (_QUICK_TIMED_GENERATED, _TIMED_GENERATED)
     limit = limits[0 if request.quick else 1]
     if not targets.own and texts is not None:
         return from_texts(texts.path, texts.sizes, limit)
-    workload = plan_workload(
-        folder,
-        targets,
-        scenario=request.scenario,
-        batches=request.batches or BATCHES,
-        seqs=request.seqs,
-        lengths=request.lengths,
-        data=request.data,
-        metric=request.metric,
-        limit=limit,
-        seed=request.seed,
-        sizes=sizes,
-    )
+    workload = plan_workload(folder, request, targets, limit=limit)
     targets.refuse_other_shapes(workload.cases)
     return workload
 
@@ -179,34 +168,26 @@ def ask_endpoints(request: Request, targets: Targets, say: Say) -> Texts | None:
     return texts
 
 
-def plan_server(
-    folder: Path,
-    request: Request,
-    targets: Targets,
-    workload: Workload,
-    settings: Settings,
-    texts: Texts | None,
-    notes: list[str],
-    say: Say,
-) -> dict[str, Any] | None:
-    """The block of the server scenario; None in the others."""
+def plan_server(plan: Plan, notes: list[str], say: Say) -> dict[str, Any] | None:
+    """The block of the server scenario; None in the others. ``notes`` are told what the reader should know of it."""
+    request, workload = plan.request, plan.workload
     if request.scenario != "server":
         return None
     bound = request.bound_ms
     if bound is None:
-        bound = _BOUND * _lone_request_ms(folder, request, targets, settings, texts, say)
+        bound = _BOUND * _lone_request_ms(plan, say)
         notes.append(
             f"The bound of {bound:.1f} ms is {_BOUND:g} times the median of a request alone; --p99-bound sets another."
         )
     file = None
-    if texts is not None:
+    if plan.texts is not None:
         assert workload.rows is not None  # there are texts
-        file = write_items(texts.choose(workload.rows), folder / "texts.json")
+        file = write_items([plan.texts.items[row] for row in workload.rows], plan.folder / "texts.json")
         notes.append(CLOCK_NOTE)
     return {
         "queries": None if workload.queries is None else str(workload.queries),
         "texts": None if file is None else str(file),
-        "max_batch": max(request.batches or BATCHES),
+        "max_batch": max(request.batches or _BATCHES),
         "qps": request.qps,
         "duration_s": request.duration_s or (_QUICK_SERVE_S if request.quick else _SERVE_S),
         "bound_ms": bound,
@@ -214,9 +195,7 @@ def plan_server(
     }
 
 
-def _lone_request_ms(
-    folder: Path, request: Request, targets: Targets, settings: Settings, texts: Texts | None, say: Say
-) -> float:
+def _lone_request_ms(plan: Plan, say: Say) -> float:
     """The median of one request after the other, of the baseline or else the first variant that can answer.
 
     An endpoint is asked only where there is nothing else.
@@ -224,12 +203,14 @@ def _lone_request_ms(
     Raises:
         UsageError: None can.
     """
-    if not targets.own and texts is not None:
+    request, targets = plan.request, plan.targets
+    if not targets.own and plan.texts is not None:
         say(f"one request at a time: {request.urls[0].label}")
-        return lone_ms(request.urls[0], texts, _CLOCK.measure_s)
+        return lone_ms(request.urls[0], plan.texts, _CLOCK.measure_s)
     alone = dataclasses.replace(request, scenario="single", batches=(1,), metric=None, quick=True)
-    workload = plan_inputs(folder / "alone", alone, targets)
-    settings = dataclasses.replace(settings, scenario="single", clock=dataclasses.replace(_CLOCK, measure_s=_QUICK_S))
+    workload = _write_inputs(plan.folder / "alone", alone, targets, None)
+    clock = dataclasses.replace(_CLOCK, measure_s=_QUICK_S)
+    settings = dataclasses.replace(plan.settings, scenario="single", clock=clock)
     error = "none can run"
     for variant in sorted(targets.own, key=lambda variant: variant.id != targets.baseline):
         if variant.reason is not None:
