@@ -74,6 +74,7 @@ def assemble(
         metric: The quality metric that was asked for.
         serve: The block that the server scenario was started with; None in the others.
     """
+    base = measurements.variants.get(baseline or "", Measured())
 
     def describe(variant: Variant) -> dict[str, Any]:
         """The row of one variant."""
@@ -140,7 +141,6 @@ def assemble(
             "share_of_peak": None if rate is None or peak is None else rate / peak["macs_per_s"],
         }
 
-    base = measurements.variants.get(baseline or "", Measured())
     report: dict[str, Any] = {
         "schema": SCHEMA_VERSION,
         "kind": KIND,
