@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from compactor.benching.plan import Case, Part, Request
+from compactor.benching.plan import Case, Part, Request, read_feeds
 from compactor.errors import UsageError
 from compactor.evaluation.inputs import InputSpec
 
@@ -97,8 +97,7 @@ def _fit(usual: Sequence[int], room: int | None) -> list[int]:
 
 
 def _add_decoder_tokens(file: Path, spec: InputSpec, random: np.random.Generator, length: int, start: int) -> None:
-    with np.load(file) as arrays:
-        feeds: dict[str, Any] = dict(arrays)
+    feeds: dict[str, Any] = read_feeds(file)
     tokens = spec.random_tokens(random, len(feeds["input_ids"]), length)["input_ids"]
     tokens[:, 0] = start
     np.savez(file, **(feeds | {DECODER_TOKENS: tokens}))

@@ -65,7 +65,7 @@ def peak(spec: Mapping[str, Any]) -> dict[str, Any]:
             "provider": provider,
             "threads": spec["threads"],
         }
-    return {"environment": {}, "peak": found}
+    return {"peak": found}
 
 
 def product_model(precision: str, weights: NDArray[np.float32]) -> Any:

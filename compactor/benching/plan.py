@@ -5,10 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from compactor.benching.server.urls import Url
+import numpy as np
+from numpy.typing import NDArray
+
 from compactor.runtime.sampling import Clock
+
+if TYPE_CHECKING:
+    from compactor.benching.server.urls import Url  # a process that measures holds no more than it needs
 
 Scenario = Literal["single", "offline", "server"]
 EngineName = Literal["onnxruntime", "openvino", "torch", "ctranslate2", "http"]
@@ -171,3 +176,9 @@ class Settings:
     clock: Clock
     seed: int
     quick: bool
+
+
+def read_feeds(file: str | Path) -> dict[str, NDArray[Any]]:
+    """A batch of a case: every input that some variant may want, by name."""
+    with np.load(file) as arrays:
+        return dict(arrays)

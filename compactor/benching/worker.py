@@ -18,7 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compactor.benching.plan import Part, Variant
+import numpy as np
+
+from compactor.benching.plan import Part, Variant, read_feeds
 from compactor.errors import CompactorError
 from compactor.runtime.errors import ProviderUnavailableError
 from compactor.runtime.sampling import Clock, peak_memory_bytes, sample
@@ -88,14 +90,9 @@ def work(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def _run_case(engine: Any, case: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
     """Time one case, or only run it; then keep the outputs where they are wanted."""
-    import numpy as np
-
     if case.get("part") is not None:
         engine = engine.part(Part(**case["part"]))
-    batches = []
-    for file in case["files"]:
-        with np.load(file) as arrays:
-            batches.append(engine.prepare(dict(arrays)))
+    batches = [engine.prepare(read_feeds(file)) for file in case["files"]]
     found: dict[str, Any] = {}
     if spec["mode"] == "time":
         found = _time_case(engine, batches, Clock(**spec["clock"]), whole_pass=spec["sample"] == "pass")
