@@ -14,10 +14,11 @@ from compactor.benching.assembling import Extras, assemble
 from compactor.benching.card import machine_card
 from compactor.benching.counters import file_bytes, model_hash, parameters
 from compactor.benching.judging import judge_quality
-from compactor.benching.plan import Case, Request, Scenario, Variant
+from compactor.benching.plan import Case, Scenario, Variant
 from compactor.benching.preparing import Plan, make_plan, plan_server
 from compactor.benching.processes import Measurements, Say, measure, run_worker
 from compactor.benching.report import REPORT_NAME, dump_report
+from compactor.benching.request import Request
 from compactor.benching.server.urls import is_url, split_targets
 from compactor.errors import OutputError, UsageError
 

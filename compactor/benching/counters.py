@@ -18,7 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compactor.benching.plan import Part, Variant, read_feeds
+from compactor.benching.engines.feeding import read_feeds
+from compactor.benching.plan import Part, Variant
 from compactor.errors import CompactorError
 from compactor.runtime.profiling import Profile, ProfiledSession, profile_session, select_runs
 

@@ -14,13 +14,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compactor.benching.plan import Case, Part, Request, read_feeds
+from compactor.benching.engines.feeding import read_feeds
+from compactor.benching.plan import Case, Part
 from compactor.errors import UsageError
 from compactor.evaluation.inputs import InputSpec
+
+if TYPE_CHECKING:
+    from compactor.benching.request import Request  # the processes that measure do without it
 
 DECODER_TOKENS = "decoder_input_ids"
 SOURCE, QUICK_SOURCE = 128, 32  # tokens of a source, where nothing else is asked for

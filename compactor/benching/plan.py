@@ -1,54 +1,18 @@
-"""What is to be measured: what was asked for, the variants, the inputs, and how long."""
+"""What is to be measured: the variants, the inputs, and how long."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Literal
 
 from compactor.runtime.sampling import Clock
-
-if TYPE_CHECKING:
-    from compactor.benching.server.urls import Url  # a process that measures holds no more than it needs
 
 Scenario = Literal["single", "offline", "server"]
 EngineName = Literal["onnxruntime", "openvino", "torch", "ctranslate2", "http"]
 ProviderName = Literal["cpu", "cuda", "tensorrt", "openvino", "torch", "remote"]
 Kind = Literal["generate", "encoder", "first step", "step"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """The arguments of ``bench`` that say what to measure; see there."""
-
-    targets: Sequence[Path]
-    urls: Sequence[Url] = ()
-    baseline: Path | None = None
-    providers: Sequence[str] = ("cpu",)
-    threads: int | None = None
-    batches: Sequence[int] | None = None
-    seqs: Sequence[int] | None = None
-    lengths: Path | None = None
-    data: Path | None = None
-    scenario: Scenario = "single"
-    qps: float | None = None
-    duration_s: float | None = None
-    bound_ms: float | None = None
-    metric: str | None = None
-    rounds: int | None = None
-    quick: bool = False
-    seed: int = 17
-    affinity: Sequence[int] | None = None
-    spinning: bool = True
-    profile: bool = False
-    profile_layers: bool = False
-    new_tokens: int | None = None
-    pasts: Sequence[int] | None = None
-    beams: Sequence[int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,9 +140,3 @@ class Settings:
     clock: Clock
     seed: int
     quick: bool
-
-
-def read_feeds(file: str | Path) -> dict[str, NDArray[Any]]:
-    """A batch of a case: every input that some variant may want, by name."""
-    with np.load(file) as arrays:
-        return dict(arrays)

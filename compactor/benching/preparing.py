@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from compactor.benching.parts import QUICK_SOURCE, SOURCE
-from compactor.benching.plan import Request, Settings
+from compactor.benching.plan import Settings
 from compactor.benching.processes import Say, run_worker
+from compactor.benching.request import Request
 from compactor.benching.server.endpoints import CLOCK_NOTE, Texts, check_endpoint, lone_ms, read_texts, write_items
 from compactor.benching.targets import Targets, resolve_targets
 from compactor.benching.workload import Workload, from_texts, plan_workload

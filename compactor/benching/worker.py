@@ -18,9 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from compactor.benching.plan import Part, Variant, read_feeds
+from compactor.benching.plan import Part, Variant
 from compactor.errors import CompactorError
 from compactor.runtime.errors import ProviderUnavailableError
 from compactor.runtime.sampling import Clock, peak_memory_bytes, sample
@@ -90,6 +88,10 @@ def work(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def _run_case(engine: Any, case: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
     """Time one case, or only run it; then keep the outputs where they are wanted."""
+    import numpy as np
+
+    from compactor.benching.engines.feeding import read_feeds
+
     if case.get("part") is not None:
         engine = engine.part(Part(**case["part"]))
     batches = [engine.prepare(read_feeds(file)) for file in case["files"]]

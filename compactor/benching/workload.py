@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compactor.benching.parts import choose_parts, scoring_part, split_cases
-from compactor.benching.plan import Case, Request, Scenario
+from compactor.benching.plan import Case, Scenario
 from compactor.errors import UsageError
 from compactor.evaluation.datafiles import read_lengths, read_table
 from compactor.evaluation.inputs import InputSpec
@@ -25,6 +25,7 @@ from compactor.evaluation.texts import Labelled, tokenize
 from compactor.runtime.bucketing import Examples, Rows, by_length, in_order
 
 if TYPE_CHECKING:
+    from compactor.benching.request import Request
     from compactor.benching.targets import Targets
 
 DEFAULT_LENGTHS = (32, 128, 384)

@@ -22,10 +22,11 @@ from compactor.benching.counters import count_macs, file_bytes, model_hash, para
 from compactor.benching.engines import open_engine
 from compactor.benching.engines.generating import search_settings
 from compactor.benching.parts import DECODER_TOKENS, choose_parts, scoring_part, split_cases
-from compactor.benching.plan import Case, Part, Request, Settings, Variant
+from compactor.benching.plan import Case, Part, Settings, Variant
 from compactor.benching.preparing import fill_sizes
 from compactor.benching.processes import run_worker
 from compactor.benching.report import load_report, report_problems, report_schema
+from compactor.benching.request import Request
 from compactor.benching.targets import resolve_targets
 from compactor.errors import ModelDirectoryError, UsageError
 from compactor.evaluation.inputs import InputSpec

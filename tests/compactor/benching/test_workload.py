@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from compactor.benching.plan import Request
+from compactor.benching.request import Request
 from compactor.benching.workload import (
     default_lengths,
     from_data,
