@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import onnx
 
 from compactor.errors import ModelDirectoryError
 
-if TYPE_CHECKING:
-    import onnx
-
 IMAGE = "pixel_values"
-_TOKENS = ("input_ids", "attention_mask", "token_type_ids")
 _INTEGERS, _FLOATS = {"INT32", "INT64"}, {"FLOAT", "FLOAT16"}
 _TAKEN = {
     "input_ids": _INTEGERS,
@@ -67,8 +66,6 @@ def read_graph(path: Path) -> GraphFacts:
     Raises:
         ModelDirectoryError: It is no graph, weights are missing, or it has an input that nobody knows how to fill.
     """
-    import onnx
-
     try:
         graph = onnx.load(path, load_external_data=False).graph
     except Exception as error:  # protobuf has several, of a module that is not public
@@ -92,8 +89,6 @@ def read_graph(path: Path) -> GraphFacts:
 
 
 def _require_weights(graph: onnx.GraphProto, path: Path) -> None:
-    import onnx
-
     for tensor in graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             name = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
@@ -104,8 +99,6 @@ def _require_weights(graph: onnx.GraphProto, path: Path) -> None:
 
 
 def _require_fillable(name: str, tensor: Any, path: Path) -> None:
-    import onnx
-
     if name not in _TAKEN:
         decoder = name.startswith(("encoder_", "past_key_values."))
         raise ModelDirectoryError(
@@ -122,7 +115,7 @@ def _require_fillable(name: str, tensor: Any, path: Path) -> None:
             where=str(path),
             todo=f"types that can be: {', '.join(sorted(_TAKEN[name]))}",
         )
-    axes = 2 if name in _TOKENS else 4
+    axes = 4 if name == IMAGE else 2
     if len(tensor.shape.dim) != axes:
         raise ModelDirectoryError(
             f"the graph wants '{name}' with {len(tensor.shape.dim)} axes instead of {axes}, which cannot be filled",
@@ -136,23 +129,18 @@ def _shape(tensor: Any) -> Shape:
 
 
 def _precision(graph: onnx.GraphProto) -> str:
-    import onnx
-
-    names = set()
-    for node in _nodes(graph):
-        names.add(node.op_type)
+    nodes = list(_nodes(graph))
+    for node in nodes:
         if node.op_type == "MatMulNBits":
             bits = next((attribute.i for attribute in node.attribute if attribute.name == "bits"), 4)
             return f"int{bits}"
-    if names & _INT8_OPERATORS:
+    if any(node.op_type in _INT8_OPERATORS for node in nodes):
         return "int8"
-    sizes: collections.Counter[str] = collections.Counter()
+    floats: collections.Counter[str] = collections.Counter()
     for tensor in graph.initializer:
-        size = 1
-        for length in tensor.dims:
-            size *= length
-        sizes[onnx.TensorProto.DataType.Name(tensor.data_type)] += size
-    floats = {_FLOAT_NAMES[kind]: size for kind, size in sizes.items() if kind in _FLOAT_NAMES}
+        kind = onnx.TensorProto.DataType.Name(tensor.data_type)
+        if kind in _FLOAT_NAMES:
+            floats[_FLOAT_NAMES[kind]] += math.prod(tensor.dims)
     return max(floats, key=lambda name: floats[name], default="fp32")
 
 
