@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,7 +77,10 @@ def split_cases(
     longest = max((part.past or 0 for part in parts), default=0)
     for case in cases:
         for file in case.files:
-            _add_decoder_tokens(file, spec, random, longest + 1, spec.padding if start is None else start)
+            feeds: dict[str, Any] = read_feeds(file)
+            tokens = spec.random_tokens(random, len(feeds["input_ids"]), longest + 1)["input_ids"]
+            tokens[:, 0] = spec.padding if start is None else start
+            np.savez(file, **(feeds | {DECODER_TOKENS: tokens}))
     return [_case(case, part) for case in cases for part in parts]
 
 
@@ -98,13 +100,6 @@ def scoring_part(settings: Mapping[str, Any] | None, longest_reference: int, lim
 def _fit(usual: Sequence[int], room: int | None) -> list[int]:
     """Those of ``usual`` that fit, or as many tokens as do."""
     return [size for size in usual if room is None or size <= room] or [max(1, room or 1)]
-
-
-def _add_decoder_tokens(file: Path, spec: InputSpec, random: np.random.Generator, length: int, start: int) -> None:
-    feeds: dict[str, Any] = read_feeds(file)
-    tokens = spec.random_tokens(random, len(feeds["input_ids"]), length)["input_ids"]
-    tokens[:, 0] = start
-    np.savez(file, **(feeds | {DECODER_TOKENS: tokens}))
 
 
 def _case(case: Case, part: Part) -> Case:

@@ -164,6 +164,7 @@ def resolve_targets(
     notes = []
     if chosen is not None and chosen.reason is not None:
         notes.append(f"Nothing is compared: the baseline, {chosen.name}, was {chosen.reason}.")
+    homes = [target.home for target in everything]
     manifests = [target.manifest for target in [*read, *everything] if target.manifest is not None]
     own_manifest = next((target.manifest for target in read if target.manifest is not None), None)
     return Targets(
@@ -173,7 +174,7 @@ def resolve_targets(
         task=next((target.task for target in everything if target.task), None),
         config=_common_config(everything),
         max_length=min(filter(None, (max_tokens(dict(target.config or {})) for target in everything)), default=None),
-        tokenizer=next((target.home for target in everything if _has_tokenizer(target.home)), None),
+        tokenizer=next((home for home in homes if any((home / name).is_file() for name in _TOKENIZERS)), None),
         image=everything[0].is_image,
         layers=_layers(manifests[0]["layers"]) if manifests else None,
         notes=notes,
@@ -219,10 +220,6 @@ def _common_config(targets: Sequence[Target]) -> dict[str, Any]:
             if height is not None and width is not None:
                 config.setdefault("image_size", [height, width])
     return config
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in _TOKENIZERS)
 
 
 def _layers(sublayers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

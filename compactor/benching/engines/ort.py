@@ -44,7 +44,14 @@ class OrtEngine:
         options = provider_options(provider, variant)
         self._where = str(variant.path)
         self._session = open_graph(variant.path, provider, options, threads=threads, spinning=spinning)
-        self._types = {entry.name: _numpy_type(entry, self._where) for entry in self._session.get_inputs()}
+        for entry in self._session.get_inputs():
+            if entry.type not in _NUMPY_TYPES:
+                raise ModelDirectoryError(
+                    f"the input '{entry.name}' is of type {entry.type}, which cannot be filled",
+                    where=self._where,
+                    todo=f"types that can be: {', '.join(_NUMPY_TYPES)}",
+                )
+        self._types = {entry.name: _NUMPY_TYPES[entry.type] for entry in self._session.get_inputs()}
         self._outputs = [entry.name for entry in self._session.get_outputs()]
         device_id = int(options.get("device_id", 0))
         self._bound = BoundSession(self._session, device_id=device_id) if provider.needs_gpu else None
@@ -124,13 +131,3 @@ def open_graph(
         raise ModelDirectoryError(
             f"ONNX Runtime cannot open the graph: {str(error).strip().splitlines()[0]}", where=str(path)
         ) from error
-
-
-def _numpy_type(entry: Any, where: str) -> Any:
-    if entry.type not in _NUMPY_TYPES:
-        raise ModelDirectoryError(
-            f"the input '{entry.name}' is of type {entry.type}, which cannot be filled",
-            where=where,
-            todo=f"types that can be: {', '.join(_NUMPY_TYPES)}",
-        )
-    return _NUMPY_TYPES[entry.type]

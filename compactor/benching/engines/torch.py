@@ -49,10 +49,14 @@ class TorchEngine:
         set_threads(threads, spinning=spinning)
         import torch
 
+        from compactor.checkpoint import read_checkpoint
+        from compactor.importer import load_model
+
         device = choose_device(variant.provider)
         tf32 = bool(variant.options.get("tf32", False))
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-        loaded = _load(variant)
+        checkpoint = read_checkpoint(variant.path, allow_pickle=bool(variant.options.get("allow_pickle", False)))
+        loaded = load_model(checkpoint, variant.options.get("task"))
         self.module = _transform(loaded.module, variant).to(device=device, dtype=getattr(torch, dtype_name))
         self._task, self._where, self._device = loaded.task, loaded.where, device
         compiled = bool(variant.options.get("compile", False))
@@ -85,7 +89,13 @@ class TorchEngine:
             try:
                 results = self._call(**self._move(prepared))
             except torch._dynamo.exc.TorchDynamoException as error:
-                raise _compile_error(error) from error
+                reason = getattr(error, "inner_exception", error)  # what the backend said, without dynamo's preface
+                lines = [line.strip() for line in str(reason).splitlines() if line.strip()] or [type(reason).__name__]
+                raise ProviderUnavailableError(
+                    f"torch.compile fails: {lines[0]}",
+                    where="PyTorch's compiler",
+                    todo="it needs a C++ compiler such as g++; or leave the compiled variant out",
+                ) from error
             if self._device == "cuda":
                 torch.cuda.synchronize()
             return {name: results[name].cpu().float().numpy() for name in self._task.outputs}
@@ -159,14 +169,6 @@ def describe_module(
     return found
 
 
-def _load(variant: Variant) -> Any:
-    from compactor.checkpoint import read_checkpoint
-    from compactor.importer import load_model
-
-    checkpoint = read_checkpoint(variant.path, allow_pickle=bool(variant.options.get("allow_pickle", False)))
-    return load_model(checkpoint, variant.options.get("task"))
-
-
 def _transform(module: Any, variant: Variant) -> Any:
     """What the option ``transform`` makes of the module.
 
@@ -192,13 +194,3 @@ def _compile(module: Any, *, dynamic: bool) -> Any:
     torch._dynamo.config.recompile_limit = _MAX_COMPILED_SHAPES
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     return torch.compile(module, dynamic=dynamic)
-
-
-def _compile_error(error: Exception) -> ProviderUnavailableError:
-    reason = getattr(error, "inner_exception", error)  # what the backend said, without dynamo's preface
-    lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
-    return ProviderUnavailableError(
-        f"torch.compile fails: {lines[0] if lines else type(reason).__name__}",
-        where="PyTorch's compiler",
-        todo="it needs a C++ compiler such as g++; or leave the compiled variant out",
-    )

@@ -99,7 +99,8 @@ class Endpoint:
 
     def probe(self, qps: float, seed: int) -> Probe:
         """Let queries arrive at a rate, and see. One that is not answered with 200 fails the probe."""
-        self.come_to_rest()
+        if self._lone_ms is not None:
+            run(self._come_to_rest(self._lone_ms / 1e3))
         arrivals, rows = draw_queries(self._load, qps, seed, len(self._bodies))
         bodies = [self._bodies[row] for row in rows]
         meter = Meter()
@@ -107,21 +108,17 @@ class Endpoint:
         usage = meter.read()
         return {"qps": qps, "seed": seed, **judge_exchanges(found, self._load.bound_ms), "usage": usage.to_json()}
 
-    def come_to_rest(self) -> None:
+    async def _come_to_rest(self, usual_s: float) -> None:
         """Wait until lone requests take their usual time: the last probe may have left a queue.
 
         An endpoint that does not come to rest is measured all the same, and its answers say what they say.
         """
-        if self._lone_ms is not None:
-            run(_come_to_rest(self._url, min(self._bodies, key=len), _RESTED * self._lone_ms / 1e3))
-
-
-async def _come_to_rest(url: str, body: bytes, usual_s: float) -> None:
-    loop = asyncio.get_running_loop()
-    end, in_a_row = loop.time() + _REST_S, 0
-    while in_a_row < _ALONE and loop.time() < end:
-        found = await closed_loop(url, [body], 1, 0.0, timeout_s=_REST_S)
-        in_a_row = in_a_row + 1 if found.ok.all() and found.latencies_s.max() <= usual_s else 0
+        loop = asyncio.get_running_loop()
+        shortest = min(self._bodies, key=len)
+        end, in_a_row = loop.time() + _REST_S, 0
+        while in_a_row < _ALONE and loop.time() < end:
+            found = await closed_loop(self._url, [shortest], 1, 0.0, timeout_s=_REST_S)
+            in_a_row = in_a_row + 1 if found.ok.all() and found.latencies_s.max() <= _RESTED * usual_s else 0
 
 
 def judge_exchanges(found: Exchanges, bound_ms: float | None) -> Probe:

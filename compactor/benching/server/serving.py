@@ -163,10 +163,7 @@ def combine(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         rates = ", ".join("none" if rate is None else f"{rate:g}" for rate in found)
         notes.append(f"the median of {len(results)} processes: {rates} queries/s")
     return {
-        "bound_ms": middle["bound_ms"],
-        "percentile": middle["percentile"],
-        "max_batch": middle["max_batch"],
-        "best_qps": middle["best_qps"],
+        **{key: middle[key] for key in ("bound_ms", "percentile", "max_batch", "best_qps")},
         "probes": [{**probe, "process": i} for i, result in enumerate(results) for probe in result["probes"]],
         "note": "; ".join(notes) or None,
         "capacity_qps": statistics.median(result["capacity_qps"] for result in results),
