@@ -52,17 +52,14 @@ def _agreement(mine: Path, base: Path, case: Case) -> dict[str, Any] | None:
 
 def _compare(found: dict[str, Any], key: str, own: Any, other: Any) -> None:
     """Take one output into account."""
-
-    def most(name: str, value: float) -> None:
-        found[name] = max(found[name] or 0.0, value)
-
     if key == "sequences":
         same = (own == other).all(axis=1).sum() if own.shape == other.shape else 0
         found["texts"] = (found["texts"] or 0) + len(own)
         found["same_texts"] = (found["same_texts"] or 0) + int(same)
     elif own.shape == other.shape and np.isfinite(own).all() and np.isfinite(other).all():
-        most("max_abs_diff", float(np.abs(own.astype(np.float64) - other).max()))
-        most("max_abs", float(np.abs(other).max()))
+        difference = np.abs(own.astype(np.float64) - other)
+        for name, values in (("max_abs_diff", difference), ("max_abs", np.abs(other))):
+            found[name] = max(found[name] or 0.0, float(values.max()))
 
 
 def describe_agreements(names: Mapping[str, str], agreements: Agreements, baseline: str) -> list[str]:

@@ -19,7 +19,7 @@ from compactor.benching.preparing import Plan, make_plan, plan_server
 from compactor.benching.processes import Measurements, Say, measure, run_worker
 from compactor.benching.report import REPORT_NAME, dump_report
 from compactor.benching.request import Request
-from compactor.benching.server.urls import is_url, split_targets
+from compactor.benching.server.urls import is_url, parse_url
 from compactor.errors import OutputError, UsageError
 
 _PROFILE_RUNS = 10
@@ -95,14 +95,17 @@ def bench(
         OutputError: There is a report in ``out``, or it cannot be written.
     """
     folder = None if out is None else Path(out)
-    if folder is not None:
-        _refuse_existing(folder, overwrite=overwrite)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise OutputError("the output is a file", where=str(folder), todo="give a folder")
+    if folder is not None and (folder / REPORT_NAME).exists() and not overwrite:
+        raise OutputError(
+            "there is a report already", where=str(folder), todo="choose another folder, or pass --overwrite"
+        )
     if is_url(baseline):
-        raise UsageError("an endpoint is no baseline", where=str(baseline), todo="give the URL as a TARGET")
-    paths, urls = split_targets(targets)
+        raise UsageError("an endpoint is no baseline", where=baseline, todo="give the URL as a TARGET")
     request = Request(
-        targets=[Path(path) for path in paths],
-        urls=urls,
+        targets=[Path(target) for target in targets if not is_url(target)],
+        urls=list(dict.fromkeys(parse_url(target) for target in targets if is_url(target))),
         baseline=None if baseline is None else Path(baseline),
         providers=providers,
         threads=threads,
@@ -189,15 +192,6 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
         write_reports(report, folder)
     except OSError as error:
         raise as_output_error(error, folder) or error from error
-
-
-def _refuse_existing(out: Path, *, overwrite: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise OutputError("the output is a file", where=str(out), todo="give a folder")
-    if (out / REPORT_NAME).exists() and not overwrite:
-        raise OutputError(
-            "there is a report already", where=str(out), todo="choose another folder, or pass --overwrite"
-        )
 
 
 def _find_extras(plan: Plan, extras: Extras, measurements: Measurements, say: Say) -> None:
