@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from compactor.artefact import as_output_error
-from compactor.benching.agreement import describe_agreements, find_agreements
 from compactor.benching.assembling import Extras, assemble
 from compactor.benching.card import machine_card
 from compactor.benching.counters import file_bytes, model_hash, parameters
-from compactor.benching.judging import judge_quality
+from compactor.benching.judging import describe_agreements, find_agreements, judge_quality
 from compactor.benching.plan import Case, Scenario, Variant
 from compactor.benching.preparing import Plan, make_plan, plan_server
 from compactor.benching.processes import Measurements, Say, measure, run_worker

@@ -273,9 +273,8 @@ def _variants(
     """Each model on each provider that may run it."""
     for model in models:
         for engine, provider in _places(target, model, providers):
-            title = _TITLES.get(provider)
-            name = f"{model.label}, {title}" if title and engine != "torch" else model.label
-            name, identity = names.new(f"{name} on {title}" if title and engine == "torch" else name)
+            place = f"{' on' if engine == 'torch' else ','} {_TITLES[provider]}" if provider in _TITLES else ""
+            name, identity = names.new(model.label + place)
             variant = Variant(
                 id=identity,
                 name=name,

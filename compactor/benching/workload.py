@@ -55,16 +55,20 @@ class Workload:
 
     kind: Literal["synthetic", "lengths", "data"]
     spec: InputSpec
-    cases: Sequence[Case]
+    cases: Sequence[Case] = ()
     queries: Path | None = None
     file: Path | None = None
-    sha256: str | None = None
+    sha256: str | None = dataclasses.field(init=False, default=None)
     labelled: Labelled | None = None
     scoring: Case | None = None
     metrics: Sequence[str] = ()
     notes: list[str] = dataclasses.field(default_factory=list)
     rows: Rows | None = None
     count: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.file is not None:
+            self.sha256 = hashlib.sha256(self.file.read_bytes()).hexdigest()
 
     @property
     def metric(self) -> str | None:
@@ -187,7 +191,7 @@ def synthetic(
             for batch in sizes
         )
     if queries is not None:
-        return Workload("synthetic", spec, (), queries=_write_queries(folder, queries))
+        return Workload("synthetic", spec, queries=_write_queries(folder, queries))
     cases = []
     for name, batch, seq, feeds in made:
         tokens = batch * (seq or 0)
@@ -229,7 +233,9 @@ def from_lengths(
             spec.check_length(length, where=str(file), option="lengths")
         random = np.random.default_rng(seed)
         labelled = Labelled(Examples.join([spec.random_tokens(random, length) for length in lengths], spec.fill), None)
-    return _from_examples("lengths", folder, file, spec, labelled, batches, scenario, limit)
+    workload = Workload("lengths", spec, file=file, labelled=labelled, notes=[*labelled.notes])
+    _time_examples(workload, folder, labelled.examples, batches, scenario, limit)
+    return workload
 
 
 def from_data(
@@ -260,10 +266,11 @@ def from_data(
     _check_batches(batches)
     metrics = choose_metrics(spec.task, metric)
     labelled = tokenize(read_table(file), spec, labelled=True)
-    workload = _from_examples("data", folder, file, spec, labelled, batches, scenario, limit)
+    examples = labelled.examples
+    workload = Workload("data", spec, file=file, labelled=labelled, notes=[*labelled.notes])
+    _time_examples(workload, folder, examples, batches, scenario, limit)
     if labelled.references is None:
         return workload
-    examples = labelled.examples
     if len(examples) < 2:
         if metric is not None:
             raise UsageError("a metric needs two examples or more", where=str(file), todo="leave out --metric")
@@ -283,14 +290,10 @@ def from_texts(file: Path, sizes: NDArray[np.int64], limit: int | None) -> Workl
         sizes: (N,) characters in each.
         limit: Send at most this many of them, whose sizes are spread as in all; None takes all.
     """
-    rows = _spread(sizes, limit)
-    notes = (
-        []
-        if len(rows) == len(sizes)
-        else [f"Sent {len(rows)} of the {len(sizes)} texts, chosen so that their sizes are as in all."]
-    )
-    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-    return Workload("data", InputSpec(0), (), file=file, sha256=sha256, notes=notes, rows=rows, count=len(sizes))
+    workload = Workload("data", InputSpec(0), file=file, rows=_spread(sizes, limit), count=len(sizes))
+    if limit is not None and limit < len(sizes):
+        workload.notes.append(f"Sent {limit} of the {len(sizes)} texts, chosen so that their sizes are as in all.")
+    return workload
 
 
 def summarise_lengths(lengths: NDArray[np.int64]) -> dict[str, float]:
@@ -307,20 +310,10 @@ def summarise_lengths(lengths: NDArray[np.int64]) -> dict[str, float]:
     }
 
 
-def _from_examples(
-    kind: Literal["lengths", "data"],
-    folder: Path,
-    file: Path,
-    spec: InputSpec,
-    labelled: Labelled,
-    batches: Sequence[int],
-    scenario: Scenario,
-    limit: int | None,
-) -> Workload:
-    """The cases of a file's examples."""
-    examples = labelled.examples
-    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-    workload = Workload(kind, spec, (), file=file, sha256=sha256, labelled=labelled, notes=[*labelled.notes])
+def _time_examples(
+    workload: Workload, folder: Path, examples: Examples, batches: Sequence[int], scenario: Scenario, limit: int | None
+) -> None:
+    """Give the workload the cases, or for the server the queries, of a file's examples."""
     timed = _spread(examples.lengths, limit)
     if len(timed) < len(examples):
         workload.notes.append(
@@ -329,7 +322,7 @@ def _from_examples(
     if scenario == "server":
         chosen = Examples.join([examples[int(row)] for row in timed], examples.padding)
         workload.queries, workload.rows = _write_queries(folder, chosen), timed
-        return workload
+        return
     if max(batches) > len(timed):
         workload.notes.append(f"A batch of {max(batches)} is one of {len(timed)}, as there are no more examples.")
     cases = []
@@ -347,7 +340,6 @@ def _from_examples(
         else:  # nothing to put together
             cases.append(_case(folder, f"batch {batch}", batch, examples, ordered))
     workload.cases = cases
-    return workload
 
 
 def _spread(lengths: NDArray[np.int64], limit: int | None) -> Rows:

@@ -17,10 +17,10 @@ import torch
 import compactor
 from compactor.benching import bench as benching
 from compactor.benching import counters, processes, worker
-from compactor.benching.agreement import describe_agreements, find_agreements
 from compactor.benching.counters import count_macs, file_bytes, model_hash, parameters, profile, torch_macs
 from compactor.benching.engines import open_engine
 from compactor.benching.engines.generating import search_settings
+from compactor.benching.judging import describe_agreements, find_agreements
 from compactor.benching.parts import DECODER_TOKENS, choose_parts, scoring_part, split_cases
 from compactor.benching.plan import Case, Part, Settings, Variant
 from compactor.benching.preparing import fill_sizes
