@@ -130,7 +130,7 @@ def bench(
     )
     report = _bench(request, command, progress or (lambda _: None))
     if folder is not None:
-        write_report(report, folder)
+        _write_report(report, folder)
     return report
 
 
@@ -176,12 +176,8 @@ def _bench(request: Request, command: str, say: Say) -> dict[str, Any]:
     )
 
 
-def write_report(report: dict[str, Any], folder: Path) -> None:
-    """Write ``report.json``, and the two pages made from it.
-
-    Raises:
-        OutputError: The folder cannot be written to.
-    """
+def _write_report(report: dict[str, Any], folder: Path) -> None:
+    """Write ``report.json``, and the two pages made from it."""
     from compactor.reporting.page import write_reports
 
     try:

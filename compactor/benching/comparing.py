@@ -22,6 +22,7 @@ _SAME_CASE = ("batch", "seq", "batches", "examples", "tokens", "positions", "buc
 _SAME_SETTINGS = ("affinity", "spinning", "quick", "rounds", "clock", "seed")
 
 _Report = Mapping[str, Any]
+_Both = tuple[_Report | None, _Report | None]  # before and after
 
 
 def compare(before: _Report, after: _Report) -> dict[str, Any]:
@@ -54,12 +55,12 @@ def compare(before: _Report, after: _Report) -> dict[str, Any]:
     baseline = _common_baseline(before, after, common, notes)
     shown = [key for key in common if key != baseline]
     first, second = ({key: _by_case(row) for key, row in side.items()} for side in (mine, theirs))
-    bases = [side[baseline] if baseline is not None else {} for side in (first, second)]
+    bases = ({}, {}) if baseline is None else (first[baseline], second[baseline])
     pairs = [(key, case) for key in shown for case in cases if case in first[key] and case in second[key]]
     how = {"seed": after["settings"]["seed"], "comparisons": len(pairs)}
     rows = [
         {"variant": key, "name": theirs[key]["name"], "case": case}
-        | _row(first[key][case], second[key][case], [base.get(case) for base in bases], same_machine, how)
+        | _row(first[key][case], second[key][case], (bases[0].get(case), bases[1].get(case)), same_machine, how)
         for key, case in pairs
     ]
     server = [
@@ -186,7 +187,11 @@ def _common_baseline(before: _Report, after: _Report, common: list[str], notes: 
 
 
 def _row(
-    first: _Report, second: _Report, bases: Sequence[_Report | None], same_machine: bool, how: Mapping[str, int]
+    first: _Report,
+    second: _Report,
+    bases: tuple[_Report | None, _Report | None],
+    same_machine: bool,
+    how: Mapping[str, int],
 ) -> dict[str, Any]:
     """One variant and case, beside what the baseline took for it; None where it has no such case."""
     time = ratio(first["rounds_ms"], second["rounds_ms"], paired=False, **how)

@@ -58,9 +58,7 @@ def make_plan(request: Request, folder: Path, say: Say) -> Plan:
     """Read the targets, ask the endpoints, and write the inputs to ``folder``.
 
     Raises:
-        ModelDirectoryError: A target is damaged, or cannot be measured.
-        UsageError: The request contradicts itself or its targets.
-        ProviderUnavailableError: The only provider asked for is not here.
+        CompactorError: As ``bench`` does.
     """
     settings = plan_settings(request)
     say("reading the targets")

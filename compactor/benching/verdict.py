@@ -136,7 +136,8 @@ def _judge_usage(report: Mapping[str, Any], rows: Sequence[_Row]) -> Iterator[st
         taken = [usage[key] for key in ("others_cpu_s", "steal_s")]
         if not limited and cores and None not in taken and sum(taken) < OTHERS_SHARE * cores * usage["wall_s"]:
             return None
-        return usage["cpu_s"] / (usage["wall_s"] * threads)
+        share: float = usage["cpu_s"] / (usage["wall_s"] * threads)
+        return share
 
     used_more = f"other processes used more than {OTHERS_SHARE:.0%} of the machine's {_cores(cores)}"
     had_none = f"threads were ready but had no core for more than {WAITED_SHARE:.0%} of the time"

@@ -95,16 +95,14 @@ def _run_case(engine: Any, case: Mapping[str, Any], spec: Mapping[str, Any]) -> 
     if case.get("part") is not None:
         engine = engine.part(Part(**case["part"]))
     batches = [engine.prepare(read_feeds(file)) for file in case["files"]]
-    found: dict[str, Any] = {}
-    if spec["mode"] == "time":
-        found = _time_case(engine, batches, Clock(**spec["clock"]), whole_pass=spec["sample"] == "pass")
+    found = _time(engine, batches, spec) if spec["mode"] == "time" else {}
     if spec["keep_outputs"]:  # after the clock has stopped
         for index, batch in enumerate(batches):
             np.savez(Path(spec["folder"]) / f"{case['id']}.{index}.npz", **engine.run(batch))
     return found
 
 
-def _time_case(engine: Any, batches: Sequence[Any], clock: Clock, *, whole_pass: bool) -> dict[str, Any]:
+def _time(engine: Any, batches: Sequence[Any], spec: Mapping[str, Any]) -> dict[str, Any]:
     """The samples in milliseconds: of one batch after the other in turn, or of all of them in one pass."""
     start = time.perf_counter()
     engine.run(batches[0])
@@ -115,7 +113,8 @@ def _time_case(engine: Any, batches: Sequence[Any], clock: Clock, *, whole_pass:
         for batch in batches:
             engine.run(batch)
 
-    if whole_pass:
+    clock = Clock(**spec["clock"])
+    if spec["sample"] == "pass":
         samples, usage = sample(run_all, clock)
     else:
         samples, usage = sample(lambda: engine.run(next(turns)), clock, cycle=len(batches))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +19,7 @@ from compactor.benching.parts import choose_parts, scoring_part, split_cases
 from compactor.benching.plan import Case, Scenario
 from compactor.errors import UsageError
 from compactor.evaluation.datafiles import read_lengths, read_table
-from compactor.evaluation.inputs import InputSpec
+from compactor.evaluation.inputs import Feeds, InputSpec
 from compactor.evaluation.quality import choose_metrics
 from compactor.evaluation.texts import Labelled, tokenize
 from compactor.runtime.bucketing import Examples, Rows, by_length, in_order
@@ -171,6 +171,7 @@ def synthetic(
     random = np.random.default_rng(seed)
     sizes = list(dict.fromkeys(batches))
     queries: Examples | None = None
+    made: Iterator[tuple[str, int, int | None, Feeds]]
     if spec.image is not None:
         if seqs is not None:
             raise UsageError("this model takes images, which have no length in tokens", todo="leave out --seq")
@@ -354,16 +355,16 @@ def _case(
     folder: Path, name: str, batch: int, examples: Examples, batches: Sequence[Rows], *, bucketed: bool | None = None
 ) -> Case:
     """Write the batches and describe them."""
-    lengths = examples.lengths
     files = tuple(_write(folder, f"{name}.{i}", examples.batch(rows)) for i, rows in enumerate(batches))
+    lengths = [examples.lengths[rows] for rows in batches]
     return Case(
         name,
         batch,
         None,
         files,
-        examples=sum(len(rows) for rows in batches),
-        tokens=sum(int(lengths[rows].sum()) for rows in batches),
-        positions=sum(len(rows) * int(lengths[rows].max()) for rows in batches),
+        examples=sum(map(len, lengths)),
+        tokens=sum(int(each.sum()) for each in lengths),
+        positions=sum(len(each) * int(each.max()) for each in lengths),
         bucketed=bucketed,
     )
 
@@ -373,11 +374,10 @@ def _check_batches(batches: Sequence[int]) -> None:
         raise UsageError(f"expected batches of 1 or more, got {list(batches)}", todo="change --batch")
 
 
-def _write(folder: Path, name: str, feeds: dict[str, NDArray[Any]]) -> Path:
+def _write(folder: Path, name: str, feeds: dict[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.npz"
-    arrays: dict[str, Any] = feeds
-    np.savez(path, **arrays)
+    np.savez(path, **feeds)
     return path
 
 
