@@ -123,16 +123,13 @@ class Endpoint:
 
 def judge_exchanges(found: Exchanges, bound_ms: float | None) -> Probe:
     """The numbers of one probe, without its rate. Percentiles are of the queries that were answered with 200."""
-    answered = found.done[found.ok]
-    duration = float(answered.max() - found.due[0]) if len(answered) else 0.0
     late = found.lateness_s
     return describe_probe(
-        found.latencies_s,
+        found.due,
+        found.due[found.ok],
+        found.done[found.ok],
         bound_ms,
         saturated=is_saturated(found),
-        unanswered=int((found.statuses == NO_ANSWER).sum()),
-        duration_s=max(duration, 0.0),
-        achieved_qps=(len(answered) - 1) / duration if duration > 0 else 0.0,
         statuses=name_statuses(found),
         sent_late_ms=round(1e3 * float(np.median(late)), 3) if len(late) else None,
     )

@@ -248,25 +248,19 @@ def draw_queries(load: Load, qps: float, seed: int, different: int) -> tuple[Sec
 
 def judge(served: Served, bound_ms: float | None) -> Probe:
     """The numbers of one probe, without its rate."""
+    answered = served.arrivals[: len(served.done)]
     return describe_probe(
-        served.latencies_s,
-        bound_ms,
-        saturated=served.saturated,
-        unanswered=len(served.arrivals) - int(served.sizes.sum()),
-        duration_s=served.duration_s,
-        achieved_qps=served.achieved_qps,
-        mean_batch=served.mean_batch,
+        served.arrivals, answered, served.done, bound_ms, saturated=served.saturated, mean_batch=served.mean_batch
     )
 
 
 def describe_probe(
-    latencies_s: Seconds,
+    arrivals: Seconds,
+    due: Seconds,
+    done: Seconds,
     bound_ms: float | None,
     *,
     saturated: bool,
-    unanswered: int,
-    duration_s: float,
-    achieved_qps: float,
     mean_batch: float | None = None,
     statuses: Mapping[str, int] | None = None,
     sent_late_ms: float | None = None,
@@ -275,9 +269,20 @@ def describe_probe(
 
     It is ok when it did not saturate, the percentile that it supports keeps the bound, and no status is another than
     ``ok``. What was left unanswered has no latency, so that the percentiles of a probe that was given up are those of
-    its beginning. ``statuses`` and ``sent_late_ms`` are of endpoints alone.
+    its beginning. The last answer does not count for the achieved rate: N queries at one a second are due within N - 1
+    seconds; LoadGen counts them so too.
+
+    Args:
+        arrivals: (N,) when the queries were due.
+        due: (M,) of them, those that were answered.
+        done: (M,) when.
+        bound_ms: What the percentile must not exceed; None sets no bound.
+        saturated: Whether queries came faster than they were answered.
+        mean_batch: Queries in a batch; None where that is unknown.
+        statuses: How the queries of an endpoint ended.
+        sent_late_ms: By how much queries were sent to an endpoint too late.
     """
-    latencies = np.round(1e3 * latencies_s, 3)
+    latencies = np.round(1e3 * (done - due), 3)
     count = len(latencies)
     percent = highest_percentile(count)
 
@@ -286,6 +291,7 @@ def describe_probe(
 
     kept = bound_ms is None or (count > 0 and percentile(latencies, percent) <= bound_ms)
     all_answered = statuses is None or statuses["ok"] == sum(statuses.values())
+    duration = max(float(done.max() - arrivals[0]), 0.0) if count else 0.0
     return {
         "queries": count,
         "percentile": percent,
@@ -295,9 +301,9 @@ def describe_probe(
         "p99_ms": at(99) if count >= _samples_for(99.0) else None,
         "max_ms": at(100),
         "latencies_ms": latencies.tolist(),
-        "unanswered": unanswered,
-        "duration_s": round(duration_s, 4),
-        "achieved_qps": round(achieved_qps, 4),
+        "unanswered": len(arrivals) - count if statuses is None else statuses["no_answer"],
+        "duration_s": round(duration, 4),
+        "achieved_qps": round((count - 1) / duration, 4) if duration > 0 else 0.0,
         "mean_batch": None if mean_batch is None else round(mean_batch, 3),
         "ok": kept and not saturated and all_answered,
         "saturated": saturated,
