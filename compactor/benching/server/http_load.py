@@ -157,15 +157,14 @@ async def open_loop(
         OSError: The operating system gives this process no more files or ports; nothing that the endpoint did.
     """
     loop = asyncio.get_running_loop()
-    record = _Record(len(due_s))
     waiting: dict[int, asyncio.Task[int]] = {}  # in the order in which they were due
     async with _session(timeout_s, connections) as session:
-        start = loop.time()
+        client = _Client(session, url, bodies, len(due_s))
 
         async def send_all() -> None:
             for number, due in enumerate(due_s.tolist()):
-                await asyncio.sleep(max(start + due - loop.time(), 0))
-                task = loop.create_task(_post(session, url, bodies[number % len(bodies)], record, number, start))
+                await asyncio.sleep(max(client.start + due - loop.time(), 0))
+                task = loop.create_task(client.post(number))
                 waiting[number] = task
                 task.add_done_callback(functools.partial(lambda number, _: waiting.pop(number), number))
             if waiting:
@@ -177,14 +176,14 @@ async def open_loop(
             while not sending.done() and not given_up:
                 await asyncio.wait([sending], timeout=None if give_up_s is None else _WATCH_S)
                 given_up = give_up_s is not None and any(
-                    loop.time() - start - due_s[number] > give_up_s for number in list(waiting)[:1]
+                    loop.time() - client.start - due_s[number] > give_up_s for number in list(waiting)[:1]
                 )
         finally:
             tasks = [sending, *waiting.values()]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-    return record.exchanges(np.array(due_s), len(bodies), given_up=given_up)
+    return client.exchanges(np.array(due_s), given_up=given_up)
 
 
 async def closed_loop(
@@ -214,22 +213,21 @@ async def closed_loop(
     if clients < 1:
         raise ValueError(f"expected at least 1 client, got {clients}")
     loop = asyncio.get_running_loop()
-    record = _Record()
     limit = math.inf if most is None else most
     async with _session(timeout_s, clients) as session:
-        start = loop.time()
+        client = _Client(session, url, bodies)
 
-        async def client() -> None:
+        async def send_in_turn() -> None:
             first = True
-            while len(record.sent) < limit and (first or loop.time() - start < duration_s):
-                number, first = record.add(), False
-                if await _post(session, url, bodies[number % len(bodies)], record, number, start) == NO_CONNECTION:
+            while len(client.sent) < limit and (first or loop.time() - client.start < duration_s):
+                number, first = client.add(), False
+                if await client.post(number) == NO_CONNECTION:
                     await asyncio.sleep(_PAUSE_S)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(clients):
-                group.create_task(client())
-    return record.exchanges(None, len(bodies))
+                group.create_task(send_in_turn())
+    return client.exchanges()
 
 
 async def post_once(url: str, body: bytes, *, timeout_s: float | None = None) -> Reply:
@@ -271,13 +269,15 @@ def _encode(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-class _Record:
-    """Notes times and statuses as they come; grows where it is not known how many there will be."""
+class _Client:
+    """Sends requests, and notes times and statuses as they come; grows where it is not known how many there will be."""
 
-    def __init__(self, count: int = 0) -> None:
+    def __init__(self, session: aiohttp.ClientSession, url: str, bodies: Sequence[bytes], count: int = 0) -> None:
+        self._session, self._url, self._bodies = session, url, bodies
         self.sent, self.done = [math.nan] * count, [math.nan] * count
         self.statuses = [NO_ANSWER] * count
-        self.problem: OSError | None = None
+        self._problem: OSError | None = None
+        self.start = asyncio.get_running_loop().time()
 
     def add(self) -> int:
         """The number of one more request."""
@@ -286,16 +286,38 @@ class _Record:
         self.statuses.append(NO_ANSWER)
         return len(self.statuses) - 1
 
-    def exchanges(self, due: Seconds | None, bodies: int, *, given_up: bool = False) -> Exchanges:
+    async def post(self, number: int) -> int:
+        """Send one request, and note and return what became of it."""
+        import aiohttp
+
+        now = asyncio.get_running_loop().time
+        status = NO_ANSWER
+        body = self._bodies[number % len(self._bodies)]
+        self.sent[number] = now() - self.start
+        try:
+            async with self._session.post(self._url, data=body, allow_redirects=False) as answer:
+                await answer.read()
+                status = answer.status
+        except TimeoutError:
+            pass
+        except (aiohttp.ClientError, OSError) as error:
+            status = NO_CONNECTION
+            if isinstance(error, OSError) and error.errno in _OURS:
+                self._problem = error
+        finally:  # also where the load was ended
+            self.done[number], self.statuses[number] = now() - self.start, status
+        return status
+
+    def exchanges(self, due: Seconds | None = None, *, given_up: bool = False) -> Exchanges:
         """All of them, of which each was due when it was sent where ``due`` is None.
 
         Raises:
             OSError: What went wrong on this side, if anything did.
         """
-        if self.problem is not None:
-            raise self.problem
+        if self._problem is not None:
+            raise self._problem
         sent, statuses = np.array(self.sent), np.array(self.statuses, np.int64)
-        which = np.arange(len(sent)) % bodies
+        which = np.arange(len(sent)) % len(self._bodies)
         return Exchanges(sent if due is None else due, sent, np.array(self.done), statuses, which, given_up)
 
 
@@ -311,30 +333,6 @@ def _session(timeout_s: float | None, connections: int) -> aiohttp.ClientSession
         auto_decompress=False,
         timeout=aiohttp.ClientTimeout(total=timeout_s),
     )
-
-
-async def _post(
-    session: aiohttp.ClientSession, url: str, body: bytes, record: _Record, number: int, start: float
-) -> int:
-    """Send one request, and note and return what became of it."""
-    import aiohttp
-
-    now = asyncio.get_running_loop().time
-    status = NO_ANSWER
-    record.sent[number] = now() - start
-    try:
-        async with session.post(url, data=body, allow_redirects=False) as answer:
-            await answer.read()
-            status = answer.status
-    except TimeoutError:
-        pass
-    except (aiohttp.ClientError, OSError) as error:
-        status = NO_CONNECTION
-        if isinstance(error, OSError) and error.errno in _OURS:
-            record.problem = error
-    finally:  # also where the load was ended
-        record.done[number], record.statuses[number] = now() - start, status
-    return status
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
