@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from compactor.benching.engines.feeding import check_options, choose_inputs
 from compactor.benching.engines.generating import OPTION, Runner, search_settings
 from compactor.benching.engines.ort import describe_session, device_name, open_graph, provider_options
-from compactor.benching.engines.torch import set_threads
+from compactor.benching.engines.torch import set_threads, set_wait_policy
 from compactor.benching.parts import DECODER_TOKENS
 from compactor.benching.plan import Part, Variant
 from compactor.errors import ModelDirectoryError
@@ -58,12 +58,14 @@ class OrtGenerator:
         self, variant: Variant, *, threads: int, spinning: bool, open_with: Callable[[Path], Any] | None = None
     ) -> None:
         check_options(variant.options, (OPTION,), where=variant.name)
-        set_threads(threads, spinning=spinning)
+        set_wait_policy(spinning=spinning)
+        import onnxruntime  # noqa: F401  # ahead of PyTorch, which brings CUDA libraries of its own
         import torch
         import transformers
 
         from compactor.runtime.generation import EncoderDecoder
 
+        set_threads(threads)
         provider = Provider(variant.provider)
         options = provider_options(provider, variant)
         opener = open_with or functools.partial(

@@ -46,13 +46,14 @@ class TorchEngine:
         dtype_name = str(variant.options.get("dtype", _DTYPES.get(variant.precision, variant.precision)))
         if dtype_name not in _DTYPES.values():
             raise UsageError(f"PyTorch does not run the model in '{dtype_name}'", where=variant.name)
-        set_threads(threads, spinning=spinning)
+        set_wait_policy(spinning=spinning)
         import torch
 
         from compactor.checkpoint import read_checkpoint
         from compactor.importer import load_model
 
         device = choose_device(variant.provider)
+        set_threads(threads)
         tf32 = bool(variant.options.get("tf32", False))
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         checkpoint = read_checkpoint(variant.path, allow_pickle=bool(variant.options.get("allow_pickle", False)))
@@ -128,15 +129,14 @@ def choose_device(provider: str) -> str:
     return "cuda"
 
 
-def set_threads(threads: int, *, spinning: bool) -> None:
-    """Load PyTorch, with so many threads of one operator; one operator at a time.
-
-    Args:
-        threads: How many.
-        spinning: Let idle threads wait busily; without effect where PyTorch is loaded already.
-    """
+def set_wait_policy(*, spinning: bool) -> None:
+    """Whether idle threads wait busily: of effect before PyTorch is loaded, which reads it once."""
     if not spinning and "torch" not in sys.modules:
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read once, when the thread pool's library is loaded
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+def set_threads(threads: int) -> None:
+    """Threads of one operator; one operator at a time."""
     import torch
 
     torch.set_num_threads(threads)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from compactor.benching.engines.feeding import check_options, choose_inputs
 from compactor.benching.engines.generating import OPTION, Runner, search_settings
-from compactor.benching.engines.torch import choose_device, describe_module, set_threads
+from compactor.benching.engines.torch import choose_device, describe_module, set_threads, set_wait_policy
 from compactor.benching.parts import DECODER_TOKENS
 from compactor.benching.plan import Part, Variant
 
@@ -30,7 +30,7 @@ class TorchGenerator:
 
     def __init__(self, variant: Variant, *, threads: int, spinning: bool) -> None:
         check_options(variant.options, (OPTION,), where=variant.name)
-        set_threads(threads, spinning=spinning)
+        set_wait_policy(spinning=spinning)
         import torch
 
         from compactor.checkpoint import read_checkpoint
@@ -38,6 +38,7 @@ class TorchGenerator:
         from compactor.tasks import GENERATION, TASKS
 
         self._device = choose_device(variant.provider)
+        set_threads(threads)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self._variant, self._where = variant, str(variant.path)
         self.module = load_encoder_decoder(read_checkpoint(variant.path), TASKS[GENERATION]).module.to(self._device)
