@@ -112,7 +112,7 @@ def plan_workload(folder: Path, request: Request, targets: Targets, *, limit: in
 
     Args:
         folder: Where the files go.
-        request: What was asked for, with its ``batches``. Without ``seqs``, random examples have the usual lengths.
+        request: What was asked for, with its ``batches``. Without ``seqs``, random examples have usual lengths.
         targets: What is measured.
         limit: Time at most this many examples of a file; None takes all.
 
@@ -216,9 +216,9 @@ def from_lengths(
     limit: int | None = None,
     seed: int = 0,
 ) -> Workload:
-    """Random tokens with the lengths in a file; or the texts of a data file, whose labels do not matter.
+    """Random tokens with the lengths in a file of whole numbers; or the texts of a data file, whatever their labels.
 
-    ``limit`` is as of ``from_data``, the others are as of ``synthetic``.
+    Texts take a ``spec`` with a tokenizer. ``limit`` is as of ``from_data``, the others are as of ``synthetic``.
 
     Raises:
         UsageError: The file cannot be used, or a length in it is beyond what the model takes.
