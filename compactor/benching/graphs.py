@@ -72,11 +72,17 @@ def read_graph(path: Path) -> GraphFacts:
         raise ModelDirectoryError(
             "this is not an ONNX graph, or it is damaged", where=str(path), todo="export the model again"
         ) from error
-    _require_weights(graph, path)
+    for tensor in graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            name = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+            if not (path.parent / name).is_file():
+                raise ModelDirectoryError(
+                    f"the graph's weights are missing: '{name}'", where=str(path), todo="copy that file beside it"
+                )
     weights = {tensor.name for tensor in graph.initializer}
     inputs = {value.name: value.type.tensor_type for value in graph.input if value.name not in weights}
-    for name, tensor in inputs.items():
-        _require_fillable(name, tensor, path)
+    for name, kind in inputs.items():
+        _require_fillable(name, kind, path)
     if not inputs.keys() & {"input_ids", IMAGE}:
         found = f"its inputs are {', '.join(inputs)}" if inputs else "it has no inputs"
         raise ModelDirectoryError(f"the graph takes neither input_ids nor {IMAGE}: {found}", where=str(path))
@@ -86,16 +92,6 @@ def read_graph(path: Path) -> GraphFacts:
         precision=_precision(graph),
         vocabulary=_vocabulary(graph),
     )
-
-
-def _require_weights(graph: onnx.GraphProto, path: Path) -> None:
-    for tensor in graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            name = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-            if not (path.parent / name).is_file():
-                raise ModelDirectoryError(
-                    f"the graph's weights are missing: '{name}'", where=str(path), todo="copy that file beside it"
-                )
 
 
 def _require_fillable(name: str, tensor: Any, path: Path) -> None:

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from compactor.benching.engines.feeding import read_feeds
 from compactor.benching.plan import Case
 from compactor.benching.workload import Workload
 from compactor.errors import MeasurementError
@@ -46,21 +48,22 @@ def _agreement(mine: Path, base: Path, case: Case) -> dict[str, Any] | None:
         return None
     found: dict[str, Any] = {"texts": None, "same_texts": None, "max_abs_diff": None, "max_abs": None}
     for name in names:
-        with np.load(mine / name) as own, np.load(base / name) as other:
-            if set(own.files) != set(other.files) or any(own[key].ndim != other[key].ndim for key in own.files):
-                return None
-            for key in own.files:
-                _compare(found, key, own[key], other[key])
+        own, other = read_feeds(mine / name), read_feeds(base / name)
+        if own.keys() != other.keys() or any(own[key].ndim != other[key].ndim for key in own):
+            return None
+        for key in own:
+            _compare(found, key, own[key], other[key])
     return found
 
 
-def _compare(found: dict[str, Any], key: str, own: Any, other: Any) -> None:
+def _compare(found: dict[str, Any], key: str, own: NDArray[Any], other: NDArray[Any]) -> None:
     """Take one output into account."""
+    alike = own.shape == other.shape
     if key == "sequences":
-        same = (own == other).all(axis=1).sum() if own.shape == other.shape else 0
+        same = (own == other).all(axis=1).sum() if alike else 0
         found["texts"] = (found["texts"] or 0) + len(own)
         found["same_texts"] = (found["same_texts"] or 0) + int(same)
-    elif own.shape == other.shape and np.isfinite(own).all() and np.isfinite(other).all():
+    elif alike and np.isfinite(own).all() and np.isfinite(other).all():
         difference = np.abs(own.astype(np.float64) - other)
         for name, values in (("max_abs_diff", difference), ("max_abs", np.abs(other))):
             found[name] = max(found[name] or 0.0, float(values.max()))

@@ -62,7 +62,13 @@ class TorchEngine:
         self._task, self._where, self._device = loaded.task, loaded.where, device
         compiled = bool(variant.options.get("compile", False))
         dynamic = bool(variant.options.get("dynamic", True))
-        self._call = _compile(self.module, dynamic=dynamic) if compiled else self.module
+        self._call = self.module
+        if compiled:  # and after too many shapes it fails, where it would otherwise quietly run eagerly
+            import torch._dynamo
+
+            torch._dynamo.config.recompile_limit = _MAX_COMPILED_SHAPES
+            torch._dynamo.config.fail_on_recompile_limit_hit = True
+            self._call = torch.compile(self.module, dynamic=dynamic)
         # Token ids and masks are int64; only pixels have the model's type, and numpy has no bfloat16 to say so.
         self._types = dict.fromkeys(loaded.input_names, np.float32 if self._task.image else np.int64)
         self._cast = getattr(torch, dtype_name) if self._task.image else None
@@ -184,13 +190,3 @@ def _transform(module: Any, variant: Variant) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"there is no transform '{name}'", where=variant.name, todo=str(error)) from error
     return transform(module)
-
-
-def _compile(module: Any, *, dynamic: bool) -> Any:
-    """The compiled model, which fails where it would otherwise quietly run eagerly: after too many shapes."""
-    import torch
-    import torch._dynamo
-
-    torch._dynamo.config.recompile_limit = _MAX_COMPILED_SHAPES
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
-    return torch.compile(module, dynamic=dynamic)
