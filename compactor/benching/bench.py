@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compactor.benching.agreement import describe_agreements, find_agreements
 from compactor.benching.assembling import Extras, assemble
 from compactor.benching.card import machine_card
 from compactor.benching.counters import file_bytes, model_hash, parameters
-from compactor.benching.judging import judge_quality
-from compactor.benching.plan import Case, Scenario, Settings, Variant
+from compactor.benching.judging import describe_agreements, find_agreements, judge_quality
+from compactor.benching.plan import Case, Scenario, Variant
+from compactor.benching.preparing import Plan, make_plan, plan_server
 from compactor.benching.processes import Measurements, Say, measure, run_worker
 from compactor.benching.report import REPORT_NAME, dump_report
-from compactor.benching.request import Request, ask_endpoints, fill_sizes, plan_inputs, plan_server, plan_settings
-from compactor.benching.server.endpoints import find_targets
-from compactor.benching.server.urls import is_url, split_targets
-from compactor.benching.targets import Targets
-from compactor.benching.workload import Workload
+from compactor.benching.request import Request
+from compactor.benching.server.urls import is_url, parse_url
 from compactor.errors import OutputError, UsageError, as_output_error
 
 _PROFILE_RUNS = 10
@@ -96,14 +93,17 @@ def bench(
         OutputError: There is a report in ``out``, or it cannot be written.
     """
     folder = None if out is None else Path(out)
-    if folder is not None:
-        _refuse_existing(folder, overwrite=overwrite)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise OutputError("the output is a file", where=str(folder), todo="give a folder")
+    if folder is not None and (folder / REPORT_NAME).exists() and not overwrite:
+        raise OutputError(
+            "there is a report already", where=str(folder), todo="choose another folder, or pass --overwrite"
+        )
     if is_url(baseline):
-        raise UsageError("an endpoint is no baseline", where=str(baseline), todo="give the URL as a TARGET")
-    paths, urls = split_targets(targets)
+        raise UsageError("an endpoint is no baseline", where=baseline, todo="give the URL as a TARGET")
     request = Request(
-        targets=[Path(path) for path in paths],
-        urls=urls,
+        targets=[Path(target) for target in targets if not is_url(target)],
+        urls=list(dict.fromkeys(parse_url(target) for target in targets if is_url(target))),
         baseline=None if baseline is None else Path(baseline),
         providers=providers,
         threads=threads,
@@ -129,22 +129,16 @@ def bench(
     )
     report = _bench(request, command, progress or (lambda _: None))
     if folder is not None:
-        write_report(report, folder)
+        _write_report(report, folder)
     return report
 
 
 def _bench(request: Request, command: str, say: Say) -> dict[str, Any]:
-    """The flow: targets, inputs, times, all that stands beside them."""
+    """The flow: targets and inputs, times, all that stands beside them."""
     start = time.monotonic()
-    settings = plan_settings(request)
-    say("reading the targets")
-    targets = find_targets(request.targets, request.urls, baseline=request.baseline, providers=request.providers)
-    request = fill_sizes(request, targets)
-    texts = ask_endpoints(request, targets, say)
     with tempfile.TemporaryDirectory(prefix="compactor-bench-") as temporary:
-        folder = Path(temporary)
-        say("writing the inputs")
-        workload = plan_inputs(folder / "inputs", request, targets, texts)
+        plan = make_plan(request, Path(temporary), say)
+        targets, workload = plan.targets, plan.workload
         extras = Extras(layers=targets.layers, machine=machine_card(), notes=[*targets.notes, *workload.notes])
         for variant in targets.own:
             extras.counters[variant.id] = {
@@ -152,16 +146,16 @@ def _bench(request: Request, command: str, say: Say) -> dict[str, Any]:
                 "parameters": parameters(variant),
                 "sha256": model_hash(variant),
             }
-        serve = plan_server(folder, request, targets, workload, settings, texts, extras.notes, say)
-        kept = folder / "kept" if targets.generates else None
-        measurements = measure(targets.variants, workload.cases, settings, say=say, serve=serve, outputs=kept)
+        serve = plan_server(plan, extras.notes, say)
+        kept = plan.folder / "kept" if targets.generates else None
+        measurements = measure(targets.variants, workload.cases, plan.settings, say=say, serve=serve, outputs=kept)
         if kept is not None:
             extras.agreements = find_agreements(kept, workload.cases, targets.baseline)
             names = {variant.id: variant.name for variant in targets.variants}
             extras.notes.extend(describe_agreements(names, extras.agreements, names.get(targets.baseline or "", "")))
         if not measurements.interrupted:
             try:
-                _find_extras(extras, request, targets, workload, settings, measurements, folder, say)
+                _find_extras(plan, extras, measurements, say)
             except KeyboardInterrupt:
                 say("interrupted: keeping what is measured so far")
                 measurements.interrupted = True
@@ -172,7 +166,7 @@ def _bench(request: Request, command: str, say: Say) -> dict[str, Any]:
         baseline=targets.baseline,
         cases=workload.cases if serve is None else [],
         workload=workload.to_json(),
-        settings=settings,
+        settings=plan.settings,
         measurements=measurements,
         extras=extras,
         duration_s=time.monotonic() - start,
@@ -181,12 +175,8 @@ def _bench(request: Request, command: str, say: Say) -> dict[str, Any]:
     )
 
 
-def write_report(report: dict[str, Any], folder: Path) -> None:
-    """Write ``report.json``, and the two pages made from it.
-
-    Raises:
-        OutputError: The folder cannot be written to.
-    """
+def _write_report(report: dict[str, Any], folder: Path) -> None:
+    """Write ``report.json``, and the two pages made from it."""
     from compactor.reporting.page import write_reports
 
     try:
@@ -198,42 +188,22 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
         raise as_output_error(error, folder) or error from error
 
 
-def _refuse_existing(out: Path, *, overwrite: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise OutputError("the output is a file", where=str(out), todo="give a folder")
-    if (out / REPORT_NAME).exists() and not overwrite:
-        raise OutputError(
-            "there is a report already", where=str(out), todo="choose another folder, or pass --overwrite"
-        )
-
-
-def _find_extras(
-    extras: Extras,
-    request: Request,
-    targets: Targets,
-    workload: Workload,
-    settings: Settings,
-    measurements: Measurements,
-    folder: Path,
-    say: Say,
-) -> None:
+def _find_extras(plan: Plan, extras: Extras, measurements: Measurements, say: Say) -> None:
     """What stands beside the times and needs the variants to run once more: quality, multiply-adds, profiles, peak."""
     able = [
         variant
-        for variant in targets.own
+        for variant in plan.targets.own
         if variant.id in measurements.variants and measurements.variants[variant.id].error is None
     ]
-    if workload.scoring is not None:
-        extras.quality = _measure_quality(
-            able, targets, workload, workload.scoring, settings, folder, extras.notes, say
-        )
+    if plan.workload.scoring is not None:
+        extras.quality = _measure_quality(plan, plan.workload.scoring, able, extras.notes, say)
     for variant in able:
-        _count_and_profile(extras, variant, workload.cases, request, settings, say)
-    if not targets.own:
+        _count_and_profile(plan, variant, extras, say)
+    if not plan.targets.own:
         return
     say("measuring the machine's peak")
-    provider = "cuda" if "cuda" in request.providers else "cpu"
-    found = run_worker("peak", None, [], settings, peak={**_PEAK, "provider": provider})
+    provider = "cuda" if "cuda" in plan.request.providers else "cpu"
+    found = run_worker("peak", None, [], plan.settings, peak={**_PEAK, "provider": provider})
     if "error" in found:
         extras.notes.append(f"The machine's peak could not be measured: {found['error']['what']}.")
     else:
@@ -241,59 +211,46 @@ def _find_extras(
 
 
 def _measure_quality(
-    variants: Sequence[Variant],
-    targets: Targets,
-    workload: Workload,
-    scoring: Case,
-    settings: Settings,
-    folder: Path,
-    notes: list[str],
-    say: Say,
+    plan: Plan, scoring: Case, variants: Sequence[Variant], notes: list[str], say: Say
 ) -> dict[str, dict[str, Any]]:
     """The ``quality`` block of each variant."""
     outputs = {}
     for variant in variants:
-        say(f"answering {workload.examples} examples: {variant.name}")
-        kept = folder / "outputs" / variant.id
-        found = run_worker("outputs", variant, [scoring], settings, outputs=kept)
+        say(f"answering {plan.workload.examples} examples: {variant.name}")
+        kept = plan.folder / "outputs" / variant.id
+        found = run_worker("outputs", variant, [scoring], plan.settings, outputs=kept)
         if "error" in found:
             notes.append(f"{variant.name} failed to answer all examples: {found['error']['what']}.")
-            continue
-        outputs[variant.id] = [kept / f"{scoring.id}.{i}.npz" for i in range(len(scoring.files))]
+        else:
+            outputs[variant.id] = [kept / f"{scoring.id}.{i}.npz" for i in range(len(scoring.files))]
     say("judging the answers")
-    return judge_quality(workload, outputs, baseline=targets.baseline, notes=notes)
+    return judge_quality(plan.workload, outputs, baseline=plan.targets.baseline, notes=notes)
 
 
-def _count_and_profile(
-    extras: Extras, variant: Variant, cases: Sequence[Case], request: Request, settings: Settings, say: Say
-) -> None:
+def _count_and_profile(plan: Plan, variant: Variant, extras: Extras, say: Say) -> None:
     """Multiply-adds of each case, and where the time of each goes."""
+    if variant.engine not in ("torch", "onnxruntime"):
+        return
+    say(f"counting multiply-adds: {variant.name}")
+    request, cases = plan.request, plan.workload.cases
     if variant.engine == "torch":
-        say(f"counting multiply-adds: {variant.name}")
-        found = run_worker("macs", variant, cases, settings)
+        found = run_worker("macs", variant, cases, plan.settings)
         if "error" not in found:
             extras.macs[variant.id] = found["macs"]
         return
-    if variant.engine != "onnxruntime":
-        return
-    say(f"counting multiply-adds: {variant.name}")
-    runs = _PROFILE_RUNS if request.profile else 1
-    block = {"runs": runs, "layers": request.profile_layers}
-    found = run_worker("profile", variant, cases, settings, profile=block)
+    block = {"runs": _PROFILE_RUNS if request.profile else 1, "layers": request.profile_layers}
+    found = run_worker("profile", variant, cases, plan.settings, profile=block)
     if "error" in found:
         extras.notes.append(f"{variant.name} could not be profiled: {found['error']['what']}.")
         return
     extras.notes.extend(f"{variant.name}: {note}" for note in found["notes"])
-    counted = {case: entry.pop("macs") for case, entry in found["profile"].items()}
+    profiles: dict[str, dict[str, Any]] = found["profile"]
+    counted = {case: entry.pop("macs") for case, entry in profiles.items()}
     extras.macs[variant.id] = {case: macs for case, macs in counted.items() if macs is not None}
     if request.profile or variant.provider != "cpu":
-        extras.profiles[variant.id] = _shown_profiles(cases, found["profile"])
-
-
-def _shown_profiles(cases: Sequence[Case], found: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first case's profile; of an encoder-decoder, the first one of each kind of part."""
-    shown: dict[object, dict[str, Any]] = {}
-    for case in cases:
-        if case.id in found:
-            shown.setdefault(case.part and case.part.kind, found[case.id])
-    return list(shown.values())
+        # The first case's profile; of an encoder-decoder, the first one of each kind of part.
+        shown: dict[object, dict[str, Any]] = {}
+        for case in cases:
+            if case.id in profiles:
+                shown.setdefault(case.part and case.part.kind, profiles[case.id])
+        extras.profiles[variant.id] = list(shown.values())

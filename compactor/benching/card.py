@@ -36,21 +36,17 @@ def machine_card() -> dict[str, Any]:
     machine = describe_machine().to_json()
     del machine["affinity_physical_cores"]  # it explains the number of threads, and the settings say that in words
     gpus = describe_gpus()
+    try:
+        load = os.getloadavg()[0]  # processes that ran or wanted to, over the last minute
+    except (AttributeError, OSError):  # the system does not count them
+        load = None
     return {
         **machine,
         "gpus": None if gpus is None else [dataclasses.asdict(gpu) for gpu in gpus],
-        "load_before": load_average(),
+        "load_before": load,
         "versions": versions(),
         **describe_commit(),
     }
-
-
-def load_average() -> float | None:
-    """Processes that ran or wanted to, over the last minute; None where the system does not count them."""
-    try:
-        return os.getloadavg()[0]
-    except (AttributeError, OSError):
-        return None
 
 
 def versions() -> dict[str, str]:

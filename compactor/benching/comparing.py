@@ -7,7 +7,7 @@ the speed-up over it, in which the machine cancels; otherwise times are, with ro
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from compactor.benching.statistics import NO_DIFFERENCE, Ratio, change, ratio, verdict_of
@@ -22,7 +22,7 @@ _SAME_CASE = ("batch", "seq", "batches", "examples", "tokens", "positions", "buc
 _SAME_SETTINGS = ("affinity", "spinning", "quick", "rounds", "clock", "seed")
 
 _Report = Mapping[str, Any]
-_Results = Mapping[str, Mapping[str, Any]]  # by case
+_Both = tuple[_Report | None, _Report | None]  # before and after
 
 
 def compare(before: _Report, after: _Report) -> dict[str, Any]:
@@ -54,11 +54,13 @@ def compare(before: _Report, after: _Report) -> dict[str, Any]:
     notes.extend(_missing(before, after))
     baseline = _common_baseline(before, after, common, notes)
     shown = [key for key in common if key != baseline]
-    pairs = [
-        (key, case) for key in shown for case in cases if case in _results(mine[key]) and case in _results(theirs[key])
-    ]
+    first, second = ({key: _by_case(row) for key, row in side.items()} for side in (mine, theirs))
+    bases = ({}, {}) if baseline is None else (first[baseline], second[baseline])
+    pairs = [(key, case) for key in shown for case in cases if case in first[key] and case in second[key]]
+    how = {"seed": after["settings"]["seed"], "comparisons": len(pairs)}
     rows = [
-        _row(mine, theirs, key, case, baseline, same_machine=same_machine, comparisons=len(pairs), seed=_seed(after))
+        {"variant": key, "name": theirs[key]["name"], "case": case}
+        | _row(first[key][case], second[key][case], (bases[0].get(case), bases[1].get(case)), same_machine, how)
         for key, case in pairs
     ]
     server = [
@@ -73,7 +75,7 @@ def compare(before: _Report, after: _Report) -> dict[str, Any]:
             todo="measure the same targets on the same inputs in both",
         )
     if baseline is not None:
-        notes.extend(_drift_notes(mine[baseline], theirs[baseline], cases, _seed(after)))
+        notes.extend(_drift_notes(theirs[baseline]["name"], *bases, cases, how["seed"]))
     return {
         "slower": any(row["verdict"] == "slower" for row in (*rows, *server)),
         "rows": rows,
@@ -102,18 +104,16 @@ def _differences(before: _Report, after: _Report) -> Iterator[str]:
             yield f"The {words} report is INVALID: {'; '.join(report['verdict']['reasons'])}."
         if report["interrupted"]:
             yield f"The {words} report was interrupted."
-    for key in ("cpu_model", "kernel"):
-        first, second = before["machine"][key], after["machine"][key]
+    machines = before["machine"], after["machine"]
+    versions = [machine["versions"] for machine in machines]
+    settings = before["settings"], after["settings"]
+    for what, (first, second) in (
+        *((key.replace("_", " "), [machine[key] for machine in machines]) for key in ("cpu_model", "kernel")),
+        *((name, [side.get(name) for side in versions]) for name in sorted(versions[0].keys() | versions[1].keys())),
+        *((f"setting of {key}", [side[key] for side in settings]) for key in _SAME_SETTINGS),
+    ):
         if first != second:
-            yield f"Another {key.replace('_', ' ')}: {first}, then {second}."
-    first, second = before["machine"]["versions"], after["machine"]["versions"]
-    for name in sorted(first.keys() | second.keys()):
-        if first.get(name) != second.get(name):
-            yield f"Another {name}: {first.get(name)}, then {second.get(name)}."
-    for key in _SAME_SETTINGS:
-        first, second = before["settings"][key], after["settings"][key]
-        if first != second:
-            yield f"Another setting of {key}: {first}, then {second}."
+            yield f"Another {what}: {first}, then {second}."
 
 
 def _common_cases(before: _Report, after: _Report, notes: list[str]) -> list[str]:
@@ -136,13 +136,8 @@ def _measured(report: _Report) -> dict[str, _Report]:
     return {variant["id"]: variant for variant in report["variants"] if variant["status"] == "measured"}
 
 
-def _results(variant: _Report) -> _Results:
+def _by_case(variant: _Report) -> dict[str, _Report]:
     return {result["case"]: result for result in variant["results"]}
-
-
-def _seed(report: _Report) -> int:
-    seed: int = report["settings"]["seed"]
-    return seed
 
 
 def _is_same_way(before: _Report, after: _Report, notes: list[str]) -> bool:
@@ -192,68 +187,46 @@ def _common_baseline(before: _Report, after: _Report, common: list[str], notes: 
 
 
 def _row(
-    before: Mapping[str, _Report],
-    after: Mapping[str, _Report],
-    key: str,
-    case: str,
-    baseline: str | None,
-    *,
+    first: _Report,
+    second: _Report,
+    bases: tuple[_Report | None, _Report | None],
     same_machine: bool,
-    comparisons: int,
-    seed: int,
+    how: Mapping[str, int],
 ) -> dict[str, Any]:
-    """One variant and case."""
-    first, second = _results(before[key])[case], _results(after[key])[case]
-    time = _allow_drift(
-        ratio(first["rounds_ms"], second["rounds_ms"], paired=False, seed=seed, comparisons=comparisons)
-    )
+    """One variant and case, beside what the baseline took for it; None where it has no such case."""
+    time = ratio(first["rounds_ms"], second["rounds_ms"], paired=False, **how)
+    if time.low is not None and time.high is not None:  # the interval also holds what the machine may have changed
+        low, high = time.low / MACHINE_DRIFT, time.high * MACHINE_DRIFT
+        time = Ratio(time.value, low, high, verdict_of(low, high))
     speedup = None
-    if baseline is not None:
-        base = _results(before[baseline]).get(case), _results(after[baseline]).get(case)
-        if base[0] is not None and base[1] is not None:
-            found = change(
-                (base[0]["rounds_ms"], first["rounds_ms"]),
-                (base[1]["rounds_ms"], second["rounds_ms"]),
-                seed=seed,
-                comparisons=comparisons,
-            )
-            speedup = {
-                "before": base[0]["summary"]["median"] / first["summary"]["median"],
-                "after": base[1]["summary"]["median"] / second["summary"]["median"],
-                **dataclasses.asdict(found),
-            }
-    verdict = speedup["verdict"] if speedup is not None else time.verdict if same_machine else NOT_COMPARABLE
+    before, after = bases
+    if before is not None and after is not None:
+        found = change((before["rounds_ms"], first["rounds_ms"]), (after["rounds_ms"], second["rounds_ms"]), **how)
+        speedup = {
+            "before": before["summary"]["median"] / first["summary"]["median"],
+            "after": after["summary"]["median"] / second["summary"]["median"],
+            **dataclasses.asdict(found),
+        }
     return {
-        "variant": key,
-        "name": after[key]["name"],
-        "case": case,
         "before_ms": first["summary"]["median"],
         "after_ms": second["summary"]["median"],
         "time": dataclasses.asdict(time),
         "speedup": speedup,
         "decided_by": "speed-up" if speedup is not None else "time" if same_machine else None,
-        "verdict": verdict,
+        "verdict": speedup["verdict"] if speedup is not None else time.verdict if same_machine else NOT_COMPARABLE,
     }
 
 
-def _allow_drift(found: Ratio) -> Ratio:
-    """The ratio with an interval that also holds what the machine may have changed."""
-    if found.low is None or found.high is None:
-        return found
-    low, high = found.low / MACHINE_DRIFT, found.high * MACHINE_DRIFT
-    return Ratio(found.value, low, high, verdict_of(low, high))
-
-
-def _drift_notes(before: _Report, after: _Report, cases: list[str], seed: int) -> Iterator[str]:
+def _drift_notes(
+    name: str, first: Mapping[str, _Report], second: Mapping[str, _Report], cases: Sequence[str], seed: int
+) -> Iterator[str]:
     """Where the baseline itself took another time: the machine changed."""
-    first, second = _results(before), _results(after)
     for case in cases:
         if case in first and case in second:
             found = ratio(first[case]["rounds_ms"], second[case]["rounds_ms"], paired=False, seed=seed)
             if found.verdict in ("faster", "slower"):
-                medians = (side[case]["summary"]["median"] for side in (first, second))
-                times = ", then ".join(f"{median:.2f} ms" for median in medians)
-                yield f"The machine itself is {found.verdict} than before: {after['name']} took {times} for {case}."
+                times = ", then ".join(f"{side[case]['summary']['median']:.2f} ms" for side in (first, second))
+                yield f"The machine itself is {found.verdict} than before: {name} took {times} for {case}."
 
 
 def _server_row(before: _Report, after: _Report, notes: list[str], *, same_machine: bool) -> dict[str, Any]:
@@ -275,6 +248,8 @@ def _server_row(before: _Report, after: _Report, notes: list[str], *, same_machi
         verdict = "faster"
     else:
         verdict = NO_DIFFERENCE
+    # Latencies at the rates that both tried; the first probe of each.
+    tried = [{probe["qps"]: probe for probe in reversed(side["probes"])} for side in (first, second)]
     return {
         "variant": after["id"],
         "name": after["name"],
@@ -282,14 +257,8 @@ def _server_row(before: _Report, after: _Report, notes: list[str], *, same_machi
         "after_qps": rates[1],
         "value": value,
         "verdict": verdict,
-        "common": _common_rates(first, second),
+        "common": [
+            {"qps": rate} | {key: [side[rate][key] for side in tried] for key in ("p50_ms", "p90_ms", "p99_ms")}
+            for rate in sorted(tried[0].keys() & tried[1].keys())
+        ],
     }
-
-
-def _common_rates(before: _Report, after: _Report) -> list[dict[str, Any]]:
-    """Latencies, before and after, at the rates that both tried; the first probe of each."""
-    first, second = ({probe["qps"]: probe for probe in reversed(side["probes"])} for side in (before, after))
-    return [
-        {"qps": rate} | {key: [first[rate][key], second[rate][key]] for key in ("p50_ms", "p90_ms", "p99_ms")}
-        for rate in sorted(first.keys() & second.keys())
-    ]

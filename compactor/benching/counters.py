@@ -18,12 +18,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from compactor.benching.engines.feeding import read_feeds
 from compactor.benching.plan import Part, Variant
 from compactor.errors import CompactorError
-from compactor.runtime.profiling import NodeEvent, Profile, ProfiledSession, profile_session, select_runs
+from compactor.runtime.profiling import Profile, ProfiledSession, profile_session, select_runs
 
 # Batches of one case that are profiled and counted: those of a large data set would fill ONNX Runtime's limit of a
 # million events. Evenly spaced, they stand for the others.
@@ -31,7 +29,6 @@ MAX_BATCHES = 128
 # Tokens of a generated text: each is a run of a graph. Longer ones are neither profiled nor counted, for that reason.
 MAX_STEPS = 128
 
-_CHUNK = 1 << 20
 _NOT_WEIGHTS = ("i64", "i32", "boolean", "string")  # as compactor.exporting.stages counts: indexes and flags are none
 
 
@@ -48,38 +45,50 @@ def profile(spec: Mapping[str, Any]) -> dict[str, Any]:
         sentences for the reader.
     """
     variant = Variant.from_json(spec["variant"])
-    wanted = spec["profile"]
     chosen = {case["id"]: spread(case["files"], MAX_BATCHES) for case in spec["cases"]}
     profiles = (_profile_parts if variant.generates else _profile_graph)(variant, spec, chosen)
     blocks, notes = {}, []
     for case in spec["cases"]:
-        files = case["files"]
-        if case["id"] not in profiles:
+        name, files = case["id"], case["files"]
+        if name not in profiles:
             continue
-        found = profiles[case["id"]]
+        found = profiles[name]
         if spec["sample"] == "pass":
             found = dataclasses.replace(found, runs=found.runs / len(files))
-        blocks[case["id"]] = _describe(case["id"], found, variant.provider, layers=wanted["layers"])
-        notes.extend(_explain(case, len(chosen[case["id"]]), found))
-    return {"environment": {}, "profile": blocks, "notes": list(dict.fromkeys(notes))}
+        blocks[name] = {
+            "case": name,
+            "runs": max(1, round(found.runs)),
+            "total_ms": found.total_ms,
+            "operators": found.by_operator(),
+            "layers": found.by_layer() if spec["profile"]["layers"] else None,
+            "placement": {"cpu": 0, variant.provider: 0} | found.placement(),
+            "misplaced": found.misplaced(variant.provider),
+            "macs": found.macs,
+        }
+        if len(chosen[name]) < len(files):
+            notes.append(
+                f"Profiles and multiply-adds of {name} are from {len(chosen[name])} of its {len(files)} batches, "
+                "evenly spaced."
+            )
+        if unknown := found.uncounted():
+            kinds = collections.Counter(entry[entry.rindex("(") + 1 : -1] for entry in unknown)
+            listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+            notes.append(f"Multiply-adds are not known, because there is no formula for: {listed}.")
+        if found.launch_times_only():
+            notes.append("The profile has no times of GPU kernels: those of GPU nodes are what it took to start them.")
+    return {"profile": blocks, "notes": list(dict.fromkeys(notes))}
 
 
 def _profile_graph(
     variant: Variant, spec: Mapping[str, Any], chosen: Mapping[str, Sequence[str]]
 ) -> dict[str, Profile]:
     """The profile of each case of a model with one graph."""
-    from compactor.benching.engines.ort import provider_options
-    from compactor.runtime.providers import Provider
-
     longest = max(len(files) for files in chosen.values())
     return profile_session(
         variant.path,
-        {case: [_load(file) for file in files] for case, files in chosen.items()},
+        {case: [read_feeds(file) for file in files] for case, files in chosen.items()},
         runs=max(1, min(spec["profile"]["runs"], MAX_BATCHES // longest)),
-        threads=spec["threads"],
-        allow_spinning=spec["spinning"],
-        provider=variant.provider,
-        provider_options=provider_options(Provider(variant.provider), variant),
+        **_session_options(variant, spec),
     )
 
 
@@ -87,24 +96,14 @@ def _profile_parts(
     variant: Variant, spec: Mapping[str, Any], chosen: Mapping[str, Sequence[str]]
 ) -> dict[str, Profile]:
     """The profile of each case of an encoder-decoder, whatever graphs it runs; none of texts that are too long."""
-    from compactor.benching.engines.ort import provider_options
     from compactor.benching.engines.ort_generation import OrtGenerator
-    from compactor.runtime.providers import Provider
 
     with tempfile.TemporaryDirectory(prefix="compactor-") as temporary:
 
         def open_with(path: Path) -> ProfiledSession:
             folder = Path(temporary, path.stem)
             folder.mkdir()
-            return ProfiledSession(
-                path,
-                folder,
-                graph=path.stem,
-                threads=spec["threads"],
-                allow_spinning=spec["spinning"],
-                provider=variant.provider,
-                provider_options=provider_options(Provider(variant.provider), variant),
-            )
+            return ProfiledSession(path, folder, graph=path.stem, **_session_options(variant, spec))
 
         engine = OrtGenerator(variant, threads=spec["threads"], spinning=spec["spinning"], open_with=open_with)
         sessions: dict[str, ProfiledSession] = engine.sessions
@@ -118,7 +117,7 @@ def _profile_parts(
                 if (part.new_tokens or 0) > MAX_STEPS:
                     continue
             runner = engine.part(part)
-            batches = [runner.prepare(_load(file)) for file in files]
+            batches = [runner.prepare(read_feeds(file)) for file in files]
             for batch in batches[:2]:
                 runner.run(batch)
             start = {graph: session.runs for graph, session in sessions.items()}
@@ -127,11 +126,24 @@ def _profile_parts(
             ranges = {graph: range(start[graph], session.runs) for graph, session in sessions.items()}
             counted[case["id"]] = len(batches) * runs, ranges
         events = {graph: session.end() for graph, session in sessions.items()}
-    return {case: Profile(_select(events, ranges), runs) for case, (runs, ranges) in counted.items()}
+    return {
+        case: Profile(
+            tuple(event for graph, numbers in ranges.items() for event in select_runs(events[graph], numbers)), runs
+        )
+        for case, (runs, ranges) in counted.items()
+    }
 
 
-def _select(events: Mapping[str, Sequence[NodeEvent]], ranges: Mapping[str, range]) -> tuple[NodeEvent, ...]:
-    return tuple(event for graph, numbers in ranges.items() for event in select_runs(events[graph], numbers))
+def _session_options(variant: Variant, spec: Mapping[str, Any]) -> dict[str, Any]:
+    from compactor.benching.engines.ort import provider_options
+    from compactor.runtime.providers import Provider
+
+    return {
+        "threads": spec["threads"],
+        "allow_spinning": spec["spinning"],
+        "provider": variant.provider,
+        "provider_options": provider_options(Provider(variant.provider), variant),
+    }
 
 
 def torch_macs(engine: Any, spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,25 +160,16 @@ def torch_macs(engine: Any, spec: Mapping[str, Any]) -> dict[str, Any]:
     """
     counted = {}
     for case in spec["cases"]:
+        if case.get("part") is None:
+            prepare, run = engine.prepare, engine.run_uncompiled
+        else:
+            part = engine.part(Part(**case["part"]))
+            prepare, run = part.prepare, part.run
         files = spread(case["files"], MAX_BATCHES)
-        total = sum(_torch_batch_macs(engine, case, _load(file)) for file in files)
+        total = sum(count_macs(functools.partial(run, prepare(read_feeds(file)))) for file in files)
         batches = len(case["files"]) if spec["sample"] == "pass" else 1
         counted[case["id"]] = round(total * batches / len(files))
     return {"macs": counted}
-
-
-def _torch_batch_macs(engine: Any, case: Mapping[str, Any], feeds: Mapping[str, NDArray[Any]]) -> int:
-    if case.get("part") is None:
-        return module_macs(engine.module, engine.prepare(feeds))
-    part = engine.part(Part(**case["part"]))
-    prepared = part.prepare(feeds)
-    return count_macs(lambda: part.compute(prepared))
-
-
-def module_macs(module: Any, inputs: Mapping[str, Any]) -> int:
-    """Multiply-adds of one forward pass of a PyTorch module."""
-    device = next(module.parameters()).device
-    return count_macs(lambda: module(**{name: tensor.to(device) for name, tensor in inputs.items()}))
 
 
 def count_macs(call: Callable[[], object]) -> int:
@@ -200,7 +203,7 @@ def parameters(variant: Variant) -> int | None:
         if _has_several_graphs(variant):
             return _shared_parameters(variant)
         if variant.path.suffix == ".onnx":
-            return _read_onnx(variant.path).parameters
+            return _read_onnx(variant.path)[0]
         if variant.path.suffix == ".xml":
             return _openvino_parameters(variant.path)
         if variant.engine == "torch":
@@ -227,8 +230,7 @@ def model_hash(variant: Variant) -> str | None:
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
-            while chunk := stream.read(_CHUNK):
-                digest.update(chunk)
+            hashlib.file_digest(stream, lambda: digest)  # goes on with the same one
     return digest.hexdigest()
 
 
@@ -239,58 +241,17 @@ def spread(files: Sequence[str], most: int) -> list[str]:
     return [files[index * len(files) // most] for index in range(most)]
 
 
-def _load(file: str) -> dict[str, NDArray[Any]]:
-    with np.load(file) as arrays:
-        return dict(arrays)
-
-
-def _describe(case: str, found: Profile, provider: str, *, layers: bool) -> dict[str, Any]:
-    return {
-        "case": case,
-        "runs": max(1, round(found.runs)),
-        "total_ms": found.total_ms,
-        "operators": found.by_operator(),
-        "layers": found.by_layer() if layers else None,
-        "placement": {"cpu": 0, provider: 0} | found.placement(),
-        "misplaced": found.misplaced(provider),
-        "macs": found.macs,
-    }
-
-
-def _explain(case: Mapping[str, Any], profiled: int, found: Profile) -> list[str]:
-    """What the reader of a profile should know."""
-    notes = []
-    if profiled < len(case["files"]):
-        notes.append(
-            f"Profiles and multiply-adds of {case['id']} are from {profiled} of its {len(case['files'])} batches, "
-            "evenly spaced."
-        )
-    if unknown := found.uncounted():
-        kinds = collections.Counter(entry[entry.rindex("(") + 1 : -1] for entry in unknown)
-        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-        notes.append(f"Multiply-adds are not known, because there is no formula for: {listed}.")
-    if found.launch_times_only():
-        notes.append("The profile has no times of GPU kernels: those of GPU nodes are what it took to start them.")
-    return notes
-
-
 # Files
 
 
-@dataclasses.dataclass(frozen=True)
-class _OnnxFacts:
-    parameters: int
-    external: tuple[Path, ...]
-
-
-def _read_onnx(path: Path) -> _OnnxFacts:
+def _read_onnx(path: Path) -> tuple[int, list[Path]]:
+    """Parameters, and the files beside the graph that hold weights; reads no external weights."""
     status = path.stat()
     return _read_onnx_as_it_is(path, status.st_mtime_ns, status.st_size)
 
 
 @functools.lru_cache(maxsize=64)
-def _read_onnx_as_it_is(path: Path, modified: int, size: int) -> _OnnxFacts:
-    """Parameters, and the files beside the graph that hold weights; reads no external weights."""
+def _read_onnx_as_it_is(path: Path, modified: int, size: int) -> tuple[int, list[Path]]:
     import onnx_ir as ir
 
     from compactor.exporting.stages import count_parameters
@@ -300,7 +261,7 @@ def _read_onnx_as_it_is(path: Path, modified: int, size: int) -> _OnnxFacts:
     folder = path.parent.resolve()
     external = {Path(tensor.path).resolve() for tensor in values if isinstance(tensor, ir.ExternalTensor)}
     inside = [file for file in external if file.is_relative_to(folder) and file.is_file()]
-    return _OnnxFacts(count_parameters(model), tuple(sorted(inside)))
+    return count_parameters(model), sorted(inside)
 
 
 def _openvino_parameters(path: Path) -> int:
@@ -366,9 +327,9 @@ def _model_files(variant: Variant) -> list[Path]:
             from compactor.benching.engines.ort_generation import graph_files
 
             graphs = graph_files(variant).values()
-            files = [*graphs, *{file for graph in graphs for file in _read_onnx(graph).external}]
+            files = [*graphs, *{file for graph in graphs for file in _read_onnx(graph)[1]}]
         elif path.suffix == ".onnx":
-            files = [path, *_read_onnx(path).external]
+            files = [path, *_read_onnx(path)[1]]
         elif path.suffix == ".xml":
             files = [path, path.with_suffix(".bin")]
         elif variant.engine == "torch":

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import onnx
 
 from compactor.errors import ModelDirectoryError
 
-if TYPE_CHECKING:
-    import onnx
-
 IMAGE = "pixel_values"
-_TOKENS = ("input_ids", "attention_mask", "token_type_ids")
 _INTEGERS, _FLOATS = {"INT32", "INT64"}, {"FLOAT", "FLOAT16"}
 _TAKEN = {
     "input_ids": _INTEGERS,
@@ -67,19 +66,23 @@ def read_graph(path: Path) -> GraphFacts:
     Raises:
         ModelDirectoryError: It is no graph, weights are missing, or it has an input that nobody knows how to fill.
     """
-    import onnx
-
     try:
         graph = onnx.load(path, load_external_data=False).graph
     except Exception as error:  # protobuf has several, of a module that is not public
         raise ModelDirectoryError(
             "this is not an ONNX graph, or it is damaged", where=str(path), todo="export the model again"
         ) from error
-    _require_weights(graph, path)
+    for tensor in graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            name = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+            if not (path.parent / name).is_file():
+                raise ModelDirectoryError(
+                    f"the graph's weights are missing: '{name}'", where=str(path), todo="copy that file beside it"
+                )
     weights = {tensor.name for tensor in graph.initializer}
     inputs = {value.name: value.type.tensor_type for value in graph.input if value.name not in weights}
-    for name, tensor in inputs.items():
-        _require_fillable(name, tensor, path)
+    for name, kind in inputs.items():
+        _require_fillable(name, kind, path)
     if not inputs.keys() & {"input_ids", IMAGE}:
         found = f"its inputs are {', '.join(inputs)}" if inputs else "it has no inputs"
         raise ModelDirectoryError(f"the graph takes neither input_ids nor {IMAGE}: {found}", where=str(path))
@@ -91,21 +94,7 @@ def read_graph(path: Path) -> GraphFacts:
     )
 
 
-def _require_weights(graph: onnx.GraphProto, path: Path) -> None:
-    import onnx
-
-    for tensor in graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            name = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-            if not (path.parent / name).is_file():
-                raise ModelDirectoryError(
-                    f"the graph's weights are missing: '{name}'", where=str(path), todo="copy that file beside it"
-                )
-
-
 def _require_fillable(name: str, tensor: Any, path: Path) -> None:
-    import onnx
-
     if name not in _TAKEN:
         decoder = name.startswith(("encoder_", "past_key_values."))
         raise ModelDirectoryError(
@@ -122,7 +111,7 @@ def _require_fillable(name: str, tensor: Any, path: Path) -> None:
             where=str(path),
             todo=f"types that can be: {', '.join(sorted(_TAKEN[name]))}",
         )
-    axes = 2 if name in _TOKENS else 4
+    axes = 4 if name == IMAGE else 2
     if len(tensor.shape.dim) != axes:
         raise ModelDirectoryError(
             f"the graph wants '{name}' with {len(tensor.shape.dim)} axes instead of {axes}, which cannot be filled",
@@ -136,23 +125,18 @@ def _shape(tensor: Any) -> Shape:
 
 
 def _precision(graph: onnx.GraphProto) -> str:
-    import onnx
-
-    names = set()
-    for node in _nodes(graph):
-        names.add(node.op_type)
+    nodes = list(_nodes(graph))
+    for node in nodes:
         if node.op_type == "MatMulNBits":
             bits = next((attribute.i for attribute in node.attribute if attribute.name == "bits"), 4)
             return f"int{bits}"
-    if names & _INT8_OPERATORS:
+    if any(node.op_type in _INT8_OPERATORS for node in nodes):
         return "int8"
-    sizes: collections.Counter[str] = collections.Counter()
+    floats: collections.Counter[str] = collections.Counter()
     for tensor in graph.initializer:
-        size = 1
-        for length in tensor.dims:
-            size *= length
-        sizes[onnx.TensorProto.DataType.Name(tensor.data_type)] += size
-    floats = {_FLOAT_NAMES[kind]: size for kind, size in sizes.items() if kind in _FLOAT_NAMES}
+        kind = onnx.TensorProto.DataType.Name(tensor.data_type)
+        if kind in _FLOAT_NAMES:
+            floats[_FLOAT_NAMES[kind]] += math.prod(tensor.dims)
     return max(floats, key=lambda name: floats[name], default="fp32")
 
 

@@ -1,4 +1,9 @@
-"""What the variants answered, judged side by side: the ``quality`` block of each."""
+"""What the variants answered: do those of an encoder-decoder compute the same, and how good are the answers of each.
+
+Tokens are the same or not; a text that differs in one token may differ in all that follow, so texts are counted, not
+tokens. States and logits have a largest difference. A baseline that is another model, or int8, differs for a reason,
+so nothing of that is an error.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +11,81 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from compactor.benching.engines.feeding import read_feeds
+from compactor.benching.plan import Case
 from compactor.benching.workload import Workload
 from compactor.errors import MeasurementError
 from compactor.evaluation.answers import predict, read_outputs
 from compactor.evaluation.quality import difference, evaluate
+
+Agreements = dict[str, dict[str, dict[str, Any]]]
+
+
+def find_agreements(kept: Path, cases: Sequence[Case], baseline: str | None) -> Agreements:
+    """The report's ``agreement`` blocks, by variant and case.
+
+    Args:
+        kept: What the processes left: ``<variant>/<case>.<batch>.npz``.
+        cases: Those of which to look at what was left.
+        baseline: Id of the variant that the others are compared with; None compares nothing.
+    """
+    if baseline is None or not kept.is_dir():
+        return {}
+    return {
+        folder.name: {case.id: found for case in cases if (found := _agreement(folder, kept / baseline, case))}
+        for folder in sorted(kept.iterdir())
+        if folder.name != baseline
+    }
+
+
+def _agreement(mine: Path, base: Path, case: Case) -> dict[str, Any] | None:
+    """None where one of the two left nothing."""
+    names = [f"{case.id}.{index}.npz" for index in range(len(case.files))]
+    if not all((folder / name).is_file() for folder in (mine, base) for name in names):
+        return None
+    found: dict[str, Any] = {"texts": None, "same_texts": None, "max_abs_diff": None, "max_abs": None}
+    for name in names:
+        own, other = read_feeds(mine / name), read_feeds(base / name)
+        if own.keys() != other.keys() or any(own[key].ndim != other[key].ndim for key in own):
+            return None
+        for key in own:
+            _compare(found, key, own[key], other[key])
+    return found
+
+
+def _compare(found: dict[str, Any], key: str, own: NDArray[Any], other: NDArray[Any]) -> None:
+    """Take one output into account."""
+    alike = own.shape == other.shape
+    if key == "sequences":
+        same = (own == other).all(axis=1).sum() if alike else 0
+        found["texts"] = (found["texts"] or 0) + len(own)
+        found["same_texts"] = (found["same_texts"] or 0) + int(same)
+    elif alike and np.isfinite(own).all() and np.isfinite(other).all():
+        difference = np.abs(own.astype(np.float64) - other)
+        for name, values in (("max_abs_diff", difference), ("max_abs", np.abs(other))):
+            found[name] = max(found[name] or 0.0, float(values.max()))
+
+
+def describe_agreements(names: Mapping[str, str], agreements: Agreements, baseline: str) -> list[str]:
+    """A sentence for each variant that wrote texts.
+
+    Args:
+        names: Of the variants, by id.
+        agreements: What ``find_agreements`` found.
+        baseline: Name of the variant that they are compared with.
+    """
+    sentences = []
+    for variant, cases in agreements.items():
+        texts = sum(found["texts"] or 0 for found in cases.values())
+        same = sum(found["same_texts"] or 0 for found in cases.values())
+        if texts:
+            said = "the same tokens as" if same == texts else "other tokens than"
+            count = f"in all {texts} texts" if same == texts else f"in {texts - same} of {texts} texts"
+            sentences.append(f"{names[variant]} wrote {said} {baseline} {count} that were generated for the clock.")
+    return sentences
 
 
 def judge_quality(

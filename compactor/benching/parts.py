@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compactor.benching.engines.feeding import read_feeds
 from compactor.benching.plan import Case, Part
 from compactor.errors import UsageError
 from compactor.evaluation.inputs import InputSpec
+
+if TYPE_CHECKING:
+    from compactor.benching.request import Request  # the processes that measure do without it
 
 DECODER_TOKENS = "decoder_input_ids"
 SOURCE, QUICK_SOURCE = 128, 32  # tokens of a source, where nothing else is asked for
@@ -30,46 +33,32 @@ _PASTS, _QUICK_PASTS = (16, 64), (4, 16)
 _BEAMS = (1, 4)
 
 
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """What to run of an encoder-decoder, as it was asked for; None takes the usual sizes that fit.
+def choose_parts(request: Request, limit: int | None) -> list[Part]:
+    """What to run of an encoder-decoder: the whole first, then what it is made of; the usual sizes where none is asked.
 
-    Attributes:
-        new_tokens: That ``generate`` writes.
-        pasts: Tokens before a step, a case each.
-        beams: Of ``generate``, a case each.
-        quick: Take smaller ones for the usual sizes.
+    Args:
+        request: Its ``new_tokens`` are those that ``generate`` writes; its ``pasts``, tokens before a step, and its
+            ``beams`` are a case each.
+        limit: Tokens that fit into the decoder, the one that starts it included; None where nothing says.
+
+    Raises:
+        UsageError: What was asked for does not fit.
     """
-
-    new_tokens: int | None = None
-    pasts: Sequence[int] | None = None
-    beams: Sequence[int] | None = None
-    quick: bool = False
-
-    def parts(self, limit: int | None) -> list[Part]:
-        """The whole first, then what it is made of.
-
-        Args:
-            limit: Tokens that fit into the decoder, the one that starts it included; None where nothing says.
-
-        Raises:
-            UsageError: What was asked for does not fit.
-        """
-        room = None if limit is None else limit - 1
-        for option, asked in (("--new-tokens", [self.new_tokens or 1]), ("--past", self.pasts or [1])):
-            if room is not None and max(asked) > room:
-                raise UsageError(
-                    f"{max(asked)} tokens are more than the decoder takes: {room} fit behind the one that starts it",
-                    todo=f"give at most {room} to {option}",
-                )
-        new_tokens = self.new_tokens or _fit([_QUICK_NEW_TOKENS if self.quick else _NEW_TOKENS], room)[-1]
-        pasts = self.pasts or _fit(_QUICK_PASTS if self.quick else _PASTS, room)
-        return [
-            *(Part("generate", new_tokens=new_tokens, beams=beams) for beams in self.beams or _BEAMS),
-            Part("encoder"),
-            Part("first step"),
-            *(Part("step", past=past) for past in pasts),
-        ]
+    room = None if limit is None else limit - 1
+    for option, asked in (("--new-tokens", [request.new_tokens or 1]), ("--past", request.pasts or [1])):
+        if room is not None and max(asked) > room:
+            raise UsageError(
+                f"{max(asked)} tokens are more than the decoder takes: {room} fit behind the one that starts it",
+                todo=f"give at most {room} to {option}",
+            )
+    new_tokens = request.new_tokens or _fit([_QUICK_NEW_TOKENS if request.quick else _NEW_TOKENS], room)[-1]
+    pasts = request.pasts or _fit(_QUICK_PASTS if request.quick else _PASTS, room)
+    return [
+        *(Part("generate", new_tokens=new_tokens, beams=beams) for beams in request.beams or _BEAMS),
+        Part("encoder"),
+        Part("first step"),
+        *(Part("step", past=past) for past in pasts),
+    ]
 
 
 def split_cases(
@@ -88,7 +77,10 @@ def split_cases(
     longest = max((part.past or 0 for part in parts), default=0)
     for case in cases:
         for file in case.files:
-            _add_decoder_tokens(file, spec, random, longest + 1, spec.padding if start is None else start)
+            feeds: dict[str, Any] = read_feeds(file)
+            tokens = spec.random_tokens(random, len(feeds["input_ids"]), longest + 1)["input_ids"]
+            tokens[:, 0] = spec.padding if start is None else start
+            np.savez(file, **(feeds | {DECODER_TOKENS: tokens}))
     return [_case(case, part) for case in cases for part in parts]
 
 
@@ -98,7 +90,7 @@ def scoring_part(settings: Mapping[str, Any] | None, longest_reference: int, lim
     Args:
         settings: ``generation_config.json``; None where there is none.
         longest_reference: Tokens of the longest right text: how long a text may become where the settings do not say.
-        limit: As of ``Sizes.parts``.
+        limit: As of ``choose_parts``.
     """
     given = settings or {}
     length = given.get("max_new_tokens") or (given.get("max_length") or 1) - 1 or longest_reference
@@ -108,14 +100,6 @@ def scoring_part(settings: Mapping[str, Any] | None, longest_reference: int, lim
 def _fit(usual: Sequence[int], room: int | None) -> list[int]:
     """Those of ``usual`` that fit, or as many tokens as do."""
     return [size for size in usual if room is None or size <= room] or [max(1, room or 1)]
-
-
-def _add_decoder_tokens(file: Path, spec: InputSpec, random: np.random.Generator, length: int, start: int) -> None:
-    with np.load(file) as arrays:
-        feeds: dict[str, Any] = dict(arrays)
-    tokens = spec.random_tokens(random, len(feeds["input_ids"]), length)["input_ids"]
-    tokens[:, 0] = start
-    np.savez(file, **(feeds | {DECODER_TOKENS: tokens}))
 
 
 def _case(case: Case, part: Part) -> Case:

@@ -14,7 +14,6 @@ ONNX Runtime packs at start-up as those of a model; on a GPU, x is in its memory
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -65,7 +64,7 @@ def peak(spec: Mapping[str, Any]) -> dict[str, Any]:
             "provider": provider,
             "threads": spec["threads"],
         }
-    return {"environment": {}, "peak": found}
+    return {"peak": found}
 
 
 def product_model(precision: str, weights: NDArray[np.float32]) -> Any:
@@ -121,11 +120,10 @@ def _check(precision: str, product: NDArray[Any], x: NDArray[Any], weights: NDAr
 
 def _fastest(call: Callable[[], None], seconds: float) -> float:
     """The shortest time of a call, of all that begin within ``seconds``."""
-    measure = functools.partial(_time, call)
-    best, calls = measure(), 1
+    best, calls = _time(call), 1
     end = time.perf_counter() + seconds
     while calls < _MIN_SAMPLES or time.perf_counter() < end:
-        best, calls = min(best, measure()), calls + 1
+        best, calls = min(best, _time(call)), calls + 1
     return best
 
 

@@ -18,13 +18,15 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from compactor.benching.plan import Case, Settings, Variant
 from compactor.benching.worker import RESULT
 
 Say = Callable[[str], None]
 Failure = dict[str, str | None]  # what, where, todo
+
+_T = TypeVar("_T")
 
 _STDERR_LINES = 3
 
@@ -72,7 +74,7 @@ class Measurements:
     interrupted: bool = False
 
 
-def abba(names: Sequence[str], rounds: int) -> list[list[str]]:
+def abba(names: Sequence[_T], rounds: int) -> list[list[_T]]:
     """The order of each round: forwards, backwards, forwards, so that a slow drift favours none."""
     return [list(names) if i % 2 == 0 else list(reversed(names)) for i in range(rounds)]
 
@@ -98,24 +100,25 @@ def measure(
     """
     able = [variant for variant in variants if variant.reason is None]
     measured = {variant.id: Measured() for variant in able}
-    by_id = {variant.id: variant for variant in able}
-    clock = _TimeLeft(settings.rounds * len(able))
+    mode = "time" if serve is None else "serve"
+    start, done, steps = time.monotonic(), 0, settings.rounds * len(able)
     try:
-        for number, order in enumerate(abba(list(by_id), settings.rounds)):
-            for name in order:
-                if measured[name].error is not None:
-                    clock.skip()
+        for number, order in enumerate(abba(able, settings.rounds)):
+            for variant in order:
+                mine = measured[variant.id]
+                if mine.error is not None:
+                    steps -= 1
                     continue
-                say(f"round {number + 1} of {settings.rounds}: {by_id[name].name}{clock.left()}")
-                kept = outputs / name if outputs is not None and number == settings.rounds - 1 else None
-                mode = "time" if serve is None else "serve"
-                result = run_worker(mode, by_id[name], cases, settings, outputs=kept, serve=serve)
+                left = _time_left(start, done, steps)
+                say(f"round {number + 1} of {settings.rounds}: {variant.name}{left}")
+                kept = outputs / variant.id if outputs is not None and number == settings.rounds - 1 else None
+                result = run_worker(mode, variant, cases, settings, outputs=kept, serve=serve)
                 if "error" in result:
-                    measured[name].error = result["error"]
-                    say(f"{by_id[name].name} failed: {result['error']['what']}")
+                    mine.error = result["error"]
+                    say(f"{variant.name} failed: {result['error']['what']}")
                 else:
-                    measured[name].add(result)
-                clock.step()
+                    mine.add(result)
+                done += 1
     except KeyboardInterrupt:
         say("interrupted: keeping what is measured so far")
         return Measurements(measured, interrupted=True)
@@ -151,7 +154,14 @@ def run_worker(
             "spinning": settings.spinning,
             "clock": dataclasses.asdict(settings.clock),
             "sample": "pass" if settings.scenario == "offline" else "call",
-            "cases": [_describe(case) for case in cases],
+            "cases": [
+                {
+                    "id": case.id,
+                    "files": [str(file) for file in case.files],
+                    "part": None if case.part is None else dataclasses.asdict(case.part),
+                }
+                for case in cases
+            ],
             "folder": str(folder),
             "keep_outputs": outputs is not None,
             **blocks,
@@ -168,12 +178,6 @@ def run_worker(
             for made in folder.glob("*.npz"):
                 shutil.move(made, outputs / made.name)
     return result
-
-
-def _describe(case: Case) -> dict[str, Any]:
-    """What a worker needs to know of a case."""
-    part = None if case.part is None else dataclasses.asdict(case.part)
-    return {"id": case.id, "files": [str(file) for file in case.files], "part": part}
 
 
 def _run(command: Sequence[str], threads: int) -> tuple[int, str]:
@@ -207,20 +211,9 @@ def _death(code: int, log: str) -> Failure:
     return {"what": what, "where": " | ".join(lines) or None, "todo": todo}
 
 
-class _TimeLeft:
-    """Guesses the time left from that of the processes so far."""
-
-    def __init__(self, steps: int) -> None:
-        self._start, self._steps, self._done = time.monotonic(), steps, 0
-
-    def step(self) -> None:
-        self._done += 1
-
-    def skip(self) -> None:
-        self._steps -= 1
-
-    def left(self) -> str:
-        if not self._done:
-            return ""
-        seconds = (time.monotonic() - self._start) / self._done * (self._steps - self._done)
-        return f" ({seconds:.0f} s left)" if seconds < 90 else f" ({seconds / 60:.0f} min left)"
+def _time_left(start: float, done: int, steps: int) -> str:
+    """A guess from the time of the processes so far; nothing before the first has ended."""
+    if not done:
+        return ""
+    seconds = (time.monotonic() - start) / done * (steps - done)
+    return f" ({seconds:.0f} s left)" if seconds < 90 else f" ({seconds / 60:.0f} min left)"

@@ -15,8 +15,6 @@ from compactor.manifest import MANIFEST_NAME, artefact_file_problems, load_manif
 from compactor.runtime.decoding import ENCODER
 from compactor.tasks import GENERATION, find_task
 
-_SEARCH_SETTINGS = "generation_config.json"
-
 
 @dataclasses.dataclass(frozen=True)
 class Model:
@@ -106,13 +104,8 @@ def _read_file(path: Path, label: str) -> Target:
     graph = read_graph(path)
     home = next((folder for folder in (path.parent, path.parent.parent) if (folder / "config.json").is_file()), None)
     config = None if home is None else _read_config(home)
-    return Target(
-        given=path,
-        models=[Model(path, label, graph.precision, graph)],
-        task=_task_of_graph(graph, config),
-        config=config,
-        home=home or path.parent,
-    )
+    models = [Model(path, label, graph.precision, graph)]
+    return Target(path, models, _task_of_graph(graph, config), config, home or path.parent)
 
 
 def _read_artefact(path: Path, label: str) -> Target:
@@ -134,8 +127,7 @@ def _read_artefact(path: Path, label: str) -> Target:
             models.append(Model(place, f"{label} {precision}", precision, read_graph(file)))
     if not models:
         raise ModelDirectoryError("the artefact names no graph", where=str(path / MANIFEST_NAME))
-    config = _read_config(path) if (path / "config.json").is_file() else None
-    return Target(path, models, manifest["task"], config, path, manifest)
+    return Target(path, models, manifest["task"], _read_config(path), path, manifest)
 
 
 def _read_model_directory(path: Path, label: str) -> Target:
@@ -168,9 +160,7 @@ def _read_model_directory(path: Path, label: str) -> Target:
 
 def search_settings(target: Target) -> dict[str, Any] | None:
     """What ``generation_config.json`` of an encoder-decoder says; None where there is none."""
-    if not target.generates or not (target.home / _SEARCH_SETTINGS).is_file():
-        return None
-    return _read_config(target.home, _SEARCH_SETTINGS)
+    return _read_config(target.home, "generation_config.json") if target.generates else None
 
 
 def _name_a_graph(folder: Path) -> str | None:
@@ -179,8 +169,11 @@ def _name_a_graph(folder: Path) -> str | None:
     return f"give one of its graphs, such as {graphs[0]}" if graphs else None
 
 
-def _read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+def _read_config(folder: Path, name: str = "config.json") -> dict[str, Any] | None:
+    """None where there is no such file."""
     path = folder / name
+    if not path.is_file():
+        return None
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

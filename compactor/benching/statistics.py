@@ -130,17 +130,15 @@ def ratio(baseline: Rounds, variant: Rounds, *, paired: bool = True, seed: int =
     base, mine = _medians(baseline), _medians(variant)
     value = float(np.median(base) / np.median(mine))
     if min(len(base), len(mine)) < LEAST_PROCESSES:
-        return _ratio(value, [])
-    paired = paired and len(base) == len(mine)
+        return Ratio(value, None, None, TOO_FEW)
     generator = np.random.default_rng(seed)
-    if paired:
-        resampled = _resample_quotient(baseline, variant, generator, _resamples(comparisons))
+    if paired and len(base) == len(mine):
+        first, second = _resample_medians([baseline, variant], generator, comparisons)
         exact = _one_sample_interval(np.log(base / mine), comparisons)
     else:
-        first, second = (_resample_median([one], generator, _resamples(comparisons))[0] for one in (baseline, variant))
-        resampled = first - second
+        first, second = (_resample_medians([one], generator, comparisons)[0] for one in (baseline, variant))
         exact = _two_sample_interval(np.log(base), np.log(mine), comparisons)
-    return _ratio(value, [_percentile_interval(resampled, comparisons), exact])
+    return _ratio(value, first - second, exact, comparisons)
 
 
 def change(
@@ -160,12 +158,11 @@ def change(
     base_before, mine_before, base_after, mine_after = (_medians(rounds) for rounds in (*before, *after))
     value = float(np.median(base_after) / np.median(mine_after) / (np.median(base_before) / np.median(mine_before)))
     if min(len(base_before), len(base_after)) < LEAST_PROCESSES:
-        return _ratio(value, [])
+        return Ratio(value, None, None, TOO_FEW)
     generator = np.random.default_rng(seed)
-    resamples = _resamples(comparisons)
-    resampled = -_resample_quotient(*before, generator, resamples) + _resample_quotient(*after, generator, resamples)
+    first, second = (np.subtract(*_resample_medians(run, generator, comparisons)) for run in (before, after))
     exact = _two_sample_interval(np.log(base_after / mine_after), np.log(base_before / mine_before), comparisons)
-    return _ratio(value, [_percentile_interval(resampled, comparisons), exact])
+    return _ratio(value, second - first, exact, comparisons)
 
 
 def verdict_of(low: float | None, high: float | None) -> Verdict:
@@ -175,12 +172,15 @@ def verdict_of(low: float | None, high: float | None) -> Verdict:
     return "faster" if low > 1 else "slower" if high < 1 else NO_DIFFERENCE
 
 
-def _ratio(value: float, intervals: Sequence[tuple[float, float]]) -> Ratio:
-    """The ratio with the smallest interval that holds the others, which are of its logarithm, and the value itself."""
-    if not intervals:
-        return Ratio(value, None, None, TOO_FEW)
-    low = min(value, *(math.exp(low) for low, _ in intervals))
-    high = max(value, *(math.exp(high) for _, high in intervals))
+def _ratio(value: float, resampled: _Floats, exact: tuple[float, float], comparisons: int) -> Ratio:
+    """The ratio with the smallest interval that holds the value, what a test does not reject, and the bootstrap's.
+
+    ``resampled`` and ``exact`` are of its logarithm.
+    """
+    tail = (1 - CONFIDENCE) / comparisons / 2
+    low, high = np.quantile(resampled, (tail, 1 - tail))
+    low = min(value, math.exp(low), math.exp(exact[0]))
+    high = max(value, math.exp(high), math.exp(exact[1]))
     return Ratio(value, low, high, verdict_of(low, high))
 
 
@@ -200,24 +200,9 @@ def _medians(rounds: Rounds) -> _Floats:
 # -- the bootstrap: processes, then the samples of each --
 
 
-def _resamples(comparisons: int) -> int:
-    return min(_MOST_RESAMPLES, round(_RESAMPLES_IN_TAILS * comparisons / (1 - CONFIDENCE)))
-
-
-def _percentile_interval(resampled: _Floats, comparisons: int) -> tuple[float, float]:
-    tail = (1 - CONFIDENCE) / comparisons / 2
-    low, high = np.quantile(resampled, (tail, 1 - tail))
-    return float(low), float(high)
-
-
-def _resample_quotient(baseline: Rounds, variant: Rounds, generator: np.random.Generator, resamples: int) -> _Floats:
-    """Logarithms of the quotient of the medians, (resamples,), with rounds resampled together."""
-    base, mine = _resample_median([baseline, variant], generator, resamples)
-    return base - mine
-
-
-def _resample_median(variants: Sequence[Rounds], generator: np.random.Generator, resamples: int) -> list[_Floats]:
-    """For each variant the logarithm of the processes' median, (resamples,), from the same rounds for all."""
+def _resample_medians(variants: Sequence[Rounds], generator: np.random.Generator, comparisons: int) -> list[_Floats]:
+    """For each variant logarithms of the processes' median, (resamples,), from the same rounds for all."""
+    resamples = min(_MOST_RESAMPLES, round(_RESAMPLES_IN_TAILS * comparisons / (1 - CONFIDENCE)))
     processes = len(variants[0])
     chosen = generator.integers(processes, size=(resamples, processes))
     return [np.log(np.median(_resample_samples(rounds, chosen, generator), axis=1)) for rounds in variants]

@@ -2,19 +2,22 @@
 
 An artefact is all the graphs in it, an ``.onnx`` file is itself, a Hugging Face model directory runs in PyTorch: the
 model with its zeros. Every graph is run by each provider that was asked for; a provider that is not here makes rows
-that say so. The three graphs of an encoder-decoder are one row for each precision.
+that say so. The three graphs of an encoder-decoder are one row for each precision, and an endpoint is one row.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from compactor.benching import engines
 from compactor.benching.graphs import IMAGE
-from compactor.benching.names import Names, short_labels
 from compactor.benching.plan import Case, EngineName, ProviderName, Variant
+from compactor.benching.server.urls import Url
 from compactor.benching.sources import Model, Target, read_target, search_settings
 from compactor.errors import ModelDirectoryError, UsageError
 from compactor.positions import max_tokens
@@ -35,7 +38,7 @@ class Targets:
     """All that is to be measured, and what its inputs must look like.
 
     Attributes:
-        variants: The rows of the report, in order: those of the baseline first.
+        variants: The rows of the report, in order: those of the baseline first, endpoints last.
         baseline: Id of the variant that the others are compared with; None where there is no other.
         title: What it is about, in a few words.
         task: What the models are for; None where no target says.
@@ -54,14 +57,14 @@ class Targets:
     variants: Sequence[Variant]
     baseline: str | None
     title: str
-    task: str | None
-    config: Mapping[str, Any]
-    max_length: int | None
-    tokenizer: Path | None
-    image: bool
-    layers: list[dict[str, Any]] | None
-    notes: Sequence[str]
-    fixed: Mapping[str, tuple[int | None, int | None]]
+    task: str | None = None
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    max_length: int | None = None
+    tokenizer: Path | None = None
+    image: bool = False
+    layers: list[dict[str, Any]] | None = None
+    notes: Sequence[str] = ()
+    fixed: Mapping[str, tuple[int | None, int | None]] = dataclasses.field(default_factory=dict)
     search: Mapping[str, Any] | None = None
 
     @property
@@ -73,11 +76,6 @@ class Targets:
     def own(self) -> list[Variant]:
         """The variants that are run here; the others are endpoints."""
         return [variant for variant in self.variants if not variant.is_endpoint]
-
-    @property
-    def endpoints(self) -> list[Variant]:
-        """The variants that requests are sent to."""
-        return [variant for variant in self.variants if variant.is_endpoint]
 
     def refuse_other_shapes(self, cases: Sequence[Case]) -> None:
         """Refuse cases that a variant cannot take.
@@ -96,7 +94,7 @@ class Targets:
             others = [case for case in cases if batch not in (None, case.batch) or seq not in (None, case.seq)]
             if variant.reason is None and others:
                 wanted = {"--batch": batch, "--seq": seq}
-                shape = _shape_text(batch, seq, image=self.image)
+                shape = f"batch {batch}" if self.image else "x".join("N" if n is None else str(n) for n in (batch, seq))
                 raise UsageError(
                     f"the graph is fixed to {shape}, and cannot take {others[0].id}",
                     where=str(variant.path),
@@ -105,12 +103,17 @@ class Targets:
 
 
 def resolve_targets(
-    targets: Sequence[Path], *, baseline: Path | None = None, providers: Sequence[str] = ("cpu",)
+    targets: Sequence[Path],
+    *,
+    urls: Sequence[Url] = (),
+    baseline: Path | None = None,
+    providers: Sequence[str] = ("cpu",),
 ) -> Targets:
-    """The variants that ``targets`` stand for.
+    """The variants that ``targets`` and ``urls`` stand for.
 
     Args:
         targets: Artefact folders, ``.onnx`` files and Hugging Face model directories.
+        urls: Endpoints, which run already; nothing of theirs is known.
         baseline: What the others are compared with: its first variant that can run. Where it is none of the targets,
             its first model is measured too, and no other of it. None takes the first variant that can run.
         providers: Where graphs run, in order, out of ``PROVIDERS``. Model directories run in PyTorch whatever is said,
@@ -121,6 +124,12 @@ def resolve_targets(
         UsageError: Targets do not go together, or nothing can run here.
         ProviderUnavailableError: The only provider is not here.
     """
+    names = _Names()
+    if urls and not targets:
+        if baseline is None:
+            endpoints = _endpoints(urls, names)
+            return Targets(endpoints, baseline=None, title=endpoints[0].name)
+        targets = [baseline]
     providers = tuple(dict.fromkeys(providers))
     for name in providers:
         if name not in PROVIDERS:
@@ -128,7 +137,7 @@ def resolve_targets(
     if not targets:
         raise UsageError("nothing to measure", todo="give an artefact, an .onnx file or a model directory")
     _require_sole_provider(providers)
-    labels = short_labels([*targets, *([] if baseline is None else [baseline])])
+    labels = _short_labels([*targets, *([] if baseline is None else [baseline])])
     read = [read_target(target, label) for target, label in zip(targets, labels, strict=False)]
     first = None if baseline is None else read_target(baseline, labels[-1])
     everything = read if first is None else [first, *read]
@@ -136,45 +145,42 @@ def resolve_targets(
     search = next((found for target in everything if (found := search_settings(target))), None)
     options = {} if search is None else {"generation": search}
 
-    names = Names()
-    rows: list[tuple[Variant, Model]] = []
-    for target in read:
-        rows.extend(_variants(target, target.models, providers, names, options))
-    chosen: str | None = None
+    rows = [row for target in read for row in _variants(target, target.models, providers, names, options)]
+    chosen: Variant | None = None
     if first is not None:
         paths = {model.path.resolve() for model in first.models}
         among = [variant for variant, model in rows if model.path.resolve() in paths]
         if not among:
             own = list(_variants(first, first.models[:1], providers, names, options))
             rows, among = [*own, *rows], [variant for variant, _ in own]
-        chosen = next((variant.id for variant in among if variant.reason is None), among[0].id)
+        chosen = next((variant for variant in among if variant.reason is None), among[0])
     able = [variant for variant, _ in rows if variant.reason is None]
     if not able:
         reasons = dict.fromkeys(f"{variant.name}: {variant.reason}" for variant, _ in rows)
         raise UsageError("nothing can be measured here", where="; ".join(reasons), todo="choose another --provider")
     if first is None and len(rows) > 1:
-        chosen = able[0].id
-    rows.sort(key=lambda row: row[0].id != chosen)
+        chosen = able[0]
+    rows.sort(key=lambda row: row[0] is not chosen)
+    notes = []
+    if chosen is not None and chosen.reason is not None:
+        notes.append(f"Nothing is compared: the baseline, {chosen.name}, was {chosen.reason}.")
+    homes = [target.home for target in everything]
+    manifests = [target.manifest for target in [*read, *everything] if target.manifest is not None]
+    own_manifest = next((target.manifest for target in read if target.manifest is not None), None)
     return Targets(
-        variants=[variant for variant, _ in rows],
-        baseline=chosen,
-        title=_title(read, labels),
+        variants=[*(variant for variant, _ in rows), *_endpoints(urls, names)],
+        baseline=None if chosen is None else chosen.id,
+        title=labels[0] if own_manifest is None else str(own_manifest["source"]["path_name"]),
         task=next((target.task for target in everything if target.task), None),
         config=_common_config(everything),
         max_length=min(filter(None, (max_tokens(dict(target.config or {})) for target in everything)), default=None),
-        tokenizer=next((folder for target in everything if (folder := _tokenizer(target.home))), None),
+        tokenizer=next((home for home in homes if any((home / name).is_file() for name in _TOKENIZERS)), None),
         image=everything[0].is_image,
-        layers=next((_layers(target.manifest["layers"]) for target in [*read, *everything] if target.manifest), None),
-        notes=_notes(rows, chosen),
+        layers=_layers(manifests[0]["layers"]) if manifests else None,
+        notes=notes,
         fixed={variant.id: model.graph.fixed for variant, model in rows if model.graph and any(model.graph.fixed)},
         search=search,
     )
-
-
-def _shape_text(batch: int | None, seq: int | None, *, image: bool) -> str:
-    if image:
-        return f"batch {batch}"
-    return f"{'N' if batch is None else batch}x{'N' if seq is None else seq}"
 
 
 # What targets have in common
@@ -216,23 +222,6 @@ def _common_config(targets: Sequence[Target]) -> dict[str, Any]:
     return config
 
 
-def _notes(rows: Sequence[tuple[Variant, Model]], baseline: str | None) -> list[str]:
-    lost = next((variant for variant, _ in rows if variant.id == baseline and variant.reason is not None), None)
-    return [] if lost is None else [f"Nothing is compared: the baseline, {lost.name}, was {lost.reason}."]
-
-
-def _tokenizer(folder: Path) -> Path | None:
-    return folder if any((folder / name).is_file() for name in _TOKENIZERS) else None
-
-
-def _title(targets: Sequence[Target], labels: Sequence[str]) -> str:
-    """The checkpoint that the first artefact was made from; without an artefact, the first target."""
-    for target in targets:
-        if target.manifest is not None:
-            return str(target.manifest["source"]["path_name"])
-    return labels[0]
-
-
 def _layers(sublayers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The report's ``layers`` from the manifest's, which hold an entry for each sublayer."""
     found: dict[str, dict[str, Any]] = {}
@@ -262,32 +251,30 @@ def _require_sole_provider(providers: Sequence[str]) -> None:
     name = providers[0]
     if name == "cuda":
         resolve_provider(name)
-    reason = _reason("openvino" if name == "openvino" else "onnxruntime", name)
+    reason = engines.not_run_reason("openvino" if name == "openvino" else "onnxruntime", name)
     if reason is not None:
         raise UsageError(
             f"the '{name}' provider cannot run here: {reason.removeprefix('not run: ')}", todo=_INSTALL.get(name)
         )
 
 
-def _reason(engine: str, provider: str) -> str | None:
-    from compactor.benching.engines import not_run_reason
-
-    return not_run_reason(engine, provider)
+def _endpoints(urls: Sequence[Url], names: _Names) -> list[Variant]:
+    named = [(url, *names.new(url.label)) for url in urls]
+    return [Variant(id, name, url.text, "http", "remote", "unknown", Path()) for url, name, id in named]
 
 
 def _variants(
     target: Target,
     models: Sequence[Model],
     providers: Sequence[str],
-    names: Names,
+    names: _Names,
     options: Mapping[str, Any],
 ) -> Iterator[tuple[Variant, Model]]:
     """Each model on each provider that may run it."""
     for model in models:
         for engine, provider in _places(target, model, providers):
-            title = _TITLES.get(provider)
-            name = f"{model.label}, {title}" if title and engine != "torch" else model.label
-            name, identity = names.new(f"{name} on {title}" if title and engine == "torch" else name)
+            place = f"{' on' if engine == 'torch' else ','} {_TITLES[provider]}" if provider in _TITLES else ""
+            name, identity = names.new(model.label + place)
             variant = Variant(
                 id=identity,
                 name=name,
@@ -297,7 +284,7 @@ def _variants(
                 precision=model.precision,
                 path=model.path,
                 options=options,
-                reason=_reason(engine, provider),
+                reason=engines.not_run_reason(engine, provider),
                 generates=target.generates,
             )
             yield variant, model
@@ -328,6 +315,40 @@ def _places(target: Target, model: Model, providers: Sequence[str]) -> list[tupl
     # TensorRT beside CUDA wherever it is there; quantized as we do it, it would leave nearly all to the CPU.
     takes = model.precision in ("fp32", "fp16") and not target.generates
     if "cuda" in providers and "tensorrt" not in providers and takes:
-        if _reason("onnxruntime", "tensorrt") is None:
+        if engines.not_run_reason("onnxruntime", "tensorrt") is None:
             places.append(("onnxruntime", "tensorrt"))
     return places
+
+
+# Names: short, and unique within a report
+
+
+class _Names:
+    """Makes names and ids unique: the second ``compact int8`` is ``compact int8 (2)``."""
+
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+        self._ids: set[str] = set()
+
+    def new(self, name: str) -> tuple[str, str]:
+        """The name and the id of one more variant."""
+        name = _first_free(name, "{} ({})", self._names)
+        return name, _first_free(re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.") or "variant", "{}-{}", self._ids)
+
+
+def _first_free(name: str, numbered: str, taken: set[str]) -> str:
+    candidates = itertools.chain([name], (numbered.format(name, number) for number in itertools.count(2)))
+    free = next(candidate for candidate in candidates if candidate not in taken)
+    taken.add(free)
+    return free
+
+
+def _short_labels(paths: Sequence[Path]) -> list[str]:
+    """A short name for each path: its last part, with as many folders before it as tell different paths apart."""
+    parts = [path.resolve().parts for path in paths]
+    labels = []
+    for own in parts:
+        others = {other for other in parts if other != own}
+        length = next((n for n in range(1, len(own)) if all(own[-n:] != other[-n:] for other in others)), len(own))
+        labels.append("/".join(own[-length:]) or str(Path(*own)))
+    return labels

@@ -35,7 +35,9 @@ _NAMED = 3  # rows that a reason lists
 _TICKS_S = 0.05  # the kernel counts others' time in ticks of 10 ms: what rounding may add up to
 _ON_A_GPU = ("cuda", "tensorrt")
 
-_Row = tuple[str, Mapping[str, Any], Mapping[str, Any]]  # "name, case"; the variant; the result
+_Variant = Mapping[str, Any]
+_Usage = Mapping[str, Any]  # of a process
+_Row = tuple[str, _Variant, Mapping[str, Any]]  # "name, case"; the variant; the result
 
 
 def judge(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,21 +46,12 @@ def judge(report: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         report: The content of ``report.json``; its ``verdict`` is not read.
     """
-    rows = [
-        (f"{variant['name']}, {result['case']}", variant, result)
-        for variant in report["variants"]
-        for result in variant["results"]
-    ]
+    rows = _rows(report)
     reasons = [
         *_judge_amount(report, rows),
-        *_judge_cores(report),
-        *_judge_load(report, rows),
-        *_judge_others(report, rows),
-        *_judge_waiting(report, rows),
-        *_judge_steal(report, rows),
-        *_judge_own_time(report, rows),
+        *_judge_cores(report, rows),
+        *_judge_usage(report, rows),
         *_judge_width(rows),
-        *_judge_spread(rows),
     ]
     return {"valid": not reasons, "reasons": reasons}
 
@@ -68,15 +61,18 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
     failed = [
         (variant["name"], variant["why"]["what"]) for variant in report["variants"] if variant["status"] == "failed"
     ]
-    uneven = [
-        (f"{variant['name']}, {result['case']}", f"{spread:.0%}")
-        for variant in report["variants"]
-        for result in variant["results"]
-        if (spread := result["summary"]["process_spread"]) is not None and spread > NOTABLE_SPREAD
-    ]
+    what = "processes of the same graph ran at different speeds (width of the middle 80 %)"
     return [
         *_list("failed, the others are not affected", failed),
-        *_list("processes of the same graph ran at different speeds (width of the middle 80 %)", uneven),
+        *_list(what, _uneven(_rows(report), NOTABLE_SPREAD)),
+    ]
+
+
+def _rows(report: Mapping[str, Any]) -> list[_Row]:
+    return [
+        (f"{variant['name']}, {result['case']}", variant, result)
+        for variant in report["variants"]
+        for result in variant["results"]
     ]
 
 
@@ -93,78 +89,49 @@ def _judge_amount(report: Mapping[str, Any], rows: Sequence[_Row]) -> Iterator[s
     yield from _list(f"fewer than {LEAST_SERVER_PROCESSES} processes", few)
 
 
-def _judge_cores(report: Mapping[str, Any]) -> Iterator[str]:
-    """As many cores as threads, and the right to use them."""
+def _judge_cores(report: Mapping[str, Any], rows: Sequence[_Row]) -> Iterator[str]:
+    """As many cores as threads, the right to use them, and an idle machine before the start.
+
+    Where it is known what others used meanwhile, that tells more, and counts instead of the load average, which still
+    holds what this command did a minute ago.
+    """
     threads, machine = report["settings"]["threads"], report["machine"]
     pinned = report["settings"]["affinity"]
     cores = machine["affinity_cores"] if pinned is None else len(pinned)
     if cores is not None and threads > cores:
-        yield f"{threads} threads shared {cores} core{'s' * (cores != 1)}, so that they took turns"
+        yield f"{threads} threads shared {_cores(cores)}, so that they took turns"
     quota = machine["cpu_quota"]
     if quota is not None and threads > quota:
         yield f"{threads} threads under a quota of {quota:g} cores, so that the kernel stopped them now and then"
-
-
-def _judge_load(report: Mapping[str, Any], rows: Sequence[_Row]) -> Iterator[str]:
-    """An idle machine before the start; where known, what others used meanwhile tells more, and counts instead.
-
-    The load average still holds what this command did a minute ago.
-    """
     known = any(usage["others_cpu_s"] is not None for _, _, result in rows for usage in result["usage"])
-    load, cores = report["machine"]["load_before"], report["machine"]["logical_cores"]
+    load, cores = machine["load_before"], machine["logical_cores"]
     if not known and load is not None and cores and load > LOAD_SHARE * cores:
         yield f"the load average was {load:.1f} on {_cores(cores)} before the start"
 
 
-def _judge_others(report: Mapping[str, Any], rows: Sequence[_Row]) -> Iterator[str]:
-    cores = report["machine"]["logical_cores"]
-    if cores:
-
-        def used(usage: Mapping[str, Any], _: Mapping[str, Any]) -> float | None:
-            others: float | None = usage["others_cpu_s"]
-            return None if others is None else max(0.0, others - _TICKS_S) / usage["wall_s"]
-
-        yield from _list(
-            f"other processes used more than {OTHERS_SHARE:.0%} of the machine's {_cores(cores)}",
-            _disturbed(rows, used, lambda share: share > OTHERS_SHARE * cores, "{:.2f} cores"),
-        )
-
-
-def _judge_waiting(report: Mapping[str, Any], rows: Sequence[_Row]) -> Iterator[str]:
-    def waited(usage: Mapping[str, Any], variant: Mapping[str, Any]) -> float | None:
-        threads = 1 if variant["provider"] in _ON_A_GPU else report["settings"]["threads"]
-        return None if usage["waited_s"] is None else usage["waited_s"] / (usage["wall_s"] * threads)
-
-    yield from _list(
-        f"threads were ready but had no core for more than {WAITED_SHARE:.0%} of the time",
-        _disturbed(rows, waited, lambda share: share > WAITED_SHARE, "{:.0%}"),
-    )
-
-
-def _judge_steal(report: Mapping[str, Any], rows: Sequence[_Row]) -> Iterator[str]:
-    cores = report["machine"]["logical_cores"]
-    if cores:
-
-        def stolen(usage: Mapping[str, Any], _: Mapping[str, Any]) -> float | None:
-            return None if usage["steal_s"] is None else usage["steal_s"] / (usage["wall_s"] * cores)
-
-        yield from _list(
-            f"the hypervisor gave more than {STEAL_SHARE:.0%} of the machine's time to others",
-            _disturbed(rows, stolen, lambda share: share > STEAL_SHARE, "{:.0%}"),
-        )
-
-
-def _judge_own_time(report: Mapping[str, Any], rows: Sequence[_Row]) -> Iterator[str]:
-    """CPU time against wall time times threads, of ONNX Runtime on the CPU with spinning threads.
-
-    Where the kernel tells that others used nothing and no quota holds, threads that used little had little to do.
-    """
-    threads = report["settings"]["threads"]
-    cores = report["machine"]["logical_cores"]
+def _judge_usage(report: Mapping[str, Any], rows: Sequence[_Row]) -> Iterator[str]:
+    """What the processes got of the machine, and what was taken from them; each None where it is unknown."""
+    threads, spinning = report["settings"]["threads"], report["settings"]["spinning"]
+    cores = report["machine"]["logical_cores"] or 0
     limited = report["machine"]["cpu_quota"] is not None
 
-    def own(usage: Mapping[str, Any], variant: Mapping[str, Any]) -> float | None:
-        if variant["engine"] != "onnxruntime" or variant["provider"] != "cpu" or not report["settings"]["spinning"]:
+    def others(usage: _Usage, _: _Variant) -> float | None:
+        used = usage["others_cpu_s"]
+        return None if used is None or not cores else max(0.0, used - _TICKS_S) / usage["wall_s"]
+
+    def waited(usage: _Usage, variant: _Variant) -> float | None:
+        waiting = 1 if variant["provider"] in _ON_A_GPU else threads
+        return None if usage["waited_s"] is None else usage["waited_s"] / (usage["wall_s"] * waiting)
+
+    def stolen(usage: _Usage, _: _Variant) -> float | None:
+        return None if usage["steal_s"] is None or not cores else usage["steal_s"] / (usage["wall_s"] * cores)
+
+    def own(usage: _Usage, variant: _Variant) -> float | None:
+        """CPU time against wall time times threads, of ONNX Runtime on the CPU with spinning threads.
+
+        Where the kernel tells that others used nothing and no quota holds, threads that used little had little to do.
+        """
+        if variant["engine"] != "onnxruntime" or variant["provider"] != "cpu" or not spinning:
             return None
         taken = [usage[key] for key in ("others_cpu_s", "steal_s")]
         if not limited and cores and None not in taken and sum(taken) < OTHERS_SHARE * cores * usage["wall_s"]:
@@ -172,13 +139,18 @@ def _judge_own_time(report: Mapping[str, Any], rows: Sequence[_Row]) -> Iterator
         share: float = usage["cpu_s"] / (usage["wall_s"] * threads)
         return share
 
-    yield from _list(
-        f"the threads got less than {OWN_SHARE:.0%} of their time",
-        _disturbed(rows, own, lambda share: share < OWN_SHARE, "{:.0%}"),
-    )
+    used_more = f"other processes used more than {OTHERS_SHARE:.0%} of the machine's {_cores(cores)}"
+    had_none = f"threads were ready but had no core for more than {WAITED_SHARE:.0%} of the time"
+    gave_away = f"the hypervisor gave more than {STEAL_SHARE:.0%} of the machine's time to others"
+    got_less = f"the threads got less than {OWN_SHARE:.0%} of their time"
+    yield from _list(used_more, _disturbed(rows, others, lambda share: share > OTHERS_SHARE * cores, "{:.2f} cores"))
+    yield from _list(had_none, _disturbed(rows, waited, lambda share: share > WAITED_SHARE))
+    yield from _list(gave_away, _disturbed(rows, stolen, lambda share: share > STEAL_SHARE))
+    yield from _list(got_less, _disturbed(rows, own, lambda share: share < OWN_SHARE))
 
 
 def _judge_width(rows: Sequence[_Row]) -> Iterator[str]:
+    """Intervals of ratios; where there is none, with nothing to compare, the median itself is the result."""
     wide = [
         (name, f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]")
         for name, _, result in rows
@@ -186,25 +158,25 @@ def _judge_width(rows: Sequence[_Row]) -> Iterator[str]:
         if ratio["high"] > WIDEST * ratio["low"]
     ]
     yield from _list(f"the interval's upper end is more than {WIDEST:g} times its lower", wide)
+    if all(result["ratio"] is None for _, _, result in rows):
+        what = f"the medians of the processes lie more than {WIDEST_SPREAD:.0%} apart"
+        yield from _list(what, _uneven(rows, WIDEST_SPREAD))
 
 
-def _judge_spread(rows: Sequence[_Row]) -> Iterator[str]:
-    """Only where no ratio has an interval that shows it: with nothing to compare, the median itself is the result."""
-    if any(result["ratio"] is not None for _, _, result in rows):
-        return
-    uneven = [
+def _uneven(rows: Sequence[_Row], most: float) -> list[tuple[str, str]]:
+    """Rows whose processes' medians lie further apart."""
+    return [
         (name, f"{spread:.0%}")
         for name, _, result in rows
-        if (spread := result["summary"]["process_spread"]) is not None and spread > WIDEST_SPREAD
+        if (spread := result["summary"]["process_spread"]) is not None and spread > most
     ]
-    yield from _list(f"the medians of the processes lie more than {WIDEST_SPREAD:.0%} apart", uneven)
 
 
 def _disturbed(
     rows: Sequence[_Row],
-    measure: Callable[[Mapping[str, Any], Mapping[str, Any]], float | None],
+    measure: Callable[[_Usage, _Variant], float | None],
     is_bad: Callable[[float], bool],
-    form: str,
+    form: str = "{:.0%}",
 ) -> list[tuple[str, str]]:
     """Rows of which too many processes were disturbed, and by how much: the median of those.
 

@@ -9,7 +9,7 @@ that the file names; whatever the engine prints cannot spoil it.
 
 from __future__ import annotations
 
-import functools
+import itertools
 import json
 import os
 import sys
@@ -61,12 +61,11 @@ def work(spec: Mapping[str, Any]) -> dict[str, Any]:
 
         return serve_remotely(variant, spec)
 
-    from compactor.benching.engines import open_engine, open_generator
+    from compactor.benching.engines import open_engine
 
     before = peak_memory_bytes()
     start = time.perf_counter()
-    opened = open_generator if variant.generates else open_engine
-    engine: Any = opened(variant, threads=spec["threads"], spinning=spec["spinning"])
+    engine = open_engine(variant, threads=spec["threads"], spinning=spec["spinning"])
     load_ms = 1e3 * (time.perf_counter() - start)
     if spec["mode"] == "macs":
         from compactor.benching.counters import torch_macs
@@ -91,51 +90,39 @@ def _run_case(engine: Any, case: Mapping[str, Any], spec: Mapping[str, Any]) -> 
     """Time one case, or only run it; then keep the outputs where they are wanted."""
     import numpy as np
 
+    from compactor.benching.engines.feeding import read_feeds
+
     if case.get("part") is not None:
         engine = engine.part(Part(**case["part"]))
-    batches = []
-    for file in case["files"]:
-        with np.load(file) as arrays:
-            batches.append(engine.prepare(dict(arrays)))
-    found: dict[str, Any] = {}
-    if spec["mode"] == "time":
-        found = _time_case(engine, batches, Clock(**spec["clock"]), whole_pass=spec["sample"] == "pass")
+    batches = [engine.prepare(read_feeds(file)) for file in case["files"]]
+    found = _time(engine, batches, spec) if spec["mode"] == "time" else {}
     if spec["keep_outputs"]:  # after the clock has stopped
         for index, batch in enumerate(batches):
             np.savez(Path(spec["folder"]) / f"{case['id']}.{index}.npz", **engine.run(batch))
     return found
 
 
-def _time_case(engine: Any, batches: Sequence[Any], clock: Clock, *, whole_pass: bool) -> dict[str, Any]:
+def _time(engine: Any, batches: Sequence[Any], spec: Mapping[str, Any]) -> dict[str, Any]:
     """The samples in milliseconds: of one batch after the other in turn, or of all of them in one pass."""
     start = time.perf_counter()
     engine.run(batches[0])
     first_ms = 1e3 * (time.perf_counter() - start)
-    if whole_pass:
-        samples, usage = sample(functools.partial(_run_all, engine, batches), clock)
+    turns = itertools.cycle(batches)
+
+    def run_all() -> None:
+        for batch in batches:
+            engine.run(batch)
+
+    clock = Clock(**spec["clock"])
+    if spec["sample"] == "pass":
+        samples, usage = sample(run_all, clock)
     else:
-        samples, usage = sample(_InTurn(engine, batches), clock, cycle=len(batches))
+        samples, usage = sample(lambda: engine.run(next(turns)), clock, cycle=len(batches))
     return {
         "first_ms": round(first_ms, 4),
         "samples_ms": [round(milliseconds, 4) for milliseconds in samples],
         "usage": usage.to_json(),
     }
-
-
-def _run_all(engine: Any, batches: Sequence[Any]) -> None:
-    for batch in batches:
-        engine.run(batch)
-
-
-class _InTurn:
-    """Runs the next batch at each call, and starts again behind the last."""
-
-    def __init__(self, engine: Any, batches: Sequence[Any]) -> None:
-        self._engine, self._batches, self._next = engine, batches, 0
-
-    def __call__(self) -> None:
-        self._engine.run(self._batches[self._next])
-        self._next = (self._next + 1) % len(self._batches)
 
 
 if __name__ == "__main__":

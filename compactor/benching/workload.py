@@ -8,27 +8,28 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compactor.benching.parts import Sizes, scoring_part, split_cases
-from compactor.benching.plan import Case, Part, Scenario
+from compactor.benching.parts import choose_parts, scoring_part, split_cases
+from compactor.benching.plan import Case, Scenario
 from compactor.errors import UsageError
 from compactor.evaluation.datafiles import read_lengths, read_table
-from compactor.evaluation.inputs import InputSpec
+from compactor.evaluation.inputs import Feeds, InputSpec
 from compactor.evaluation.quality import choose_metrics
 from compactor.evaluation.texts import Labelled, tokenize
 from compactor.runtime.bucketing import Examples, Rows, by_length, in_order
 
 if TYPE_CHECKING:
+    from compactor.benching.request import Request
     from compactor.benching.targets import Targets
 
 DEFAULT_LENGTHS = (32, 128, 384)
-SCORING_BATCH = 32
+SCORING_BATCH = 32  # examples in a batch where answers are judged
 _QUERIES = 256  # different ones; the server scenario asks them again and again
 _IMAGE_QUERIES = 32  # they are large
 
@@ -54,16 +55,20 @@ class Workload:
 
     kind: Literal["synthetic", "lengths", "data"]
     spec: InputSpec
-    cases: Sequence[Case]
+    cases: Sequence[Case] = ()
     queries: Path | None = None
     file: Path | None = None
-    sha256: str | None = None
+    sha256: str | None = dataclasses.field(init=False, default=None)
     labelled: Labelled | None = None
     scoring: Case | None = None
     metrics: Sequence[str] = ()
     notes: list[str] = dataclasses.field(default_factory=list)
     rows: Rows | None = None
     count: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.file is not None:
+            self.sha256 = hashlib.sha256(self.file.read_bytes()).hexdigest()
 
     @property
     def metric(self) -> str | None:
@@ -93,46 +98,29 @@ class Workload:
                     "tokens": case.tokens,
                     "positions": case.positions,
                     "bucketed": case.bucketed,
-                    "part": None if case.part is None else _describe_part(case.part),
+                    "part": None
+                    if case.part is None
+                    else {name: getattr(case.part, name) for name in ("kind", "past", "new_tokens", "beams")},
                 }
                 for case in self.cases
             ],
         }
 
 
-def plan_workload(
-    folder: Path,
-    targets: Targets,
-    *,
-    scenario: Scenario = "single",
-    batches: Sequence[int] = (1,),
-    seqs: Sequence[int] | None = None,
-    lengths: Path | None = None,
-    data: Path | None = None,
-    metric: str | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    sizes: Sizes | None = None,
-) -> Workload:
+def plan_workload(folder: Path, request: Request, targets: Targets, *, limit: int | None = None) -> Workload:
     """The inputs that the user asked for, written into ``folder``.
 
     Args:
         folder: Where the files go.
+        request: What was asked for, with its ``batches``. Without ``seqs``, random examples have usual lengths.
         targets: What is measured.
-        scenario: See ``docs/scenarios.md``.
-        batches: Examples in a batch.
-        seqs: Tokens of random examples; None takes the usual ones that fit.
-        lengths: A file of lengths, or of texts without labels.
-        data: A file of labelled texts.
-        metric: One or several, with commas; None takes the task's own.
         limit: Time at most this many examples of a file; None takes all.
-        seed: Of the random tokens.
-        sizes: What to run of an encoder-decoder; None where the models have one graph.
 
     Raises:
         UsageError: The request contradicts itself, the file or the model.
         ModelDirectoryError: There is no usable tokenizer.
     """
+    lengths, data, metric = request.lengths, request.data, request.metric
     if lengths is not None and data is not None:
         raise UsageError("--lengths and --data are two sources of lengths", todo="leave out one of them")
     if metric is not None and data is None:
@@ -140,16 +128,17 @@ def plan_workload(
     spec = InputSpec.from_config(
         targets.config, task=targets.task, folder=targets.tokenizer, image=targets.image, limit=targets.max_length
     )
-    parts = None if sizes is None else sizes.parts(spec.max_tokens)
+    parts = choose_parts(request, spec.max_tokens) if targets.generates else None
+    common: dict[str, Any] = {"batches": request.batches or (), "scenario": request.scenario}
     if lengths is not None:
-        workload = from_lengths(folder, lengths, spec, batches=batches, scenario=scenario, limit=limit, seed=seed)
+        workload = from_lengths(folder, lengths, spec, limit=limit, seed=request.seed, **common)
     elif data is not None:
-        workload = from_data(folder, data, spec, batches=batches, scenario=scenario, limit=limit, metric=metric)
+        workload = from_data(folder, data, spec, limit=limit, metric=metric, **common)
     else:
-        workload = synthetic(folder, spec, batches=batches, seqs=seqs, scenario=scenario, seed=seed)
+        workload = synthetic(folder, spec, seqs=request.seqs, seed=request.seed, **common)
     if parts is not None:
         start = targets.config.get("decoder_start_token_id")
-        workload.cases = split_cases(workload.cases, parts, spec, start=start, seed=seed)
+        workload.cases = split_cases(workload.cases, parts, spec, start=start, seed=request.seed)
         if workload.scoring is not None and workload.labelled is not None:
             part = scoring_part(targets.search, workload.labelled.longest_reference, spec.max_tokens)
             workload.scoring = dataclasses.replace(workload.scoring, part=part)
@@ -180,22 +169,34 @@ def synthetic(
     """
     _check_batches(batches)
     random = np.random.default_rng(seed)
+    sizes = list(dict.fromkeys(batches))
+    queries: Examples | None = None
+    made: Iterator[tuple[str, int, int | None, Feeds]]
     if spec.image is not None:
         if seqs is not None:
             raise UsageError("this model takes images, which have no length in tokens", todo="leave out --seq")
-        return _images(folder, spec, list(dict.fromkeys(batches)), scenario, random)
-    lengths = list(dict.fromkeys(seqs)) if seqs is not None else default_lengths(spec)
-    for length in lengths:
-        spec.check_length(length)
-    if scenario == "server":
-        rows = [spec.random_tokens(random, lengths[i % len(lengths)]) for i in range(_QUERIES)]
-        return Workload("synthetic", spec, (), queries=_write_queries(folder, Examples.join(rows, spec.fill)))
+        if scenario == "server":
+            pixels = spec.random_images(random, _IMAGE_QUERIES)["pixel_values"]
+            queries = Examples.join([{"pixel_values": image} for image in pixels], {})
+        made = ((f"batch {batch}", batch, None, spec.random_images(random, batch)) for batch in sizes)
+    else:
+        lengths = list(dict.fromkeys(seqs)) if seqs is not None else default_lengths(spec)
+        for length in lengths:
+            spec.check_length(length)
+        if scenario == "server":
+            rows = [spec.random_tokens(random, lengths[i % len(lengths)]) for i in range(_QUERIES)]
+            queries = Examples.join(rows, spec.fill)
+        made = (
+            (f"{batch}x{length}", batch, length, spec.random_tokens(random, batch, length))
+            for length in lengths
+            for batch in sizes
+        )
+    if queries is not None:
+        return Workload("synthetic", spec, queries=_write_queries(folder, queries))
     cases = []
-    for length in lengths:
-        for batch in dict.fromkeys(batches):
-            file = _write(folder, f"{batch}x{length}", spec.random_tokens(random, batch, length))
-            size = batch * length
-            cases.append(Case(f"{batch}x{length}", batch, length, (file,), batch, size, size))
+    for name, batch, seq, feeds in made:
+        tokens = batch * (seq or 0)
+        cases.append(Case(name, batch, seq, (_write(folder, name, feeds),), batch, tokens, tokens))
     return Workload("synthetic", spec, cases)
 
 
@@ -215,16 +216,9 @@ def from_lengths(
     limit: int | None = None,
     seed: int = 0,
 ) -> Workload:
-    """Random tokens with the lengths in a file; or the texts of a data file, whose labels do not matter.
+    """Random tokens with the lengths in a file of whole numbers; or the texts of a data file, whatever their labels.
 
-    Args:
-        folder: Where the files go.
-        file: Whole numbers, or texts.
-        spec: The model; for texts with a tokenizer.
-        batches: Examples in a batch.
-        scenario: See ``docs/scenarios.md``.
-        limit: Time at most this many examples, whose lengths are spread as in all; None takes all.
-        seed: The same seed, the same tokens.
+    Texts take a ``spec`` with a tokenizer. ``limit`` is as of ``from_data``, the others are as of ``synthetic``.
 
     Raises:
         UsageError: The file cannot be used, or a length in it is beyond what the model takes.
@@ -240,7 +234,9 @@ def from_lengths(
             spec.check_length(length, where=str(file), option="lengths")
         random = np.random.default_rng(seed)
         labelled = Labelled(Examples.join([spec.random_tokens(random, length) for length in lengths], spec.fill), None)
-    return _from_examples("lengths", folder, file, spec, labelled, batches, scenario, limit)
+    workload = Workload("lengths", spec, file=file, labelled=labelled, notes=[*labelled.notes])
+    _time_examples(workload, folder, labelled.examples, batches, scenario, limit)
+    return workload
 
 
 def from_data(
@@ -252,7 +248,6 @@ def from_data(
     scenario: Scenario = "single",
     limit: int | None = None,
     metric: str | None = None,
-    scoring_batch: int = SCORING_BATCH,
 ) -> Workload:
     """Real text and its labels. ``limit`` concerns what is timed; the answers are judged on all examples.
 
@@ -264,7 +259,6 @@ def from_data(
         scenario: See ``docs/scenarios.md``.
         limit: Time at most this many examples, whose lengths are spread as in all; None takes all.
         metric: One or several, with commas; None takes the task's own.
-        scoring_batch: Examples in a batch where answers are judged.
 
     Raises:
         UsageError: The file cannot be used, has no labels, or the metric is not for the task.
@@ -273,17 +267,18 @@ def from_data(
     _check_batches(batches)
     metrics = choose_metrics(spec.task, metric)
     labelled = tokenize(read_table(file), spec, labelled=True)
-    workload = _from_examples("data", folder, file, spec, labelled, batches, scenario, limit)
+    examples = labelled.examples
+    workload = Workload("data", spec, file=file, labelled=labelled, notes=[*labelled.notes])
+    _time_examples(workload, folder, examples, batches, scenario, limit)
     if labelled.references is None:
         return workload
-    examples = labelled.examples
     if len(examples) < 2:
         if metric is not None:
             raise UsageError("a metric needs two examples or more", where=str(file), todo="leave out --metric")
         workload.notes.append("A single example says nothing about quality, so none is given.")
         return workload
-    rows = in_order(examples.lengths, scoring_batch)
-    workload.scoring = _case(folder, "scoring", scoring_batch, examples, rows)
+    rows = in_order(examples.lengths, SCORING_BATCH)
+    workload.scoring = _case(folder, "scoring", SCORING_BATCH, examples, rows)
     workload.metrics = metrics
     return workload
 
@@ -296,14 +291,10 @@ def from_texts(file: Path, sizes: NDArray[np.int64], limit: int | None) -> Workl
         sizes: (N,) characters in each.
         limit: Send at most this many of them, whose sizes are spread as in all; None takes all.
     """
-    rows = _spread(sizes, limit)
-    notes = (
-        []
-        if len(rows) == len(sizes)
-        else [f"Sent {len(rows)} of the {len(sizes)} texts, chosen so that their sizes are as in all."]
-    )
-    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-    return Workload("data", InputSpec(0), (), file=file, sha256=sha256, notes=notes, rows=rows, count=len(sizes))
+    workload = Workload("data", InputSpec(0), file=file, rows=_spread(sizes, limit), count=len(sizes))
+    if limit is not None and limit < len(sizes):
+        workload.notes.append(f"Sent {limit} of the {len(sizes)} texts, chosen so that their sizes are as in all.")
+    return workload
 
 
 def summarise_lengths(lengths: NDArray[np.int64]) -> dict[str, float]:
@@ -320,39 +311,27 @@ def summarise_lengths(lengths: NDArray[np.int64]) -> dict[str, float]:
     }
 
 
-def _from_examples(
-    kind: Literal["lengths", "data"],
-    folder: Path,
-    file: Path,
-    spec: InputSpec,
-    labelled: Labelled,
-    batches: Sequence[int],
-    scenario: Scenario,
-    limit: int | None,
-) -> Workload:
-    """The cases of a file's examples."""
-    examples, notes = labelled.examples, list(labelled.notes)
+def _time_examples(
+    workload: Workload, folder: Path, examples: Examples, batches: Sequence[int], scenario: Scenario, limit: int | None
+) -> None:
+    """Give the workload the cases, or for the server the queries, of a file's examples."""
     timed = _spread(examples.lengths, limit)
     if len(timed) < len(examples):
-        notes.append(
+        workload.notes.append(
             f"Timed on {len(timed)} of the {len(examples)} examples, chosen so that the lengths are as in all."
         )
-    common: dict[str, Any] = {
-        "file": file,
-        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-        "labelled": labelled,
-    }
     if scenario == "server":
         chosen = Examples.join([examples[int(row)] for row in timed], examples.padding)
-        return Workload(kind, spec, (), notes=notes, queries=_write_queries(folder, chosen), rows=timed, **common)
-
-    sizes = list(dict.fromkeys(min(batch, len(timed)) for batch in batches))
+        workload.queries, workload.rows = _write_queries(folder, chosen), timed
+        return
     if max(batches) > len(timed):
-        notes.append(f"A batch of {max(batches)} is one of {len(timed)}, as there are no more examples.")
+        workload.notes.append(f"A batch of {max(batches)} is one of {len(timed)}, as there are no more examples.")
     cases = []
-    for batch in sizes:
+    for batch in dict.fromkeys(min(batch, len(timed)) for batch in batches):
         if scenario == "single":
-            cases.append(_case(folder, f"batch {batch}", batch, examples, _full(timed, batch)))
+            # Each batch is full: a smaller one at the end would be a faster one among the latencies.
+            full = [timed[start : start + batch] for start in range(0, len(timed) - batch + 1, batch)]
+            cases.append(_case(folder, f"batch {batch}", batch, examples, full))
             continue
         ordered = [timed[rows] for rows in in_order(examples.lengths[timed], batch)]
         if 1 < batch < len(timed):
@@ -361,11 +340,7 @@ def _from_examples(
             cases.append(_case(folder, f"batch {batch}, bucketed", batch, examples, bucketed, bucketed=True))
         else:  # nothing to put together
             cases.append(_case(folder, f"batch {batch}", batch, examples, ordered))
-    return Workload(kind, spec, cases, notes=notes, **common)
-
-
-def _describe_part(part: Part) -> dict[str, Any]:
-    return {"kind": part.kind, "past": part.past, "new_tokens": part.new_tokens, "beams": part.beams}
+    workload.cases = cases
 
 
 def _spread(lengths: NDArray[np.int64], limit: int | None) -> Rows:
@@ -376,41 +351,22 @@ def _spread(lengths: NDArray[np.int64], limit: int | None) -> Rows:
     return np.sort(np.argsort(lengths, kind="stable")[middles.astype(np.intp)])
 
 
-def _full(rows: Rows, batch: int) -> list[Rows]:
-    """Batches in order, each full: a smaller one at the end would be a faster one among the latencies."""
-    return [rows[start : start + batch] for start in range(0, len(rows) - batch + 1, batch)]
-
-
 def _case(
     folder: Path, name: str, batch: int, examples: Examples, batches: Sequence[Rows], *, bucketed: bool | None = None
 ) -> Case:
     """Write the batches and describe them."""
-    lengths = examples.lengths
     files = tuple(_write(folder, f"{name}.{i}", examples.batch(rows)) for i, rows in enumerate(batches))
+    lengths = [examples.lengths[rows] for rows in batches]
     return Case(
         name,
         batch,
         None,
         files,
-        examples=sum(len(rows) for rows in batches),
-        tokens=sum(int(lengths[rows].sum()) for rows in batches),
-        positions=sum(len(rows) * int(lengths[rows].max()) for rows in batches),
+        examples=sum(map(len, lengths)),
+        tokens=sum(int(each.sum()) for each in lengths),
+        positions=sum(len(each) * int(each.max()) for each in lengths),
         bucketed=bucketed,
     )
-
-
-def _images(
-    folder: Path, spec: InputSpec, batches: Sequence[int], scenario: Scenario, random: np.random.Generator
-) -> Workload:
-    if scenario == "server":
-        pixels = spec.random_images(random, _IMAGE_QUERIES)["pixel_values"]
-        queries = Examples.join([{"pixel_values": image} for image in pixels], {})
-        return Workload("synthetic", spec, (), queries=_write_queries(folder, queries))
-    cases = []
-    for batch in batches:
-        file = _write(folder, f"batch {batch}", spec.random_images(random, batch))
-        cases.append(Case(f"batch {batch}", batch, None, (file,), batch, 0, 0))
-    return Workload("synthetic", spec, cases)
 
 
 def _check_batches(batches: Sequence[int]) -> None:
@@ -418,11 +374,10 @@ def _check_batches(batches: Sequence[int]) -> None:
         raise UsageError(f"expected batches of 1 or more, got {list(batches)}", todo="change --batch")
 
 
-def _write(folder: Path, name: str, feeds: dict[str, NDArray[Any]]) -> Path:
+def _write(folder: Path, name: str, feeds: dict[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.npz"
-    arrays: dict[str, Any] = feeds
-    np.savez(path, **arrays)
+    np.savez(path, **feeds)
     return path
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from compactor.benching.plan import Part, Variant
+from compactor.benching.plan import Variant
 from compactor.errors import UsageError
 
 # Where each engine can run; "openvino" and "torch" are names of --provider and mean the CPU.
@@ -23,6 +23,7 @@ PROVIDERS: Mapping[str, tuple[str, ...]] = {
     "torch": ("torch", "cpu", "cuda"),
     "ctranslate2": ("cpu", "cuda"),
 }
+_GENERATE = ("onnxruntime", "torch")
 
 
 class Engine(Protocol):
@@ -30,11 +31,9 @@ class Engine(Protocol):
 
     Attributes:
         environment: Versions, providers in use and settings, as JSON values.
-        input_names: What the model reads.
     """
 
     environment: dict[str, Any]
-    input_names: tuple[str, ...]
 
     def prepare(self, feeds: Mapping[str, NDArray[Any]]) -> Any:
         """Pick the model's inputs and cast them to its types, ahead of the clock.
@@ -49,8 +48,8 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(variant: Variant, *, threads: int, spinning: bool) -> Engine:
-    """Load the variant's model.
+def open_engine(variant: Variant, *, threads: int, spinning: bool) -> Any:
+    """Load the variant's model: an ``Engine``; of an encoder-decoder, what gives a ``Runner`` for each ``part``.
 
     Args:
         variant: What to load, and where to run it.
@@ -58,75 +57,45 @@ def open_engine(variant: Variant, *, threads: int, spinning: bool) -> Engine:
         spinning: Let idle threads wait busily, where the engine can be told.
 
     Raises:
-        UsageError: The engine does not run on that provider, or does not know an option.
+        UsageError: The engine does not run on that provider, does not run encoder-decoders, or does not know an option.
         ModelDirectoryError: The model is missing or damaged.
         ProviderUnavailableError: The engine or the provider is not installed, or has no device.
     """
     if variant.engine == "http":
         raise ValueError(f"{variant.name} is an endpoint: there is nothing to open")
+    if variant.generates and variant.engine not in _GENERATE:
+        raise UsageError(f"{variant.engine} does not run encoder-decoders here", where=variant.name)
     if variant.provider not in PROVIDERS[variant.engine]:
         raise UsageError(
             f"{variant.engine} does not run on '{variant.provider}'",
             where=variant.name,
             todo=f"choose one of: {', '.join(PROVIDERS[variant.engine])}",
         )
-    match variant.engine:
-        case "onnxruntime":
+    match variant.engine, variant.generates:
+        case "onnxruntime", False:
             from compactor.benching.engines.ort import OrtEngine
 
             return OrtEngine(variant, threads=threads, spinning=spinning)
-        case "openvino":
-            from compactor.benching.engines.openvino import OpenVinoEngine
+        case "onnxruntime", True:
+            from compactor.benching.engines.ort_generation import OrtGenerator
 
-            return OpenVinoEngine(variant, threads=threads)
-        case "ctranslate2":
-            from compactor.benching.engines.ctranslate2 import CTranslate2Engine
-
-            return CTranslate2Engine(variant, threads=threads)
-        case "torch":
+            return OrtGenerator(variant, threads=threads, spinning=spinning)
+        case "torch", False:
             from compactor.benching.engines.torch import TorchEngine
 
             return TorchEngine(variant, threads=threads, spinning=spinning)
+        case "torch", True:
+            from compactor.benching.engines.torch_generation import TorchGenerator
 
+            return TorchGenerator(variant, threads=threads, spinning=spinning)
+        case "openvino", _:
+            from compactor.benching.engines.openvino import OpenVinoEngine
 
-class Generator(Protocol):
-    """An encoder-decoder that is loaded.
+            return OpenVinoEngine(variant, threads=threads)
+        case "ctranslate2", _:
+            from compactor.benching.engines.ctranslate2 import CTranslate2Engine
 
-    Attributes:
-        environment: As of an ``Engine``.
-        input_names: What its encoder reads.
-    """
-
-    environment: dict[str, Any]
-    input_names: tuple[str, ...]
-
-    def part(self, part: Part) -> Any:
-        """What prepares and runs a part of it, as an ``Engine`` does."""
-        ...
-
-
-def open_generator(variant: Variant, *, threads: int, spinning: bool) -> Generator:
-    """Load an encoder-decoder.
-
-    Args:
-        variant: What to load, and where to run it.
-        threads: Threads of one operator.
-        spinning: Let idle threads wait busily, where the engine can be told.
-
-    Raises:
-        UsageError: The engine does not run encoder-decoders.
-        ModelDirectoryError: The model is missing or damaged.
-        ProviderUnavailableError: The engine or the provider is not installed, or has no device.
-    """
-    if variant.engine == "onnxruntime":
-        from compactor.benching.engines.ort_generation import OrtGenerator
-
-        return OrtGenerator(variant, threads=threads, spinning=spinning)
-    if variant.engine == "torch":
-        from compactor.benching.engines.torch_generation import TorchGenerator
-
-        return TorchGenerator(variant, threads=threads, spinning=spinning)
-    raise UsageError(f"{variant.engine} does not run encoder-decoders here", where=variant.name)
+            return CTranslate2Engine(variant, threads=threads)
 
 
 def not_run_reason(engine: str, provider: str) -> str | None:

@@ -20,13 +20,12 @@ from compactor.benching.plan import Variant
 from compactor.errors import ModelDirectoryError, UsageError
 from compactor.runtime.errors import ProviderUnavailableError
 
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _COMPUTE_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
 
 
 class CTranslate2Engine:
     """An encoder in CTranslate2; see ``Engine``."""
-
-    input_names: tuple[str, ...] = ("input_ids", "attention_mask", "token_type_ids")
 
     def __init__(self, variant: Variant, *, threads: int) -> None:
         check_options(variant.options, ("compute_type",), where=variant.name)
@@ -59,8 +58,8 @@ class CTranslate2Engine:
         Raises:
             UsageError: A row is padded elsewhere than on the right.
         """
-        chosen = choose_inputs(feeds, dict.fromkeys(self.input_names, np.int32), where=self._where)
-        ids, mask, types = (chosen[name] for name in self.input_names)
+        chosen = choose_inputs(feeds, dict.fromkeys(_INPUTS, np.int32), where=self._where)
+        ids, mask, types = (chosen[name] for name in _INPUTS)
         lengths = mask.sum(axis=1, dtype=np.int32)
         if not np.array_equal(mask != 0, np.arange(mask.shape[1]) < lengths[:, None]):
             raise UsageError("CTranslate2 takes padding on the right alone", where=self._where)

@@ -1,14 +1,21 @@
-"""Give a model the inputs it declares, in the types it declares."""
+"""Read a batch, and give a model the inputs it declares, in the types it declares."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compactor.errors import ModelDirectoryError, UsageError
+
+
+def read_feeds(file: str | Path) -> dict[str, NDArray[Any]]:
+    """A batch of a case: every input that some variant may want, by name."""
+    with np.load(file) as arrays:
+        return dict(arrays)
 
 
 def choose_inputs(

@@ -39,19 +39,21 @@ class OpenVinoEngine:
         self._where = str(variant.path)
         try:
             compiled = openvino.Core().compile_model(self._where, "CPU", properties)
-        except RuntimeError as error:
-            raise ModelDirectoryError(
-                f"OpenVINO cannot compile the graph: {_reason(error)}", where=self._where
-            ) from error
+        except RuntimeError as error:  # the last line says something: OpenVINO puts its source files first
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+            raise ModelDirectoryError(f"OpenVINO cannot compile the graph: {lines[-1]}", where=self._where) from error
         self._request = compiled.create_infer_request()
         self._types = {port.get_any_name(): port.get_element_type().to_dtype() for port in compiled.inputs}
         self._outputs = {port.get_any_name(): port for port in compiled.outputs}
-        self.input_names = tuple(self._types)
+        shown = {name: compiled.get_property(name) for name in (*_SHOWN, *variant.options)}
         self.environment: dict[str, Any] = {
             "openvino": openvino.__version__,
             "providers": ["CPU"],
             "threads": threads,
-            "properties": {name: _text(compiled.get_property(name)) for name in (*_SHOWN, *variant.options)},
+            "properties": {  # as one would set them: ``f32``, not the name of its class
+                name: str(value.get_type_name() if hasattr(value, "get_type_name") else value)
+                for name, value in shown.items()
+            },
         }
 
     def prepare(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -62,14 +64,3 @@ class OpenVinoEngine:
         """The graph's outputs, copied: OpenVINO writes the next ones over its own."""
         results = self._request.infer(prepared, share_inputs=True)
         return {name: results[port] for name, port in self._outputs.items()}
-
-
-def _reason(error: Exception) -> str:
-    """The last line that says something: OpenVINO puts its source files first."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
-
-
-def _text(value: Any) -> str:
-    """A property as one would set it: ``f32``, not the name of its class."""
-    return str(value.get_type_name()) if hasattr(value, "get_type_name") else str(value)

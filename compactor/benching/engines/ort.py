@@ -39,29 +39,27 @@ class OrtEngine:
     """A graph in ONNX Runtime, with its default rewrites; see ``Engine``."""
 
     def __init__(self, variant: Variant, *, threads: int, spinning: bool) -> None:
-        import onnxruntime
-
         check_options(variant.options, ("tf32", "provider_options"), where=variant.name)
         provider = Provider(variant.provider)
         options = provider_options(provider, variant)
         self._where = str(variant.path)
         self._session = open_graph(variant.path, provider, options, threads=threads, spinning=spinning)
-        self._types = {entry.name: _numpy_type(entry, self._where) for entry in self._session.get_inputs()}
+        for entry in self._session.get_inputs():
+            if entry.type not in _NUMPY_TYPES:
+                raise ModelDirectoryError(
+                    f"the input '{entry.name}' is of type {entry.type}, which cannot be filled",
+                    where=self._where,
+                    todo=f"types that can be: {', '.join(_NUMPY_TYPES)}",
+                )
+        self._types = {entry.name: _NUMPY_TYPES[entry.type] for entry in self._session.get_inputs()}
         self._outputs = [entry.name for entry in self._session.get_outputs()]
         device_id = int(options.get("device_id", 0))
         self._bound = BoundSession(self._session, device_id=device_id) if provider.needs_gpu else None
-        self.input_names = tuple(self._types)
-        self.environment: dict[str, Any] = {
-            "onnxruntime": onnxruntime.__version__,
-            "distributions": installed_runtimes(),
-            "providers": list(self._session.get_providers()),
-            "threads": threads,
-            "spinning": spinning,
-        }
+        self.environment = describe_session(self._session, threads, spinning)
         if provider.needs_gpu:
             nodes = placement(self._session)
             self.environment |= {
-                "device": dict(enumerate(cuda_device_names())).get(device_id, "unknown"),
+                "device": device_name(device_id),
                 "io_binding": True,
                 "provider_options": options,
                 "nodes": {name: sum(operators.values()) for name, operators in nodes.items()},
@@ -80,6 +78,27 @@ class OrtEngine:
         if self._bound is not None:
             return self._bound.run(prepared)
         return dict(zip(self._outputs, self._session.run(self._outputs, prepared), strict=True))
+
+
+def describe_session(
+    session: Any, threads: int, spinning: bool, others: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The ``environment`` of a session, with the versions of ``others`` that take part."""
+    import onnxruntime
+
+    return {
+        "onnxruntime": onnxruntime.__version__,
+        "distributions": installed_runtimes(),
+        **(others or {}),
+        "providers": list(session.get_providers()),
+        "threads": threads,
+        "spinning": spinning,
+    }
+
+
+def device_name(device_id: int) -> str:
+    """The GPU's name."""
+    return dict(enumerate(cuda_device_names())).get(device_id, "unknown")
 
 
 def provider_options(provider: Provider, variant: Variant) -> dict[str, str]:
@@ -112,13 +131,3 @@ def open_graph(
         raise ModelDirectoryError(
             f"ONNX Runtime cannot open the graph: {str(error).strip().splitlines()[0]}", where=str(path)
         ) from error
-
-
-def _numpy_type(entry: Any, where: str) -> Any:
-    if entry.type not in _NUMPY_TYPES:
-        raise ModelDirectoryError(
-            f"the input '{entry.name}' is of type {entry.type}, which cannot be filled",
-            where=where,
-            todo=f"types that can be: {', '.join(_NUMPY_TYPES)}",
-        )
-    return _NUMPY_TYPES[entry.type]

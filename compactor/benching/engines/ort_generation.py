@@ -3,15 +3,12 @@
 Caches stay with the session from step to step (``compactor.runtime.decoding``), and text is searched for by
 transformers' ``generate`` over the sessions (``compactor.runtime.generation``): what a user of the artefact runs.
 
-Options: ``generation``, see ``searching.py``.
+Options: ``generation``, see ``generating.py``.
 """
 
 from __future__ import annotations
 
-import abc
 import functools
-import os
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,19 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compactor.benching.engines.feeding import check_options, choose_inputs
-from compactor.benching.engines.ort import open_graph, provider_options
-from compactor.benching.engines.searching import OPTION, search_settings
-from compactor.benching.engines.torch import set_threads
+from compactor.benching.engines.generating import OPTION, Runner, search_settings
+from compactor.benching.engines.ort import describe_session, device_name, open_graph, provider_options
+from compactor.benching.engines.torch import set_threads, set_wait_policy
 from compactor.benching.parts import DECODER_TOKENS
 from compactor.benching.plan import Part, Variant
 from compactor.errors import ModelDirectoryError
 from compactor.runtime.decoding import ENCODER, FIRST, NEXT, CachedDecoder, graph_path, run_on
-from compactor.runtime.providers import Provider, cuda_device_names, installed_runtimes
+from compactor.runtime.providers import Provider
 
 _SOURCE = {"input_ids": np.int64, "attention_mask": np.int64}
-_TOKENS = {**_SOURCE, DECODER_TOKENS: np.int64}
-
-Open = Callable[[Path], Any]
 
 
 def graph_files(variant: Variant) -> dict[str, Path]:
@@ -60,13 +54,12 @@ class OrtGenerator:
         sessions: By the graph's name.
     """
 
-    input_names: tuple[str, ...] = tuple(_SOURCE)
-
-    def __init__(self, variant: Variant, *, threads: int, spinning: bool, open_with: Open | None = None) -> None:
+    def __init__(
+        self, variant: Variant, *, threads: int, spinning: bool, open_with: Callable[[Path], Any] | None = None
+    ) -> None:
         check_options(variant.options, (OPTION,), where=variant.name)
-        if not spinning and "torch" not in sys.modules:
-            os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # as the PyTorch engine
-        import onnxruntime
+        set_wait_policy(spinning=spinning)
+        import onnxruntime  # noqa: F401  # ahead of PyTorch, which brings CUDA libraries of its own
         import torch
         import transformers
 
@@ -81,126 +74,69 @@ class OrtGenerator:
         config = _config(variant.path)
         self._variant, self._where = variant, str(variant.path)
         self.sessions = {graph: opener(path) for graph, path in graph_files(variant).items()}
-        self._device = "cuda" if provider.needs_gpu else "cpu"
+        device = "cuda" if provider.needs_gpu else "cpu"
         try:
-            self._decoder = CachedDecoder(self.sessions[FIRST], self.sessions[NEXT], device=self._device)
+            self._decoder = CachedDecoder(self.sessions[FIRST], self.sessions[NEXT], device=device)
         except ValueError as error:
             raise ModelDirectoryError(str(error), where=self._where) from error
         settings = transformers.GenerationConfig.from_model_config(config)
         self._model = EncoderDecoder(self.sessions[ENCODER], self._decoder, config, settings)
-        self.environment: dict[str, Any] = {
-            "onnxruntime": onnxruntime.__version__,
-            "distributions": installed_runtimes(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "providers": list(self.sessions[ENCODER].get_providers()),
-            "threads": threads,
-            "spinning": spinning,
-        }
+        others = {"torch": torch.__version__, "transformers": transformers.__version__}
+        self.environment = describe_session(self.sessions[ENCODER], threads, spinning, others)
         if provider.needs_gpu:
-            device = dict(enumerate(cuda_device_names())).get(0, "unknown")
-            self.environment |= {"device": device, "provider_options": options}
+            self.environment |= {"device": device_name(0), "provider_options": options}
 
-    def part(self, part: Part) -> _Part:
+    def part(self, part: Part) -> Runner:
         """What prepares and runs a part."""
-        return _KINDS[part.kind](self, part)
+        match part.kind:
+            case "generate":
+                settings = search_settings(self._variant, self._model.config, part)
+                return Runner(self._tensors, functools.partial(self._generate, settings))
+            case "encoder":
+                return Runner(self._source, lambda source: {"last_hidden_state": self._encode(source)})
+            case "first step":
+                return Runner(self._before_first, functools.partial(_logits, self._decoder.start))
+            case "step":  # which makes new caches, and leaves those that it was given as they are
+                prepare = functools.partial(self._before_step, part.past or 0)
+                return Runner(prepare, functools.partial(_logits, self._decoder.step))
 
-    # What the parts are made of
-
-    def source(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def _source(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Token ids (B, T) and their mask."""
         return choose_inputs(feeds, _SOURCE, where=self._where)
 
-    def target(self, feeds: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    def _target(self, feeds: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         """Tokens (B, N) that the decoder is fed with."""
-        return choose_inputs(feeds, _TOKENS, where=self._where)[DECODER_TOKENS]
+        return choose_inputs(feeds, {**_SOURCE, DECODER_TOKENS: np.int64}, where=self._where)[DECODER_TOKENS]
 
-    def encode(self, source: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    def _encode(self, source: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         """States (B, T, D)."""
         states: NDArray[Any] = run_on(self.sessions[ENCODER], source, "cpu")["last_hidden_state"].numpy()
         return states
 
-    @property
-    def decoder(self) -> CachedDecoder:
-        """The two graphs of the decoder."""
-        return self._decoder
-
-    def generate(self, source: Mapping[str, Any], settings: Any) -> NDArray[Any]:
-        """Tokens (B, 1 + new), as ``generate`` gives them."""
-        tokens: NDArray[Any] = self._model.generate(**source, generation_config=settings).numpy()
-        return tokens
-
-    def settings(self, part: Part) -> Any:
-        """How to search."""
-        return search_settings(self._variant, self._model.config, part)
-
-
-class _Part(abc.ABC):
-    """A part of an encoder-decoder that is loaded: what an ``Engine`` prepares and runs."""
-
-    def __init__(self, engine: OrtGenerator, part: Part) -> None:
-        self.engine, self.part = engine, part
-
-    @abc.abstractmethod
-    def prepare(self, feeds: Mapping[str, NDArray[Any]]) -> Any:
-        """What the part starts from, ahead of the clock."""
-
-    @abc.abstractmethod
-    def run(self, prepared: Any) -> dict[str, NDArray[Any]]:
-        """What comes out, in host memory."""
-
-
-class _Generate(_Part):
-    def __init__(self, engine: OrtGenerator, part: Part) -> None:
-        super().__init__(engine, part)
-        self._settings = engine.settings(part)
-
-    def prepare(self, feeds: Mapping[str, NDArray[Any]]) -> Any:
+    def _tensors(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         import torch
 
-        return {name: torch.from_numpy(array) for name, array in self.engine.source(feeds).items()}
+        return {name: torch.from_numpy(array) for name, array in self._source(feeds).items()}
 
-    def run(self, prepared: Any) -> dict[str, NDArray[Any]]:
-        return {"sequences": self.engine.generate(prepared, self._settings)}
+    def _generate(self, settings: Any, source: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        """Tokens (B, 1 + new), as ``generate`` gives them."""
+        return {"sequences": self._model.generate(**source, generation_config=settings).numpy()}
 
+    def _before_first(self, feeds: Mapping[str, NDArray[Any]]) -> Any:
+        source = self._source(feeds)
+        tokens = np.ascontiguousarray(self._target(feeds)[:, :1])
+        return tokens, self._encode(source), source["attention_mask"]
 
-class _Encoder(_Part):
-    def prepare(self, feeds: Mapping[str, NDArray[Any]]) -> Any:
-        return self.engine.source(feeds)
-
-    def run(self, prepared: Any) -> dict[str, NDArray[Any]]:
-        return {"last_hidden_state": self.engine.encode(prepared)}
-
-
-class _FirstStep(_Part):
-    def prepare(self, feeds: Mapping[str, NDArray[Any]]) -> Any:
-        source = self.engine.source(feeds)
-        tokens = np.ascontiguousarray(self.engine.target(feeds)[:, :1])
-        return tokens, self.engine.encode(source), source["attention_mask"]
-
-    def run(self, prepared: Any) -> dict[str, NDArray[Any]]:
-        logits, _ = self.engine.decoder.start(*prepared)
-        return {"logits": logits.numpy()}
-
-
-class _Step(_Part):
-    def prepare(self, feeds: Mapping[str, NDArray[Any]]) -> Any:
-        source, tokens, past = self.engine.source(feeds), self.engine.target(feeds), self.part.past or 0
+    def _before_step(self, past: int, feeds: Mapping[str, NDArray[Any]]) -> Any:
+        source, tokens = self._source(feeds), self._target(feeds)
         before, now = (np.ascontiguousarray(piece) for piece in (tokens[:, :past], tokens[:, past : past + 1]))
-        _, caches = self.engine.decoder.start(before, self.engine.encode(source), source["attention_mask"])
+        _, caches = self._decoder.start(before, self._encode(source), source["attention_mask"])
         return now, source["attention_mask"], caches
 
-    def run(self, prepared: Any) -> dict[str, NDArray[Any]]:
-        logits, _ = self.engine.decoder.step(*prepared)  # makes new caches, and leaves these as they are
-        return {"logits": logits.numpy()}
 
-
-_KINDS: Mapping[str, type[_Part]] = {
-    "generate": _Generate,
-    "encoder": _Encoder,
-    "first step": _FirstStep,
-    "step": _Step,
-}
+def _logits(decode: Callable[..., Any], prepared: Any) -> dict[str, NDArray[Any]]:
+    logits, _ = decode(*prepared)
+    return {"logits": logits.numpy()}
 
 
 def _config(folder: Path) -> Any:

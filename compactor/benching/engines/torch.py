@@ -46,40 +46,38 @@ class TorchEngine:
         dtype_name = str(variant.options.get("dtype", _DTYPES.get(variant.precision, variant.precision)))
         if dtype_name not in _DTYPES.values():
             raise UsageError(f"PyTorch does not run the model in '{dtype_name}'", where=variant.name)
-        if not spinning and "torch" not in sys.modules:
-            os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read once, when the thread pool's library is loaded
+        set_wait_policy(spinning=spinning)
         import torch
-        import transformers
+
+        from compactor.checkpoint import read_checkpoint
+        from compactor.importing.encoder import load_model
+        from compactor.tasks import find_task
 
         device = choose_device(variant.provider)
         set_threads(threads)
         tf32 = bool(variant.options.get("tf32", False))
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-        loaded = _load(variant)
+        checkpoint = read_checkpoint(variant.path, allow_pickle=bool(variant.options.get("allow_pickle", False)))
+        task = variant.options.get("task")
+        where = variant.name
+        loaded = load_model(checkpoint, None if task is None else find_task(task, checkpoint.config, where=where))
         self.module = _transform(loaded.module, variant).to(device=device, dtype=getattr(torch, dtype_name))
-        self.input_names = loaded.input_names
         self._task, self._where, self._device = loaded.task, loaded.where, device
-        self._compiled = bool(variant.options.get("compile", False))
+        compiled = bool(variant.options.get("compile", False))
         dynamic = bool(variant.options.get("dynamic", True))
-        self._call = _compile(self.module, dynamic=dynamic) if self._compiled else self.module
+        self._call = self.module
+        if compiled:  # and after too many shapes it fails, where it would otherwise quietly run eagerly
+            import torch._dynamo
+
+            torch._dynamo.config.recompile_limit = _MAX_COMPILED_SHAPES
+            torch._dynamo.config.fail_on_recompile_limit_hit = True
+            self._call = torch.compile(self.module, dynamic=dynamic)
         # Token ids and masks are int64; only pixels have the model's type, and numpy has no bfloat16 to say so.
-        self._types = dict.fromkeys(self.input_names, np.float32 if self._task.image else np.int64)
+        self._types = dict.fromkeys(loaded.input_names, np.float32 if self._task.image else np.int64)
         self._cast = getattr(torch, dtype_name) if self._task.image else None
-        self.environment: dict[str, Any] = {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "providers": [device],
-            "dtype": dtype_name,
-            "compile": self._compiled,
-            "attention": getattr(self.module.config, "_attn_implementation", None),
-            "threads": torch.get_num_threads(),
-            "interop_threads": torch.get_num_interop_threads(),
-            "spinning": os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE",
-        }
-        if self._compiled:
-            self.environment["dynamic"] = dynamic
-        if device == "cuda":
-            self.environment |= {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "tf32": tf32}
+        self.environment = describe_module(
+            self.module, device, dtype=dtype_name, tf32=tf32, compiled=compiled, dynamic=dynamic
+        )
 
     def prepare(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         """The model's inputs as tensors in host memory."""
@@ -98,14 +96,26 @@ class TorchEngine:
         import torch
 
         with torch.inference_mode():
-            inputs = {name: tensor.to(self._device) for name, tensor in prepared.items()}
             try:
-                results = self._call(**inputs)
+                results = self._call(**self._move(prepared))
             except torch._dynamo.exc.TorchDynamoException as error:
-                raise _compile_error(error) from error
+                reason = getattr(error, "inner_exception", error)  # what the backend said, without dynamo's preface
+                lines = [line.strip() for line in str(reason).splitlines() if line.strip()] or [type(reason).__name__]
+                raise ProviderUnavailableError(
+                    f"torch.compile fails: {lines[0]}",
+                    where="PyTorch's compiler",
+                    todo="it needs a C++ compiler such as g++; or leave the compiled variant out",
+                ) from error
             if self._device == "cuda":
                 torch.cuda.synchronize()
             return {name: results[name].cpu().float().numpy() for name in self._task.outputs}
+
+    def run_uncompiled(self, prepared: dict[str, Any]) -> Any:
+        """What the model itself gives, on the device: for counting its operations."""
+        return self.module(**self._move(prepared))
+
+    def _move(self, tensors: dict[str, Any]) -> dict[str, Any]:
+        return {name: tensor.to(self._device) for name, tensor in tensors.items()}
 
 
 def choose_device(provider: str) -> str:
@@ -128,6 +138,12 @@ def choose_device(provider: str) -> str:
     return "cuda"
 
 
+def set_wait_policy(*, spinning: bool) -> None:
+    """Whether idle threads wait busily: of effect before PyTorch is loaded, which reads it once."""
+    if not spinning and "torch" not in sys.modules:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
 def set_threads(threads: int) -> None:
     """Threads of one operator; one operator at a time."""
     import torch
@@ -137,14 +153,29 @@ def set_threads(threads: int) -> None:
         torch.set_num_interop_threads(1)  # may be called once, and only before the first operator
 
 
-def _load(variant: Variant) -> Any:
-    from compactor.checkpoint import read_checkpoint
-    from compactor.importing.encoder import load_model
-    from compactor.tasks import find_task
+def describe_module(
+    module: Any, device: str, *, dtype: str, tf32: bool, compiled: bool | None = None, dynamic: bool = True
+) -> dict[str, Any]:
+    """The ``environment`` of a model in PyTorch; ``compiled`` is None where nothing could be."""
+    import torch
+    import transformers
 
-    checkpoint = read_checkpoint(variant.path, allow_pickle=bool(variant.options.get("allow_pickle", False)))
-    name = variant.options.get("task")
-    return load_model(checkpoint, None if name is None else find_task(name, checkpoint.config, where=variant.name))
+    found = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "providers": [device],
+        "dtype": dtype,
+        **({} if compiled is None else {"compile": compiled}),
+        "attention": getattr(module.config, "_attn_implementation", None),
+        "threads": torch.get_num_threads(),
+        "interop_threads": torch.get_num_interop_threads(),
+        "spinning": os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE",
+    }
+    if compiled:
+        found["dynamic"] = dynamic
+    if device == "cuda":
+        found |= {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "tf32": tf32}
+    return found
 
 
 def _transform(module: Any, variant: Variant) -> Any:
@@ -162,23 +193,3 @@ def _transform(module: Any, variant: Variant) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"there is no transform '{name}'", where=variant.name, todo=str(error)) from error
     return transform(module)
-
-
-def _compile(module: Any, *, dynamic: bool) -> Any:
-    """The compiled model, which fails where it would otherwise quietly run eagerly: after too many shapes."""
-    import torch
-    import torch._dynamo
-
-    torch._dynamo.config.recompile_limit = _MAX_COMPILED_SHAPES
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
-    return torch.compile(module, dynamic=dynamic)
-
-
-def _compile_error(error: Exception) -> ProviderUnavailableError:
-    reason = getattr(error, "inner_exception", error)  # what the backend said, without dynamo's preface
-    lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
-    return ProviderUnavailableError(
-        f"torch.compile fails: {lines[0] if lines else type(reason).__name__}",
-        where="PyTorch's compiler",
-        todo="it needs a C++ compiler such as g++; or leave the compiled variant out",
-    )

@@ -1,4 +1,4 @@
-"""Endpoints that the server scenario sends requests to: checked before anything slow begins, then rows of the report.
+"""Endpoints that the server scenario sends requests to: what they are asked, and whether they answer.
 
 An endpoint is not started by ``bench``, and whoever runs it chose its model, its threads and its batches. It takes
 texts, since it tokenizes by itself.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compactor.benching.names import Names
-from compactor.benching.plan import Variant
-from compactor.benching.server.http_load import Item, Reply, closed_loop, plain_body, post_once, run, v2_body
+from compactor.benching.server.http_load import (
+    Item,
+    Reply,
+    closed_loop,
+    item_texts,
+    plain_body,
+    post_once,
+    run,
+    v2_body,
+)
 from compactor.benching.server.urls import Url
-from compactor.benching.targets import Targets, resolve_targets
 from compactor.errors import UsageError
 from compactor.evaluation.datafiles import Table, read_lengths, read_table, shown
 from compactor.evaluation.texts import DOCUMENTS, PAIRS, QUESTIONS, SINGLES
@@ -52,49 +57,7 @@ class Texts:
     @property
     def sizes(self) -> NDArray[np.int64]:
         """(N,) characters in each item."""
-        return np.array([sum(map(len, _strings(item))) for item in self.items], np.int64)
-
-    def choose(self, rows: Sequence[int] | NDArray[np.intp]) -> list[Item]:
-        """The items of some rows."""
-        return [self.items[row] for row in rows]
-
-
-def find_targets(
-    paths: Sequence[Path], urls: Sequence[Url], *, baseline: Path | None, providers: Sequence[str]
-) -> Targets:
-    """All variants: first those that ``bench`` runs itself, then the endpoints.
-
-    Raises:
-        CompactorError: As ``resolve_targets`` does.
-    """
-    mine = paths or ([baseline] if urls and baseline is not None else [])
-    own = resolve_targets(mine, baseline=baseline, providers=providers) if mine or not urls else None
-    names = Names()
-    for variant in own.variants if own is not None else ():
-        names.new(variant.name)
-    found = [_variant(url, names) for url in urls]
-    if own is not None:
-        return dataclasses.replace(own, variants=[*own.variants, *found])
-    return Targets(
-        variants=found,
-        baseline=None,
-        title=found[0].name,
-        task=None,
-        config={},
-        max_length=None,
-        tokenizer=None,
-        image=False,
-        layers=None,
-        notes=[],
-        fixed={},
-    )
-
-
-def _variant(url: Url, names: Names) -> Variant:
-    name, identity = names.new(url.label)
-    return Variant(
-        id=identity, name=name, target=url.text, engine="http", provider="remote", precision="unknown", path=Path()
-    )
+        return np.array([sum(map(len, item_texts(item).values())) for item in self.items], np.int64)
 
 
 # What is asked
@@ -160,12 +123,6 @@ def make_body(url: Url, item: Item) -> bytes:
     return v2_body([item]) if url.route == "v2" else plain_body([item])
 
 
-def _strings(item: Item) -> list[str]:
-    if isinstance(item, str):
-        return [item]
-    return list(item.values()) if isinstance(item, Mapping) else list(item)
-
-
 # Whether it answers
 
 
@@ -202,8 +159,7 @@ def lone_ms(url: Url, texts: Texts, seconds: float) -> float:
         raise UsageError(
             f"the endpoint answers no request: status {found.statuses[0]}", where=url.text, todo="see its log"
         )
-    latencies: list[float] = (1e3 * found.latencies_s).tolist()
-    return statistics.median(latencies)
+    return float(np.median(1e3 * found.latencies_s))
 
 
 def _ask(url: Url, content: bytes) -> Reply:

@@ -117,12 +117,10 @@ class Reply:
 
     Attributes:
         status: Of HTTP.
-        content_type: As the header says.
         body: All of it.
     """
 
     status: int
-    content_type: str
     body: bytes
 
 
@@ -159,16 +157,14 @@ async def open_loop(
         OSError: The operating system gives this process no more files or ports; nothing that the endpoint did.
     """
     loop = asyncio.get_running_loop()
-    record = _Record(len(due_s))
-    which = np.arange(len(due_s)) % len(bodies)
     waiting: dict[int, asyncio.Task[int]] = {}  # in the order in which they were due
     async with _session(timeout_s, connections) as session:
-        start = loop.time()
+        client = _Client(session, url, bodies, len(due_s))
 
         async def send_all() -> None:
             for number, due in enumerate(due_s.tolist()):
-                await asyncio.sleep(max(start + due - loop.time(), 0))
-                task = loop.create_task(_post(session, url, bodies[which[number]], record, number, start))
+                await asyncio.sleep(max(client.start + due - loop.time(), 0))
+                task = loop.create_task(client.post(number))
                 waiting[number] = task
                 task.add_done_callback(functools.partial(lambda number, _: waiting.pop(number), number))
             if waiting:
@@ -180,12 +176,14 @@ async def open_loop(
             while not sending.done() and not given_up:
                 await asyncio.wait([sending], timeout=None if give_up_s is None else _WATCH_S)
                 given_up = give_up_s is not None and any(
-                    loop.time() - start - due_s[number] > give_up_s for number in list(waiting)[:1]
+                    loop.time() - client.start - due_s[number] > give_up_s for number in list(waiting)[:1]
                 )
         finally:
-            await _cancel([sending, *waiting.values()])
-    record.raise_problem()
-    return Exchanges(np.array(due_s), record.sent, record.done, record.statuses, which, given_up)
+            tasks = [sending, *waiting.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+    return client.exchanges(np.array(due_s), given_up=given_up)
 
 
 async def closed_loop(
@@ -215,24 +213,21 @@ async def closed_loop(
     if clients < 1:
         raise ValueError(f"expected at least 1 client, got {clients}")
     loop = asyncio.get_running_loop()
-    record = _Record()
     limit = math.inf if most is None else most
     async with _session(timeout_s, clients) as session:
-        start = loop.time()
+        client = _Client(session, url, bodies)
 
-        async def client() -> None:
+        async def send_in_turn() -> None:
             first = True
-            while len(record) < limit and (first or loop.time() - start < duration_s):
-                number, first = record.add(), False
-                if await _post(session, url, bodies[number % len(bodies)], record, number, start) == NO_CONNECTION:
+            while len(client.sent) < limit and (first or loop.time() - client.start < duration_s):
+                number, first = client.add(), False
+                if await client.post(number) == NO_CONNECTION:
                     await asyncio.sleep(_PAUSE_S)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(clients):
-                group.create_task(client())
-    record.raise_problem()
-    which = np.arange(len(record)) % len(bodies)
-    return Exchanges(record.sent, record.sent, record.done, record.statuses, which)
+                group.create_task(send_in_turn())
+    return client.exchanges()
 
 
 async def post_once(url: str, body: bytes, *, timeout_s: float | None = None) -> Reply:
@@ -243,12 +238,22 @@ async def post_once(url: str, body: bytes, *, timeout_s: float | None = None) ->
         TimeoutError: No answer came in time.
     """
     async with _session(timeout_s, 1) as session, session.post(url, data=body, allow_redirects=False) as answer:
-        return Reply(answer.status, answer.content_type, await answer.read())
+        return Reply(answer.status, await answer.read())
+
+
+def item_texts(item: Item) -> dict[str, str]:
+    """The texts of an item by the name of their input."""
+    if isinstance(item, str):
+        return {"text": item}
+    return {"text": item[0], "text_pair": item[1]} if isinstance(item, tuple) else dict(item)
 
 
 def v2_body(items: Sequence[Item]) -> bytes:
     """The request of KServe's V2 protocol, of the texts as BYTES: ``text``, with ``text_pair`` or as a question."""
-    columns = _columns(items)
+    named = [item_texts(item) for item in items]
+    if not named or any(one.keys() != named[0].keys() for one in named):
+        raise ValueError("expected at least one item, and all of one kind")
+    columns = {name: [one[name] for one in named] for name in named[0]}
     inputs = [
         {"name": name, "shape": [len(texts)], "datatype": "BYTES", "data": texts} for name, texts in columns.items()
     ]
@@ -257,69 +262,63 @@ def v2_body(items: Sequence[Item]) -> bytes:
 
 def plain_body(items: Sequence[Item]) -> bytes:
     """The request of the plain route: ``{"inputs": [...]}``."""
-    inputs = [{"text": item[0], "text_pair": item[1]} if isinstance(item, tuple) else item for item in items]
-    return _encode({"inputs": [dict(item) if isinstance(item, Mapping) else item for item in inputs]})
-
-
-def _columns(items: Sequence[Item]) -> dict[str, list[str]]:
-    """The texts of all items by the name of their input."""
-    named = []
-    for item in items:
-        if isinstance(item, str):
-            named.append({"text": item})
-        elif isinstance(item, tuple):
-            named.append({"text": item[0], "text_pair": item[1]})
-        else:
-            named.append(dict(item))
-    if not named or any(one.keys() != named[0].keys() for one in named):
-        raise ValueError("expected at least one item, and all of one kind")
-    return {name: [one[name] for one in named] for name in named[0]}
+    return _encode({"inputs": [item if isinstance(item, str) else item_texts(item) for item in items]})
 
 
 def _encode(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-class _Record:
-    """Notes times and statuses as they come; grows where it is not known how many there will be."""
+class _Client:
+    """Sends requests, and notes times and statuses as they come; grows where it is not known how many there will be."""
 
-    def __init__(self, count: int = 0) -> None:
-        self._sent, self._done = [math.nan] * count, [math.nan] * count
-        self._statuses = [NO_ANSWER] * count
-        self.problem: OSError | None = None
-
-    def __len__(self) -> int:
-        return len(self._statuses)
+    def __init__(self, session: aiohttp.ClientSession, url: str, bodies: Sequence[bytes], count: int = 0) -> None:
+        self._session, self._url, self._bodies = session, url, bodies
+        self.sent, self.done = [math.nan] * count, [math.nan] * count
+        self.statuses = [NO_ANSWER] * count
+        self._problem: OSError | None = None
+        self.start = asyncio.get_running_loop().time()
 
     def add(self) -> int:
         """The number of one more request."""
-        self._sent.append(math.nan)
-        self._done.append(math.nan)
-        self._statuses.append(NO_ANSWER)
-        return len(self) - 1
+        self.sent.append(math.nan)
+        self.done.append(math.nan)
+        self.statuses.append(NO_ANSWER)
+        return len(self.statuses) - 1
 
-    def note_sent(self, number: int, instant: float) -> None:
-        self._sent[number] = instant
+    async def post(self, number: int) -> int:
+        """Send one request, and note and return what became of it."""
+        import aiohttp
 
-    def note_done(self, number: int, instant: float, status: int) -> None:
-        self._done[number], self._statuses[number] = instant, status
+        now = asyncio.get_running_loop().time
+        status = NO_ANSWER
+        body = self._bodies[number % len(self._bodies)]
+        self.sent[number] = now() - self.start
+        try:
+            async with self._session.post(self._url, data=body, allow_redirects=False) as answer:
+                await answer.read()
+                status = answer.status
+        except TimeoutError:
+            pass
+        except (aiohttp.ClientError, OSError) as error:
+            status = NO_CONNECTION
+            if isinstance(error, OSError) and error.errno in _OURS:
+                self._problem = error
+        finally:  # also where the load was ended
+            self.done[number], self.statuses[number] = now() - self.start, status
+        return status
 
-    def raise_problem(self) -> None:
-        """Raise what went wrong on this side, if anything did."""
-        if self.problem is not None:
-            raise self.problem
+    def exchanges(self, due: Seconds | None = None, *, given_up: bool = False) -> Exchanges:
+        """All of them, of which each was due when it was sent where ``due`` is None.
 
-    @property
-    def sent(self) -> Seconds:
-        return np.array(self._sent)
-
-    @property
-    def done(self) -> Seconds:
-        return np.array(self._done)
-
-    @property
-    def statuses(self) -> NDArray[np.int64]:
-        return np.array(self._statuses, np.int64)
+        Raises:
+            OSError: What went wrong on this side, if anything did.
+        """
+        if self._problem is not None:
+            raise self._problem
+        sent, statuses = np.array(self.sent), np.array(self.statuses, np.int64)
+        which = np.arange(len(sent)) % len(self._bodies)
+        return Exchanges(sent if due is None else due, sent, np.array(self.done), statuses, which, given_up)
 
 
 def _session(timeout_s: float | None, connections: int) -> aiohttp.ClientSession:
@@ -334,37 +333,6 @@ def _session(timeout_s: float | None, connections: int) -> aiohttp.ClientSession
         auto_decompress=False,
         timeout=aiohttp.ClientTimeout(total=timeout_s),
     )
-
-
-async def _post(
-    session: aiohttp.ClientSession, url: str, body: bytes, record: _Record, number: int, start: float
-) -> int:
-    """Send one request, and note and return what became of it."""
-    import aiohttp
-
-    now = asyncio.get_running_loop().time
-    status = NO_ANSWER
-    record.note_sent(number, now() - start)
-    try:
-        async with session.post(url, data=body, allow_redirects=False) as answer:
-            await answer.read()
-            status = answer.status
-    except TimeoutError:
-        pass
-    except (aiohttp.ClientError, OSError) as error:
-        status = NO_CONNECTION
-        if isinstance(error, OSError) and error.errno in _OURS:
-            record.problem = error
-    finally:  # also where the load was ended
-        record.note_done(number, now() - start, status)
-    return status
-
-
-async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """End tasks, and wait until they have."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

@@ -78,28 +78,19 @@ class Served:
     given_up: bool
 
     @property
+    def done(self) -> Seconds:
+        """(M,) when each query was answered."""
+        return np.repeat(self.ends, self.sizes)
+
+    @property
     def latencies_s(self) -> Seconds:
         """(M,) from when a query was due to when it was answered."""
-        completions = np.repeat(self.ends, self.sizes)
-        return completions - self.arrivals[: len(completions)]
+        return self.done - self.arrivals[: len(self.done)]
 
     @property
     def mean_batch(self) -> float | None:
         """Queries in a batch; None without a batch."""
         return float(self.sizes.mean()) if len(self.sizes) else None
-
-    @property
-    def duration_s(self) -> float:
-        """From when the first query was due to when the last one was answered."""
-        return float(self.ends[-1] - self.arrivals[0]) if len(self.ends) else 0.0
-
-    @property
-    def achieved_qps(self) -> float:
-        """Queries answered a second, the last one not counted.
-
-        N queries at one a second are due within N - 1 seconds; LoadGen counts them so too.
-        """
-        return (int(self.sizes.sum()) - 1) / self.duration_s if self.duration_s > 0 else 0.0
 
     @property
     def saturated(self) -> bool:

@@ -18,8 +18,7 @@ import numpy as np
 from compactor.benching.plan import Variant
 from compactor.benching.server.endpoints import load_items, make_body
 from compactor.benching.server.http_load import NO_ANSWER, NO_CONNECTION, Exchanges, closed_loop, open_loop, run
-from compactor.benching.server.queueing import poisson_arrivals
-from compactor.benching.server.serving import Load, Probe, count_queries, play, summarise
+from compactor.benching.server.serving import Load, Probe, describe_probe, draw_queries, play
 from compactor.benching.server.urls import parse_url
 from compactor.errors import UsageError
 from compactor.runtime.sampling import Clock, Meter
@@ -100,56 +99,40 @@ class Endpoint:
 
     def probe(self, qps: float, seed: int) -> Probe:
         """Let queries arrive at a rate, and see. One that is not answered with 200 fails the probe."""
-        self.come_to_rest()
-        count = count_queries(qps, self._load.duration_s)
-        rows = np.random.default_rng([seed, 1]).integers(0, len(self._bodies), count)  # which text each query is
+        if self._lone_ms is not None:
+            run(self._come_to_rest(self._lone_ms / 1e3))
+        arrivals, rows = draw_queries(self._load, qps, seed, len(self._bodies))
         bodies = [self._bodies[row] for row in rows]
         meter = Meter()
-        found = run(open_loop(self._url, bodies, poisson_arrivals(qps, count, seed), give_up_s=self._load.give_up_s))
+        found = run(open_loop(self._url, bodies, arrivals, give_up_s=self._load.give_up_s))
         usage = meter.read()
         return {"qps": qps, "seed": seed, **judge_exchanges(found, self._load.bound_ms), "usage": usage.to_json()}
 
-    def come_to_rest(self) -> None:
+    async def _come_to_rest(self, usual_s: float) -> None:
         """Wait until lone requests take their usual time: the last probe may have left a queue.
 
         An endpoint that does not come to rest is measured all the same, and its answers say what they say.
         """
-        if self._lone_ms is None:
-            return
-        run(_come_to_rest(self._url, min(self._bodies, key=len), _RESTED * self._lone_ms / 1e3))
-
-
-async def _come_to_rest(url: str, body: bytes, usual_s: float) -> None:
-    loop = asyncio.get_running_loop()
-    end, in_a_row = loop.time() + _REST_S, 0
-    while in_a_row < _ALONE and loop.time() < end:
-        found = await closed_loop(url, [body], 1, 0.0, timeout_s=_REST_S)
-        in_a_row = in_a_row + 1 if found.ok.all() and found.latencies_s.max() <= usual_s else 0
+        loop = asyncio.get_running_loop()
+        shortest = min(self._bodies, key=len)
+        end, in_a_row = loop.time() + _REST_S, 0
+        while in_a_row < _ALONE and loop.time() < end:
+            found = await closed_loop(self._url, [shortest], 1, 0.0, timeout_s=_REST_S)
+            in_a_row = in_a_row + 1 if found.ok.all() and found.latencies_s.max() <= _RESTED * usual_s else 0
 
 
 def judge_exchanges(found: Exchanges, bound_ms: float | None) -> Probe:
-    """The numbers of one probe, without its rate.
-
-    It is ok when every query was answered with 200, the percentile that they support keeps the bound, and it did not
-    saturate. Percentiles are of the queries that were answered with 200.
-    """
-    block = summarise(found.latencies_s, bound_ms)
-    kept = block.pop("kept")
-    saturated = is_saturated(found)
-    answered = found.done[found.ok]
-    duration = float(answered.max() - found.due[0]) if len(answered) else 0.0
-    late = np.sort(found.lateness_s)
-    return {
-        **block,
-        "unanswered": int((found.statuses == NO_ANSWER).sum()),
-        "duration_s": round(max(duration, 0.0), 4),
-        "achieved_qps": round((len(answered) - 1) / duration, 4) if duration > 0 else 0.0,
-        "mean_batch": None,
-        "ok": bool(kept and not saturated and found.ok.all()),
-        "saturated": saturated,
-        "statuses": name_statuses(found),
-        "sent_late_ms": round(1e3 * float(np.median(late)), 3) if len(late) else None,
-    }
+    """The numbers of one probe, without its rate. Percentiles are of the queries that were answered with 200."""
+    late = found.lateness_s
+    return describe_probe(
+        found.due,
+        found.due[found.ok],
+        found.done[found.ok],
+        bound_ms,
+        saturated=is_saturated(found),
+        statuses=name_statuses(found),
+        sent_late_ms=round(1e3 * float(np.median(late)), 3) if len(late) else None,
+    )
 
 
 def is_saturated(found: Exchanges) -> bool:
@@ -188,19 +171,16 @@ def name_statuses(found: Exchanges) -> dict[str, int]:
 
 def describe_failures(probes: Sequence[Probe]) -> str | None:
     """A note about the lowest rate at which queries failed, unless they only waited too long; None without one."""
-    failing = [probe for probe in probes if _failures(probe)]
-    if not failing:
-        return None
-    lowest = min(failing, key=lambda probe: float(probe["qps"]))
     words = {
         "rejected": "rejected (503)",
         "timed_out": "timed out (504)",
         "no_connection": "without a connection",
         "other": "answered with another status than 200",
     }
-    said = ", ".join(f"{count:,} {words[name]}" for name, count in _failures(lowest).items())
-    return f"at {lowest['qps']:g} queries/s of {sum(lowest['statuses'].values()):,}: {said}"
-
-
-def _failures(probe: Probe) -> dict[str, int]:
-    return {name: count for name, count in probe["statuses"].items() if count and name not in ("ok", "no_answer")}
+    failing = [probe for probe in probes if any(probe["statuses"][name] for name in words)]
+    if not failing:
+        return None
+    lowest = min(failing, key=lambda probe: float(probe["qps"]))
+    counts = lowest["statuses"]
+    said = ", ".join(f"{counts[name]:,} {word}" for name, word in words.items() if counts[name])
+    return f"at {lowest['qps']:g} queries/s of {sum(counts.values()):,}: {said}"

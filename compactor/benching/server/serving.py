@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from compactor.benching.server.queueing import Seconds, Served, Timeline, WallTime, percentile, poisson_arrivals, serve
 from compactor.runtime.bucketing import Examples
-from compactor.runtime.sampling import Clock, Meter, Usage
+from compactor.runtime.sampling import Clock, Meter
 
 if TYPE_CHECKING:
     from compactor.benching.engines import Engine
@@ -119,15 +119,28 @@ def play(server: Server, load: Load) -> dict[str, Any]:
         notes.append(f"one query alone takes {lone_ms:.3g} ms, which is over the bound of {load.bound_ms:.3g} ms")
     else:
         best, probes = find_rate(server.probe, capacity, load.seed)
-        if best is None:
-            notes.append(_why_none(probes))
+        if any(probe["ok"] for probe in probes) and best is None:
+            notes.append(
+                "no rate kept the bound with other arrivals too: the machine is not quiet, or the probes are too short"
+            )
+        elif best is None:
+            notes.append(f"no rate kept the bound, down to {min(probe['qps'] for probe in probes):g} queries/s")
+    # What decided: the last probe at the best rate; where none was ok, that of the lowest rate.
+    kept = [probe for probe in probes if probe["qps"] == best and probe["ok"]]
+    decisive = kept[-1] if kept else min(probes, key=lambda probe: float(probe["qps"]))
+    percent = decisive["percentile"]
+    if percent != TARGET_PERCENTILE:
+        which = "largest latency" if percent == 100 else f"{percent:g}th percentile"
+        notes.append(
+            f"with {decisive['queries']} queries in a probe the bound is for the {which}: a 99th percentile takes 1,000"
+        )
     return {
         "bound_ms": load.bound_ms,
-        "percentile": _decisive(probes, best)["percentile"],
+        "percentile": percent,
         "max_batch": load.max_batch,
         "best_qps": best,
         "probes": probes,
-        "note": _join([*notes, *_describe_percentile(_decisive(probes, best))]),
+        "note": "; ".join(notes) or None,
         "capacity_qps": capacity,
         "lone_ms": lone_ms,
     }
@@ -150,12 +163,9 @@ def combine(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         rates = ", ".join("none" if rate is None else f"{rate:g}" for rate in found)
         notes.append(f"the median of {len(results)} processes: {rates} queries/s")
     return {
-        "bound_ms": middle["bound_ms"],
-        "percentile": middle["percentile"],
-        "max_batch": middle["max_batch"],
-        "best_qps": middle["best_qps"],
+        **{key: middle[key] for key in ("bound_ms", "percentile", "max_batch", "best_qps")},
         "probes": [{**probe, "process": i} for i, result in enumerate(results) for probe in result["probes"]],
-        "note": _join(notes),
+        "note": "; ".join(notes) or None,
         "capacity_qps": statistics.median(result["capacity_qps"] for result in results),
         "lone_ms": statistics.median(result["lone_ms"] for result in results),
     }
@@ -229,45 +239,76 @@ def highest_percentile(samples: int) -> float:
     return next((percent for percent in _PERCENTILES if samples >= _samples_for(percent)), 100.0)
 
 
+def draw_queries(load: Load, qps: float, seed: int, different: int) -> tuple[Seconds, NDArray[np.intp]]:
+    """(N,) when the queries of a probe are due, and which of the ``different`` ones each of them is."""
+    count = count_queries(qps, load.duration_s)
+    rows = np.random.default_rng([seed, 1]).integers(0, different, count)
+    return poisson_arrivals(qps, count, seed), rows
+
+
 def judge(served: Served, bound_ms: float | None) -> Probe:
-    """The numbers of one probe, without its rate.
+    """The numbers of one probe, without its rate."""
+    answered = served.arrivals[: len(served.done)]
+    return describe_probe(
+        served.arrivals, answered, served.done, bound_ms, saturated=served.saturated, mean_batch=served.mean_batch
+    )
 
-    It is ok when it did not saturate and the percentile that it supports keeps the bound. What was left unanswered has
-    no latency, so that the percentiles of a probe that was given up are those of its beginning.
+
+def describe_probe(
+    arrivals: Seconds,
+    due: Seconds,
+    done: Seconds,
+    bound_ms: float | None,
+    *,
+    saturated: bool,
+    mean_batch: float | None = None,
+    statuses: Mapping[str, int] | None = None,
+    sent_late_ms: float | None = None,
+) -> Probe:
+    """The report's block of one probe, without its rate.
+
+    It is ok when it did not saturate, the percentile that it supports keeps the bound, and no status is another than
+    ``ok``. What was left unanswered has no latency, so that the percentiles of a probe that was given up are those of
+    its beginning. The last answer does not count for the achieved rate: N queries at one a second are due within N - 1
+    seconds; LoadGen counts them so too.
+
+    Args:
+        arrivals: (N,) when the queries were due.
+        due: (M,) of them, those that were answered.
+        done: (M,) when.
+        bound_ms: What the percentile must not exceed; None sets no bound.
+        saturated: Whether queries came faster than they were answered.
+        mean_batch: Queries in a batch; None where that is unknown.
+        statuses: How the queries of an endpoint ended.
+        sent_late_ms: By how much queries were sent to an endpoint too late.
     """
-    found = summarise(served.latencies_s, bound_ms)
-    kept = found.pop("kept")
-    return {
-        **found,
-        "unanswered": len(served.arrivals) - found["queries"],
-        "duration_s": round(served.duration_s, 4),
-        "achieved_qps": round(served.achieved_qps, 4),
-        "mean_batch": None if served.mean_batch is None else round(served.mean_batch, 3),
-        "ok": kept and not served.saturated,
-        "saturated": served.saturated,
-        "statuses": None,  # of endpoints alone
-        "sent_late_ms": None,
-    }
-
-
-def summarise(latencies_s: Seconds, bound_ms: float | None) -> Probe:
-    """What the latencies of a probe say: their percentiles, and under ``kept`` whether they kept the bound."""
-    latencies = np.round(1e3 * latencies_s, 3)
-    percent = highest_percentile(len(latencies))
+    latencies = np.round(1e3 * (done - due), 3)
+    count = len(latencies)
+    percent = highest_percentile(count)
 
     def at(percent: float) -> float | None:
-        return percentile(latencies, percent) if len(latencies) else None
+        return percentile(latencies, percent) if count else None
 
+    kept = bound_ms is None or (count > 0 and percentile(latencies, percent) <= bound_ms)
+    all_answered = statuses is None or statuses["ok"] == sum(statuses.values())
+    duration = max(float(done.max() - arrivals[0]), 0.0) if count else 0.0
     return {
-        "queries": len(latencies),
+        "queries": count,
         "percentile": percent,
         "p50_ms": at(50),
         "p90_ms": at(90),
-        "p95_ms": at(95) if len(latencies) >= _samples_for(95.0) else None,
-        "p99_ms": at(99) if len(latencies) >= _samples_for(99.0) else None,
+        "p95_ms": at(95) if count >= _samples_for(95.0) else None,
+        "p99_ms": at(99) if count >= _samples_for(99.0) else None,
         "max_ms": at(100),
         "latencies_ms": latencies.tolist(),
-        "kept": bound_ms is None or (len(latencies) > 0 and percentile(latencies, percent) <= bound_ms),
+        "unanswered": len(arrivals) - count if statuses is None else statuses["no_answer"],
+        "duration_s": round(duration, 4),
+        "achieved_qps": round((count - 1) / duration, 4) if duration > 0 else 0.0,
+        "mean_batch": None if mean_batch is None else round(mean_batch, 3),
+        "ok": kept and not saturated and all_answered,
+        "saturated": saturated,
+        "statuses": statuses,
+        "sent_late_ms": sent_late_ms,
     }
 
 
@@ -302,19 +343,17 @@ class _Server:
 
     def probe(self, qps: float, seed: int) -> Probe:
         """Let queries arrive at a rate, and see."""
-        count = count_queries(qps, self._load.duration_s)
-        rows = np.random.default_rng([seed, 1]).integers(0, len(self._examples), count)  # which example each query is
-        bound = self._load.bound_ms
+        arrivals, rows = draw_queries(self._load, qps, seed, len(self._examples))
         meter = Meter()
         served = serve(
-            poisson_arrivals(qps, count, seed),
+            arrivals,
             lambda first, last: self._answer(rows[first:last]),
             self._timeline,
             max_batch=self._load.max_batch,
             give_up_s=self._load.give_up_s,
         )
-        usage: Usage = meter.read()
-        return {"qps": qps, "seed": seed, **judge(served, bound), "usage": usage.to_json()}
+        usage = meter.read()
+        return {"qps": qps, "seed": seed, **judge(served, self._load.bound_ms), "usage": usage.to_json()}
 
     def _time_calls(self, batch: int, seconds: float) -> list[float]:
         """The seconds of each call on random batches, for so long."""
@@ -345,29 +384,3 @@ def _samples_for(percent: float) -> int:
 def _digits(rate: float) -> float:
     """Four digits are enough for a rate, and a person can type them."""
     return float(f"{rate:.4g}")
-
-
-def _decisive(probes: Sequence[Probe], best: float | None) -> Probe:
-    """The probe that decided: the last at the best rate; where none was ok, that of the lowest rate."""
-    if best is None:
-        return min(probes, key=lambda probe: float(probe["qps"]))
-    return [probe for probe in probes if probe["qps"] == best and probe["ok"]][-1]
-
-
-def _describe_percentile(probe: Probe) -> list[str]:
-    """A note, where the bound was not for the 99th percentile."""
-    percent = probe["percentile"]
-    if percent == TARGET_PERCENTILE:
-        return []
-    which = "largest latency" if percent == 100 else f"{percent:g}th percentile"
-    return [f"with {probe['queries']} queries in a probe the bound is for the {which}: a 99th percentile takes 1,000"]
-
-
-def _why_none(probes: Sequence[Probe]) -> str:
-    if any(probe["ok"] for probe in probes):
-        return "no rate kept the bound with other arrivals too: the machine is not quiet, or the probes are too short"
-    return f"no rate kept the bound, down to {min(probe['qps'] for probe in probes):g} queries/s"
-
-
-def _join(notes: Sequence[str]) -> str | None:
-    return "; ".join(notes) or None

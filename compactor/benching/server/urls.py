@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import urllib.parse
-from collections.abc import Iterable
-from typing import Literal, TypeVar
+from typing import Literal, TypeGuard
 
 from compactor.errors import UsageError
 
@@ -19,8 +18,6 @@ Route = Literal["v2", "plain"]
 _SCHEME = re.compile(r"https?://", re.IGNORECASE)
 _V2 = re.compile(r"/v2/models/([^/]+)(/versions/[^/]+)?/infer/?")
 _TODO = "give http://HOST:PORT/v2/models/NAME/infer, or http://HOST:PORT/predict"
-
-_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,24 +42,9 @@ class Url:
         return f"{self.model or 'endpoint'} at {self.host}"
 
 
-def is_url(target: object) -> bool:
+def is_url(target: object) -> TypeGuard[str]:
     """Whether a TARGET is a URL, and no path."""
     return isinstance(target, str) and _SCHEME.match(target) is not None
-
-
-def split_targets(targets: Iterable[str | _T]) -> tuple[list[str | _T], list[Url]]:
-    """The paths among the TARGETs, and the URLs, each once.
-
-    Raises:
-        UsageError: A URL is none, or is no route to a model.
-    """
-    paths, urls = [], []
-    for target in targets:
-        if isinstance(target, str) and is_url(target):
-            urls.append(parse_url(target))
-        else:
-            paths.append(target)
-    return paths, list(dict.fromkeys(urls))
 
 
 def parse_url(text: str) -> Url:

@@ -179,7 +179,7 @@ def test_an_interrupt_keeps_what_is_measured(made, monkeypatch, tmp_path):
 
 
 def test_a_report_is_not_replaced_unasked(made, monkeypatch, tmp_path):
-    monkeypatch.setattr(benching, "find_targets", pytest.fail)
+    monkeypatch.setattr(benching, "make_plan", pytest.fail)
     (tmp_path / "report.json").write_text("{}")
     with pytest.raises(OutputError, match="there is a report already"):
         compactor.bench([made[1]], out=tmp_path)

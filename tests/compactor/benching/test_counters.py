@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -12,9 +13,9 @@ from onnx import helper
 
 from compactor.benching import counters
 from compactor.benching.counters import (
+    count_macs,
     file_bytes,
     model_hash,
-    module_macs,
     parameters,
     profile,
     spread,
@@ -146,8 +147,10 @@ def test_counts_a_dense_model_in_pytorch(bert, attention):
     engine.module.set_attn_implementation(attention)
     labels = engine.module.config.num_labels
     for batch, length in ((1, 7), (3, 12)):
-        counted = module_macs(engine.module, engine.prepare(tokens(batch, length)))
-        assert counted == dense_macs(batch, length, labels=labels)
+        prepared = engine.prepare(tokens(batch, length))
+        assert count_macs(functools.partial(engine.run_uncompiled, prepared)) == dense_macs(
+            batch, length, labels=labels
+        )
 
 
 @pytest.mark.parametrize("sample", ["call", "pass"])
@@ -165,15 +168,11 @@ def test_counts_the_mean_batch_or_the_whole_pass_in_pytorch(bert, tmp_path, samp
 
 def test_counts_attention_by_the_numbers_of_queries_and_keys():
     class Attend(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.anything = torch.nn.Parameter(torch.ones(1))
-
         def forward(self, q, k, v):
             return torch.nn.functional.scaled_dot_product_attention(q, k, v)
 
     inputs = {"q": torch.ones(2, 4, 5, 8), "k": torch.ones(2, 4, 6, 8), "v": torch.ones(2, 4, 6, 8)}
-    assert module_macs(Attend(), inputs) == 2 * 4 * 5 * 6 * (8 + 8)
+    assert count_macs(lambda: Attend()(**inputs)) == 2 * 4 * 5 * 6 * (8 + 8)
 
 
 # Files

@@ -17,15 +17,16 @@ import torch
 import compactor
 from compactor.benching import bench as benching
 from compactor.benching import counters, processes, worker
-from compactor.benching.agreement import describe_agreements, find_agreements
-from compactor.benching.bench import Request, fill_sizes
 from compactor.benching.counters import count_macs, file_bytes, model_hash, parameters, profile, torch_macs
-from compactor.benching.engines import open_generator
-from compactor.benching.engines.searching import search_settings
-from compactor.benching.parts import DECODER_TOKENS, Sizes, scoring_part, split_cases
+from compactor.benching.engines import open_engine
+from compactor.benching.engines.generating import search_settings
+from compactor.benching.judging import describe_agreements, find_agreements
+from compactor.benching.parts import DECODER_TOKENS, choose_parts, scoring_part, split_cases
 from compactor.benching.plan import Case, Part, Settings, Variant
+from compactor.benching.preparing import fill_sizes
 from compactor.benching.processes import run_worker
 from compactor.benching.report import load_report, report_problems, report_schema
+from compactor.benching.request import Request
 from compactor.benching.targets import resolve_targets
 from compactor.errors import ModelDirectoryError, UsageError
 from compactor.evaluation.inputs import InputSpec
@@ -63,7 +64,7 @@ def variants(made: tuple[Path, Path]) -> dict[str, Variant]:
 
 @pytest.fixture(scope="module")
 def engines(variants: dict[str, Variant]) -> dict[str, Any]:
-    return {name: open_generator(each, threads=1, spinning=False) for name, each in variants.items()}
+    return {name: open_engine(each, threads=1, spinning=False) for name, each in variants.items()}
 
 
 @pytest.fixture
@@ -171,11 +172,11 @@ def test_the_search_is_the_models_own_but_for_sampling_and_lengths(engines: dict
 def test_engines_that_have_no_decoder_say_so(variants: dict[str, Variant]) -> None:
     other = dataclasses.replace(variants["fp32"], engine="openvino", provider="openvino")
     with pytest.raises(UsageError, match="openvino does not run encoder-decoders here"):
-        open_generator(other, threads=1, spinning=False)
+        open_engine(other, threads=1, spinning=False)
     with pytest.raises(UsageError, match="no option 'compile'"):
-        open_generator(dataclasses.replace(variants["torch"], options={"compile": True}), threads=1, spinning=False)
+        open_engine(dataclasses.replace(variants["torch"], options={"compile": True}), threads=1, spinning=False)
     with pytest.raises(ModelDirectoryError, match=r"no 'encoder_model_fp16\.onnx'"):
-        open_generator(dataclasses.replace(variants["fp32"], precision="fp16"), threads=1, spinning=False)
+        open_engine(dataclasses.replace(variants["fp32"], precision="fp16"), threads=1, spinning=False)
 
 
 # Targets
@@ -230,7 +231,7 @@ def test_options_of_decoders_are_refused_for_encoders(made: tuple[Path, Path], o
 
 
 def test_the_usual_sizes_as_far_as_they_fit(made: tuple[Path, Path]) -> None:
-    words = [part.words for part in Sizes().parts(1024)]
+    words = [part.words for part in choose_parts(Request([]), 1024)]
     assert words == [
         "generate 32 tokens with 1 beam",
         "generate 32 tokens with 4 beams",
@@ -239,11 +240,11 @@ def test_the_usual_sizes_as_far_as_they_fit(made: tuple[Path, Path]) -> None:
         "step after 16 tokens",
         "step after 64 tokens",
     ]
-    assert [part.words for part in Sizes().parts(None)] == words
-    assert [part.past for part in Sizes().parts(48) if part.kind == "step"] == [16]
-    assert [part.past for part in Sizes().parts(10) if part.kind == "step"] == [9]
-    assert [part.new_tokens for part in Sizes().parts(10) if part.kind == "generate"] == [9, 9]
-    assert [part.words for part in Sizes(quick=True).parts(1024)][::5] == [
+    assert [part.words for part in choose_parts(Request([]), None)] == words
+    assert [part.past for part in choose_parts(Request([]), 48) if part.kind == "step"] == [16]
+    assert [part.past for part in choose_parts(Request([]), 10) if part.kind == "step"] == [9]
+    assert [part.new_tokens for part in choose_parts(Request([]), 10) if part.kind == "generate"] == [9, 9]
+    assert [part.words for part in choose_parts(Request([], quick=True), 1024)][::5] == [
         "generate 8 tokens with 1 beam",
         "step after 16 tokens",
     ]
@@ -253,12 +254,10 @@ def test_the_usual_sizes_as_far_as_they_fit(made: tuple[Path, Path]) -> None:
     assert fill_sizes(Request([], seqs=(5,), batches=(2,)), targets).seqs == (5,)
 
 
-@pytest.mark.parametrize(
-    ("sizes", "option"), [(Sizes(new_tokens=10), "--new-tokens"), (Sizes(pasts=(3, 10)), "--past")]
-)
-def test_sizes_that_do_not_fit_are_refused(sizes: Sizes, option: str) -> None:
+@pytest.mark.parametrize(("sizes", "option"), [({"new_tokens": 10}, "--new-tokens"), ({"pasts": (3, 10)}, "--past")])
+def test_sizes_that_do_not_fit_are_refused(sizes: dict[str, Any], option: str) -> None:
     with pytest.raises(UsageError, match="10 tokens are more than the decoder takes: 9 fit") as caught:
-        sizes.parts(10)
+        choose_parts(Request([], **sizes), 10)
     assert caught.value.todo == f"give at most 9 to {option}"
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from compactor.benching.request import Request
 from compactor.benching.workload import (
     default_lengths,
     from_data,
@@ -283,29 +284,33 @@ def test_a_single_example_is_timed_and_not_judged(tmp_path, home, write):
 
 def targets(home, **changes):
     fields = {"config": CONFIG, "task": "text-classification", "tokenizer": home, "image": False, "max_length": 12}
-    return SimpleNamespace(**{**fields, **changes})
+    return SimpleNamespace(**{**fields, "generates": False, **changes})
+
+
+def plan(folder, targets, **request):
+    return plan_workload(folder, Request([], batches=(1,), **request), targets)
 
 
 def test_the_request_chooses_the_source(tmp_path, home, write):
     data, lengths = write("a.tsv", sentences(3, 4)), write("lengths.txt", "3\n")
-    assert plan_workload(tmp_path / "a", targets(home)).cases[0].id == "1x12"
-    assert plan_workload(tmp_path / "b", targets(home), lengths=lengths).kind == "lengths"
-    judged = plan_workload(tmp_path / "c", targets(home), data=data, metric="f1,accuracy")
+    assert plan(tmp_path / "a", targets(home)).cases[0].id == "1x12"
+    assert plan(tmp_path / "b", targets(home), lengths=lengths).kind == "lengths"
+    judged = plan(tmp_path / "c", targets(home), data=data, metric="f1,accuracy")
     assert judged.metric == "f1,accuracy"
     with pytest.raises(UsageError, match="two sources"):
-        plan_workload(tmp_path, targets(home), data=data, lengths=lengths)
+        plan(tmp_path, targets(home), data=data, lengths=lengths)
     for source in ({}, {"lengths": lengths}):
         with pytest.raises(UsageError, match="--metric accuracy needs labelled examples"):
-            plan_workload(tmp_path, targets(home), metric="accuracy", **source)
+            plan(tmp_path, targets(home), metric="accuracy", **source)
 
 
 def test_the_shortest_model_decides(tmp_path, home):
     with pytest.raises(UsageError, match="maximum is 6"):
-        plan_workload(tmp_path, targets(home, max_length=6), seqs=(7,))
+        plan(tmp_path, targets(home, max_length=6), seqs=(7,))
 
 
 def test_images_have_neither_texts_nor_lengths(tmp_path, home, write):
     images = targets(home, image=True, config={"image_size": 4}, task="image-classification")
     for option in ({"lengths": write("lengths.txt", "3\n")}, {"data": write("a.tsv", sentences(3))}):
         with pytest.raises(UsageError, match="images"):
-            plan_workload(tmp_path, images, **option)
+            plan(tmp_path, images, **option)

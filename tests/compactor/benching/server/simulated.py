@@ -28,7 +28,6 @@ class SimulatedEngine:
     """An engine whose calls take ``service(batch)`` seconds of simulated time; keeps what it was asked."""
 
     environment: dict[str, Any]
-    input_names = ("input_ids", "attention_mask")
 
     def __init__(self, service: Callable[[int], float]) -> None:
         self.environment = {}
@@ -37,7 +36,7 @@ class SimulatedEngine:
         self._service = service
 
     def prepare(self, feeds):
-        return {name: feeds[name] for name in self.input_names}
+        return {name: feeds[name] for name in ("input_ids", "attention_mask")}
 
     def run(self, prepared):
         self.asked.append(prepared)

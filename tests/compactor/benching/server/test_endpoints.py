@@ -13,7 +13,6 @@ pytest.importorskip("aiohttp")
 from compactor.benching.server import endpoints
 from compactor.benching.server.endpoints import (
     check_endpoint,
-    find_targets,
     load_items,
     lone_ms,
     make_body,
@@ -21,6 +20,7 @@ from compactor.benching.server.endpoints import (
     write_items,
 )
 from compactor.benching.server.urls import parse_url
+from compactor.benching.targets import resolve_targets
 from compactor.errors import ModelDirectoryError, UsageError
 from tests.compactor.benching.server.endpoint import endpoint
 
@@ -144,7 +144,7 @@ def test_no_answer_in_time(texts, monkeypatch):
     ],
 )
 def test_json_that_is_no_answer(texts, monkeypatch, route, answer, what):
-    reply = endpoints.Reply(200, "application/json", json.dumps(answer).encode())
+    reply = endpoints.Reply(200, json.dumps(answer).encode())
     monkeypatch.setattr(endpoints, "_ask", lambda url, content: reply)
     with pytest.raises(UsageError, match=what):
         check_endpoint(V2 if route == "v2" else PLAIN, texts)
@@ -161,26 +161,21 @@ def test_a_lone_request_takes_its_time(texts):
 
 
 def test_endpoints_alone_are_rows_that_are_compared_with_nothing():
-    targets = find_targets([], [V2, PLAIN], baseline=None, providers=("cpu",))
+    targets = resolve_targets([], urls=[V2, PLAIN])
     assert [variant.name for variant in targets.variants] == ["small at host", "endpoint at host"]
     assert [variant.id for variant in targets.variants] == ["small-at-host", "endpoint-at-host"]
     assert (targets.baseline, targets.title, targets.own) == (None, "small at host", [])
-    assert targets.endpoints == targets.variants
+    assert all(variant.is_endpoint for variant in targets.variants)
 
 
 def test_two_endpoints_of_one_name_have_two_ids():
     other = parse_url(V2.text.replace("http:", "https:"))
-    assert [variant.id for variant in find_targets([], [V2, other], baseline=None, providers=()).variants] == [
+    assert [variant.id for variant in resolve_targets([], urls=[V2, other]).variants] == [
         "small-at-host",
         "small-at-host-2",
     ]
 
 
-def test_no_target_at_all_is_still_an_error():
-    with pytest.raises(UsageError, match="nothing to measure"):
-        find_targets([], [], baseline=None, providers=("cpu",))
-
-
 def test_a_baseline_beside_an_endpoint_is_read(tmp_path):
     with pytest.raises(ModelDirectoryError, match="no such file"):
-        find_targets([], [V2], baseline=tmp_path / "missing", providers=("cpu",))
+        resolve_targets([], urls=[V2], baseline=tmp_path / "missing")

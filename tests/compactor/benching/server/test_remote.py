@@ -12,6 +12,7 @@ pytest.importorskip("aiohttp")
 
 import compactor
 from compactor.benching import bench as benching
+from compactor.benching import preparing
 from compactor.benching.report import report_problems
 from compactor.benching.server.http_load import NO_ANSWER, NO_CONNECTION, Exchanges, v2_body
 from compactor.benching.server.remote import Endpoint, describe_failures, is_saturated, judge_exchanges, name_statuses
@@ -179,9 +180,9 @@ def bench(data, monkeypatch):
 
 def test_an_endpoint_alone(bench, tmp_path):
     with endpoint() as server:
-        report = bench([server.url], out=tmp_path / "report")
+        report = bench([server.url, server.url], out=tmp_path / "report")
     assert report_problems(report) == []
-    row = report["variants"][0]
+    (row,) = report["variants"]  # which was given twice
     assert (row["status"], row["engine"], row["provider"], row["file"]) == ("measured", "http", "remote", None)
     assert row["target"] == server.url
     assert row["load_ms"] == [] and row["counters"]["peak_rss_bytes"] is None
@@ -224,14 +225,14 @@ def test_the_bound_of_an_endpoint_alone_is_five_of_its_lone_requests(bench):
 def test_an_endpoint_that_ends_is_a_failed_row(bench, monkeypatch):
     with endpoint() as server:
         url = server.url
-        ask = benching.ask_endpoints
+        ask = preparing.ask_endpoints
 
         def ask_and_stop(*arguments):
             found = ask(*arguments)
             server.stop()
             return found
 
-        monkeypatch.setattr(benching, "ask_endpoints", ask_and_stop)
+        monkeypatch.setattr(preparing, "ask_endpoints", ask_and_stop)
         report = bench([url])
     row = report["variants"][0]
     assert row["status"] == "failed"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from compactor.benching.server.urls import is_url, parse_url, split_targets
+from compactor.benching.server.urls import is_url, parse_url
 from compactor.errors import UsageError
 
 V2 = "http://127.0.0.1:8000/v2/models/small/infer"
@@ -57,6 +57,3 @@ def test_a_password_does_not_get_into_a_message():
 
 def test_targets_are_paths_or_urls():
     assert is_url(V2) and not is_url("http") and not is_url(Path(V2)) and not is_url("ftp://host/predict")
-    paths, urls = split_targets(["a", V2, Path("b"), V2])
-    assert paths == ["a", Path("b")]
-    assert [url.text for url in urls] == [V2]  # once

@@ -1,14 +1,19 @@
-"""How text is searched for: one set of settings for every engine, so that all of them do the same work.
+"""What the engines of encoder-decoders share: a part that is ready to run, and one set of settings for the search.
 
-They are the model's own (``generation_config.json``): penalties, forced and forbidden tokens, no n-gram twice. Sampling
-is switched off, and the number of beams and of new tokens are those of the case.
+Every engine searches for text in the same way, so that all of them do the same work. The settings are the model's own
+(``generation_config.json``): penalties, forced and forbidden tokens, no n-gram twice. Sampling is switched off, and the
+number of beams and of new tokens are those of the case.
 
 Options of the engines: ``generation``, the settings as JSON values; the model's config where it is left out.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from numpy.typing import NDArray
 
 from compactor.benching.plan import Part, Variant
 
@@ -20,6 +25,19 @@ _SAMPLING = (
     *("num_return_sequences", "num_beam_groups", "diversity_penalty", "penalty_alpha"),
 )
 _OF_BEAMS = ("length_penalty", "early_stopping")
+
+
+@dataclasses.dataclass(frozen=True)
+class Runner:
+    """A part of an encoder-decoder that is loaded: what an ``Engine`` prepares and runs.
+
+    Attributes:
+        prepare: Makes of the feeds what the part starts from, ahead of the clock.
+        run: What comes out, by name, in host memory; the device is finished.
+    """
+
+    prepare: Callable[[Mapping[str, NDArray[Any]]], Any]
+    run: Callable[[Any], dict[str, NDArray[Any]]]
 
 
 def search_settings(variant: Variant, config: Any, part: Part) -> Any:
