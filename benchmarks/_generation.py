@@ -9,19 +9,22 @@ The rest is its own: scores of all tokens, the best beams, bookkeeping.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import _graphs
+from benchmarks._workshop import Arrays, read_arrays
+from compactor.benching.plan import Settings
 from compactor.runtime.profiling import NodeEvent, profile_session
 from compactor.runtime.sampling import Clock, peak_memory_bytes, sample
 
@@ -32,6 +35,8 @@ HEAD = "lm_head"
 _KIND = re.compile(r"layers\.\d+\.(\w+)/")
 _PROFILED_RUNS = 20
 _SPLIT_RUNS = 2
+
+Ids = NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,41 +66,8 @@ class Workload:
         }
 
 
-class Model(Protocol):
-    """An open encoder-decoder."""
-
-    environment: dict[str, Any]
-
-    def forward(self, ids: NDArray[Any], targets: NDArray[Any]) -> NDArray[Any]:
-        """Logits (1, S, V) of ``targets`` (1, S) after ``ids`` (1, T)."""
-
-    def generate(self, ids: NDArray[Any], workload: Workload) -> NDArray[Any]:
-        """The tokens of the best beam, (1, S)."""
-
-    def parts(self, watch: Stopwatch) -> contextlib.AbstractContextManager[None]:
-        """While it lasts, ``watch`` counts the time of all ``PARTS`` but the rest."""
-
-
-class Stopwatch:
-    """Adds up how long calls take, by part."""
-
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(PARTS, 0.0)
-        self.calls = dict.fromkeys(PARTS, 0)
-
-    def timed(self, call: Callable[..., Any], part: str | Callable[..., str]) -> Callable[..., Any]:
-        """``call``, timed as ``part``, or as what ``part`` makes of its arguments."""
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            name = part if isinstance(part, str) else part(*args, **kwargs)
-            start = time.perf_counter()
-            try:
-                return call(*args, **kwargs)
-            finally:
-                self.seconds[name] += time.perf_counter() - start
-                self.calls[name] += 1
-
-        return timed
+Watched = list[tuple[Any, str, str | Callable[..., str]]]
+"""What a generation calls: its owner, its name there, and the part that it is, or what tells that by the arguments."""
 
 
 class OurModel:
@@ -110,37 +82,34 @@ class OurModel:
         self.model = EncoderDecoder.open(folder, precision=precision, threads=threads)
         self.environment = {"onnxruntime": onnxruntime.__version__, "transformers": transformers.__version__}
 
-    def forward(self, ids: NDArray[Any], targets: NDArray[Any]) -> NDArray[Any]:
-        """The encoder's graph, then that of the first step."""
+    def forward(self, ids: Ids, targets: Ids) -> NDArray[Any]:
+        """Logits (1, S, V) of ``targets`` (1, S) after ``ids`` (1, T): the encoder's graph, then the first step's."""
         import torch
 
         states = self.model.encoder(torch.from_numpy(ids))[0].numpy()
         logits, _ = self.model.cached.start(targets, states, np.ones_like(ids))
         return np.asarray(logits.numpy())
 
-    def generate(self, ids: NDArray[Any], workload: Workload) -> NDArray[Any]:
-        """By ``GenerationMixin`` over the sessions."""
+    def generate(self, ids: Ids, workload: Workload) -> Ids:
+        """The tokens of the best beam, (1, S): by ``GenerationMixin`` over the sessions."""
         import torch
 
         return np.asarray(self.model.generate(torch.from_numpy(ids), **workload.generation).numpy())
 
-    @contextlib.contextmanager
-    def parts(self, watch: Stopwatch) -> Iterator[None]:
-        """Times the sessions, and the reordering of caches."""
+    def parts(self) -> Watched:
+        """The sessions, and the reordering of caches."""
         from compactor.runtime.generation import CacheOfSessions
 
-        model, cached = self.model, self.model.cached
-        with (
-            mock.patch.object(model, "encoder", _Timed(model.encoder, watch)),
-            mock.patch.object(cached, "start", watch.timed(cached.start, FIRST_STEP)),
-            mock.patch.object(cached, "step", watch.timed(cached.step, NEXT_STEPS)),
-            _reordering(CacheOfSessions, watch),
-        ):
-            yield
+        return [
+            (type(self.model.encoder), "__call__", ENCODER),
+            (self.model.cached, "start", FIRST_STEP),
+            (self.model.cached, "step", NEXT_STEPS),
+            (CacheOfSessions, "reorder_cache", REORDERING),
+        ]
 
 
 class TorchModel:
-    """A model directory in PyTorch, run eagerly."""
+    """A model directory in PyTorch, run eagerly; the same methods."""
 
     def __init__(self, folder: Path, threads: int | None = None) -> None:
         import torch
@@ -156,7 +125,7 @@ class TorchModel:
             "attention": self.model.config._attn_implementation,
         }
 
-    def forward(self, ids: NDArray[Any], targets: NDArray[Any]) -> NDArray[Any]:
+    def forward(self, ids: Ids, targets: Ids) -> NDArray[Any]:
         """The whole model, without a cache."""
         import torch
 
@@ -167,7 +136,7 @@ class TorchModel:
             )
             return np.asarray(found.logits.numpy())
 
-    def generate(self, ids: NDArray[Any], workload: Workload) -> NDArray[Any]:
+    def generate(self, ids: Ids, workload: Workload) -> Ids:
         """By its own ``generate``."""
         import torch
 
@@ -176,40 +145,21 @@ class TorchModel:
             found = self.model.generate(source, attention_mask=torch.ones_like(source), **workload.generation)
         return np.asarray(found.numpy())
 
-    @contextlib.contextmanager
-    def parts(self, watch: Stopwatch) -> Iterator[None]:
-        """Times its encoder, its steps, and the reordering of caches."""
+    def parts(self) -> Watched:
+        """Its encoder, its steps, and the reordering of caches."""
         from transformers.cache_utils import EncoderDecoderCache
-
-        model = self.model
-        encoder = model.get_encoder()
 
         def step(*_: Any, past_key_values: Any = None, **__: Any) -> str:
             return FIRST_STEP if past_key_values is None or not past_key_values.get_seq_length() else NEXT_STEPS
 
-        with (
-            mock.patch.object(encoder, "forward", watch.timed(encoder.forward, ENCODER)),
-            mock.patch.object(model, "forward", watch.timed(model.forward, step)),
-            _reordering(EncoderDecoderCache, watch),
-        ):
-            yield
+        return [
+            (self.model.get_encoder(), "forward", ENCODER),
+            (self.model, "forward", step),
+            (EncoderDecoderCache, "reorder_cache", REORDERING),
+        ]
 
 
-class _Timed:
-    """A callable that is timed, with all that the original has."""
-
-    def __init__(self, original: Any, watch: Stopwatch) -> None:
-        self._original, self._call = original, watch.timed(original, ENCODER)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._original, name)
-
-
-def _reordering(cache: type, watch: Stopwatch) -> contextlib.AbstractContextManager[Any]:
-    return mock.patch.object(cache, "reorder_cache", watch.timed(cache.reorder_cache, REORDERING))  # type: ignore
+Model = OurModel | TorchModel
 
 
 def open_model(engine: str, path: Path, precision: str, threads: int) -> Model:
@@ -218,15 +168,7 @@ def open_model(engine: str, path: Path, precision: str, threads: int) -> Model:
 
 
 def measure_variant(
-    engine: str,
-    path: Path,
-    precision: str,
-    inputs: Path,
-    workload: Workload,
-    *,
-    threads: int,
-    clocks: Mapping[str, Clock],
-    answers: Path | None,
+    engine: str, path: Path, precision: str, inputs: Path, workload: Workload, how: Settings, answers: Path | None
 ) -> dict[str, Any]:
     """One process of one variant, in the form of the harness's worker, and ``parts``: the split of a generation.
 
@@ -236,21 +178,20 @@ def measure_variant(
         precision: ``fp32`` or ``int8``.
         inputs: ``.npz`` of ``ids`` and ``targets``.
         workload: What is asked.
-        threads: Of one operator.
-        clocks: How long to sample each case: ``forward``, ``generate``.
+        how: Threads of one operator, and how long to sample ``forward`` and ``generate``.
         answers: Where to leave what it gave; None leaves nothing.
     """
     before = peak_memory_bytes()
     start = time.perf_counter()
-    model = open_model(engine, path, precision, threads)
+    model = open_model(engine, path, precision, how.threads)
     load_ms = 1e3 * (time.perf_counter() - start)
-    with np.load(inputs) as arrays:
-        ids, targets = arrays["ids"], arrays["targets"]
+    arrays = read_arrays(inputs)
+    ids, targets = arrays["ids"], arrays["targets"]
     calls: dict[str, Callable[[], Any]] = {
         FORWARD: lambda: model.forward(ids, targets),
         GENERATE: lambda: model.generate(ids, workload),
     }
-    cases = {name: _time(call, clocks[name]) for name, call in calls.items()}
+    cases = {name: _time(call, how.clock) for name, call in calls.items()}
     found = {
         "environment": model.environment,
         "load_ms": round(load_ms, 3),
@@ -260,7 +201,7 @@ def measure_variant(
         "parts": split(model, ids, workload),
     }
     if answers is not None:
-        write_answers(answers, model, ids, targets, workload)
+        write_answers(answers, model, arrays, workload)
     return found
 
 
@@ -276,28 +217,43 @@ def _time(call: Callable[[], Any], clock: Clock) -> dict[str, Any]:
     }
 
 
-def split(model: Model, ids: NDArray[Any], workload: Workload) -> dict[str, float]:
+def split(model: Model, ids: Ids, workload: Workload) -> dict[str, float]:
     """Milliseconds of each part of a generation, and ``steps``: how many next steps there were."""
-    watch = Stopwatch()
-    with model.parts(watch):
+    calls: dict[str, list[float]] = {part: [] for part in PARTS}  # how long each took, in seconds
+
+    def timed(call: Callable[..., Any], part: str | Callable[..., str]) -> Callable[..., Any]:
+        def timed_call(*args: Any, **kwargs: Any) -> Any:
+            name = part if isinstance(part, str) else part(*args, **kwargs)
+            start = time.perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                calls[name].append(time.perf_counter() - start)
+
+        return timed_call
+
+    with contextlib.ExitStack() as watched:
+        for owner, name, part in model.parts():
+            watched.enter_context(mock.patch.object(owner, name, timed(getattr(owner, name), part)))
         start = time.perf_counter()
         for _ in range(_SPLIT_RUNS):
             model.generate(ids, workload)
         total = time.perf_counter() - start
-    seconds = watch.seconds | {REST: total - sum(watch.seconds.values())}
+    seconds = {part: sum(each) for part, each in calls.items()}
+    seconds[REST] = total - sum(seconds.values())
     found = {part: round(1e3 * seconds[part] / _SPLIT_RUNS, 3) for part in PARTS}
-    return found | {"steps": watch.calls[NEXT_STEPS] / _SPLIT_RUNS}
+    return found | {"steps": len(calls[NEXT_STEPS]) / _SPLIT_RUNS}
 
 
-def write_answers(path: Path, model: Model, ids: NDArray[Any], targets: NDArray[Any], workload: Workload) -> None:
+def write_answers(path: Path, model: Model, arrays: Arrays, workload: Workload) -> None:
     """Keep the ``logits`` of the forward pass and the ``tokens`` of the generation."""
-    np.savez(path, logits=model.forward(ids, targets), tokens=model.generate(ids, workload))
+    logits = model.forward(arrays["ids"], arrays["targets"])
+    np.savez(path, logits=logits, tokens=model.generate(arrays["ids"], workload))
 
 
-def write_reference(model_dir: Path, inputs: Path, workload: Workload, path: Path) -> None:
+def write_reference(model_dir: Path, path: Path, inputs: Path, workload: Workload) -> None:
     """``write_answers`` of the model as it is, zeros and all, in PyTorch and fp32."""
-    with np.load(inputs) as arrays:
-        write_answers(path, TorchModel(model_dir), arrays["ids"], arrays["targets"], workload)
+    write_answers(path, TorchModel(model_dir), read_arrays(inputs), workload)
 
 
 def profile_step(folder: Path, precision: str, workload: Workload, threads: int) -> dict[str, Any]:
@@ -327,15 +283,14 @@ def profile_step(folder: Path, precision: str, workload: Workload, threads: int)
     (logits,) = session.run(["logits"], feeds)
     del session
     profile = profile_session(path, {"step": [feeds]}, runs=_PROFILED_RUNS, warm_up=3, threads=threads)["step"]
-    parts: dict[str, float] = {}
+    parts: collections.Counter[str] = collections.Counter()
     for event in profile.events:
-        kind = step_part(event, logits.shape[-1])
-        parts[kind] = parts.get(kind, 0.0) + event.time_us / 1e3 / profile.runs
+        parts[step_part(event, logits.shape[-1])] += event.time_us / 1e3 / profile.runs
     return {
         "onnxruntime": onnxruntime.__version__,
         "past": past,
         "ms": profile.total_ms,
-        "parts": {kind: round(ms, 4) for kind, ms in sorted(parts.items(), key=lambda item: -item[1])},
+        "parts": {kind: round(ms, 4) for kind, ms in parts.most_common()},
         "operators": profile.by_operator(),
     }
 

@@ -14,6 +14,7 @@ import logging
 import multiprocessing
 import subprocess
 import sys
+import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -56,8 +57,8 @@ def load_torch(model_dir: Path) -> Any:
         return load_model(read_checkpoint(model_dir)).module
 
     transformers.utils.logging.disable_progress_bar()
-    name = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))["architectures"][0]
-    model = getattr(transformers, name).from_pretrained(model_dir, attn_implementation="sdpa")
+    kind = getattr(transformers, _config(model_dir)["architectures"][0])
+    model = kind.from_pretrained(model_dir, attn_implementation="sdpa")
     return model.eval().requires_grad_(False)
 
 
@@ -74,7 +75,7 @@ def write_reference(model_dir: Path, cases: Mapping[str, Sequence[Path]], folder
                 np.savez(folder / f"{name}.{i}.npz", **{key: value.numpy() for key, value in model(**feeds).items()})
 
 
-def export_plain(model_dir: Path, path: Path, *, opset: int) -> None:
+def export_plain(model_dir: Path, path: Path, opset: int) -> None:
     """What one gets without any tool: ``torch.onnx.export`` of the stock model."""
     import torch
 
@@ -126,14 +127,15 @@ def quantize(source: Path, path: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     _quieten()
+    nodes = onnx.load(source, load_external_data=False).graph.node
     # Left to itself it takes the standard Attention for Microsoft's and writes a graph that does not load.
-    kinds = ["MatMul", "Gemm", "Gather"] if "Attention" in operators(source) else None
+    standard = any(node.op_type == "Attention" and not node.domain for node in nodes)
     quantize_dynamic(
         source,
         path,
         per_channel=True,
         weight_type=QuantType.QInt8,
-        op_types_to_quantize=kinds,
+        op_types_to_quantize=["MatMul", "Gemm", "Gather"] if standard else None,
         extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # its shape inference does not know Attention
     )
 
@@ -149,19 +151,17 @@ def fuse(source: Path, path: Path) -> dict[str, int]:
     return {name: int(count) for name, count in model.get_fused_operator_statistics().items() if count}
 
 
-def prepare_openvino(python: str, source: Path, path: Path, calibration: Sequence[Path] = ()) -> None:
+def prepare_openvino(source: Path, path: Path, calibration: Sequence[Path] = ()) -> None:
     """Convert ``source`` for OpenVINO, quantized statically where there is calibration data. Raises ``BuildError``."""
-    command = [python, str(_OPENVINO), str(source), str(path)]
-    if calibration:
-        command += ["--calibration", *map(str, calibration)]
-    run_tool(command)
+    options = ["--calibration", *map(str, calibration)] if calibration else []
+    run_tool([sys.executable, str(_OPENVINO), str(source), str(path), *options])
 
 
 def export_optimum(python: str, model_dir: Path, folder: Path, level: str) -> None:
     """``optimum-cli export onnx`` at an optimization level, in an environment that has it. Raises ``BuildError``."""
     tool = str(Path(python).with_name("optimum-cli"))
-    config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
-    task = "question-answering" if config["architectures"][0].endswith("QuestionAnswering") else "text-classification"
+    kind = _config(model_dir)["architectures"][0]
+    task = "question-answering" if kind.endswith("QuestionAnswering") else "text-classification"
     run_tool([tool, "export", "onnx", "--model", str(model_dir), "--task", task, "--optimize", level, str(folder)])
 
 
@@ -186,25 +186,14 @@ def convert_ctranslate2(model_dir: Path, folder: Path, quantization: str) -> Non
             return model
 
         def load_tokenizer(self, *_: Any, **__: Any) -> Any:
-            return _Vocabulary(json.loads((model_dir / "config.json").read_text(encoding="utf-8"))["vocab_size"])
+            tokens = {"[UNK]": 0, **{f"token-{i}": i for i in range(1, _config(model_dir)["vocab_size"])}}
+            return types.SimpleNamespace(unk_token="[UNK]", get_vocab=lambda: tokens)
 
     _quieten()
     try:
         WithoutTokenizer(str(model_dir)).convert(str(folder), quantization=quantization)
     except Exception as error:  # whatever it raises, it is a row that says why
         raise BuildError(f"{type(error).__name__}: {error}") from error
-
-
-class _Vocabulary:
-    """As much of a tokenizer as a converter asks for."""
-
-    unk_token = "[UNK]"
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-
-    def get_vocab(self) -> dict[str, int]:
-        return {(self.unk_token if i == 0 else f"token-{i}"): i for i in range(self._size)}
 
 
 def quantize_with(python: str, source: Path, path: Path) -> None:
@@ -222,11 +211,9 @@ def run_tool(command: Sequence[str]) -> None:
         raise BuildError((done.stderr.strip().splitlines() or ["it failed without a word"])[-1])
 
 
-def operators(path: Path) -> set[str]:
-    """The standard operators of a saved graph."""
-    import onnx
-
-    return {node.op_type for node in onnx.load(path, load_external_data=False).graph.node if not node.domain}
+def _config(model_dir: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    return config
 
 
 def _quieten() -> None:

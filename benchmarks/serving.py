@@ -18,7 +18,10 @@ Two models: a random BERT with the sizes of an entry of the paper, and the bundl
 from __future__ import annotations
 
 import argparse
+import collections
+import contextlib
 import csv
+import itertools
 import os
 import shutil
 import signal
@@ -38,17 +41,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that it runs by 
 from benchmarks import _graphs, _record, _run, plant
 from benchmarks._served import Server, memory_bytes
 from benchmarks._workshop import Given, Planted, Workshop, say
-from compactor.benching.card import machine_card
-from compactor.benching.processes import abba
-from compactor.benching.server.http_load import (
-    Exchanges,
-    closed_loop,
-    open_loop,
-    plain_body,
-    post_once,
-    run,
-    v2_body,
-)
+from compactor.benching.server.http_load import Exchanges, closed_loop, open_loop, plain_body, post_once, run, v2_body
 from compactor.benching.server.queueing import percentile, poisson_arrivals
 from compactor.runtime.threads import usable_cores
 
@@ -82,13 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="result, JSON; a table is written beside it")
     args = parser.parse_args(argv)
     _record.warn_if_busy()
-    head = {
-        "schema": 1,
-        "kind": "compactor-serving",
-        "command": _run.command_line(_run.script_argv(argv, "serving.py")),
-        "machine": machine_card(),
-        "settings": {"clients": args.clients, "rounds": args.rounds, "seconds": args.seconds, "cores": usable_cores()},
-    }
+    settings = {"clients": args.clients, "rounds": args.rounds, "seconds": args.seconds, "cores": usable_cores()}
+    head = {**_record.head("compactor-serving", "serving.py", argv), "settings": settings}
     with tempfile.TemporaryDirectory(prefix="serving-") as temporary:
         work = (args.work or Path(temporary)).resolve()
         shops: dict[str, Workshop] = {
@@ -122,17 +110,15 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     texts = read_sentences()
     rates: dict[str, list[float]] = {kind: [] for kind in (BARE, LOADED, SERVED)}
     latencies = []
-    for number, order in enumerate(abba(list(rates), args.rounds)):
-        for kind in order:
-            say(f"round {number + 1} of {args.rounds}: {kind}")
-            if kind == SERVED:
-                with Server(folder, *options()) as server:
-                    exchanges = _load(server, texts, args.clients, args.seconds)
-                rates[kind].append(exchanges.answered_per_s)
-                latencies.append(_latencies(exchanges))
-            else:
-                function = bare_rate if kind == BARE else loaded_rate
-                rates[kind].append(_graphs.in_fresh_process(function, folder, texts, args.seconds))
+    for kind in _run.turns(list(rates), args.rounds):
+        if kind == SERVED:
+            with Server(folder, *options()) as server:
+                exchanges = _load(server, texts, args.clients, args.seconds)
+            rates[kind].append(exchanges.answered_per_s)
+            latencies.append(_latencies(exchanges))
+        else:
+            function = bare_rate if kind == BARE else loaded_rate
+            rates[kind].append(_graphs.in_fresh_process(function, folder, texts, args.seconds))
     capacity = statistics.median(rates[SERVED])
     found: dict[str, Any] = {"rates": rates, "latency_ms": latencies}
     with Server(folder, *options()) as server:
@@ -179,11 +165,8 @@ def bare_rate(folder: Path, texts: Sequence[str], seconds: float) -> float:
         feeds.append({name: np.array([values[name]], np.int64) for name in wanted})
     for each in feeds[:_WARM_UP]:
         session.run(None, each)
-    count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        session.run(None, feeds[count % len(feeds)])
-        count += 1
-    return count / (time.perf_counter() - start)
+    each_in_turn = itertools.cycle(feeds)
+    return _calls_per_s(lambda: session.run(None, next(each_in_turn)), seconds)
 
 
 def loaded_rate(folder: Path, texts: Sequence[str], seconds: float) -> float:
@@ -192,10 +175,14 @@ def loaded_rate(folder: Path, texts: Sequence[str], seconds: float) -> float:
 
     model = compactor.runtime.load(folder, truncate=True)
     model(texts[:_WARM_UP])
+    return len(texts) * _calls_per_s(lambda: model(texts), seconds)
+
+
+def _calls_per_s(call: Callable[[], object], seconds: float) -> float:
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
-        model(texts)
-        count += len(texts)
+        call()
+        count += 1
     return count / (time.perf_counter() - start)
 
 
@@ -264,12 +251,10 @@ def malformed(server: Server) -> dict[str, Any]:
         v2_body(["a"] * 1000),
         b'{"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["' + b"a" * (2 << 20) + b'"]}]}',
     ]
-    statuses: dict[str, int] = {}
+    statuses: collections.Counter[str] = collections.Counter()
     memory = []
     for _ in range(4):  # the first thousand warms up
-        exchanges = run(closed_loop(_infer(server), bodies, 8, 600.0, most=_MALFORMED))
-        for status, count in exchanges.count_statuses().items():
-            statuses[str(status)] = statuses.get(str(status), 0) + count
+        statuses.update(_statuses(run(closed_loop(_infer(server), bodies, 8, 600.0, most=_MALFORMED))))
         memory.append(sum(memory_bytes(pid) for pid in server.replicas()))
     answered = run(post_once(_infer(server), v2_body(["good"]))).status
     return {"statuses": statuses, "replica_bytes": memory, "answered_afterwards": answered}
@@ -301,11 +286,9 @@ def _load(server: Server, texts: Sequence[str], clients: int, seconds: float) ->
 def _repeat(server: Server, body: bytes) -> bool:
     """Whether a request is answered when it is sent again, a few times if need be."""
     for _ in range(_REPEATS):
-        try:
+        with contextlib.suppress(OSError):
             if run(post_once(_infer(server), body, timeout_s=10.0)).status == 200:
                 return True
-        except OSError:
-            pass
         time.sleep(0.2)
     return False
 
@@ -355,17 +338,14 @@ def render(result: Mapping[str, Any]) -> str:
 
 
 def _rates_row(title: str, rates: Mapping[str, Sequence[float]]) -> list[str]:
-    def cell(values: Sequence[float], form: Callable[[float], str]) -> str:
-        return f"{form(statistics.median(values))} [{form(min(values))}, {form(max(values))}]"
-
-    def whole(value: float) -> str:
-        return f"{value:,.0f}"
-
-    def share(value: float) -> str:
-        return f"{value:.0%}"
+    def cell(values: Sequence[float], form: str) -> str:
+        middle, least, largest = (
+            format(value, form) for value in (statistics.median(values), min(values), max(values))
+        )
+        return f"{middle} [{least}, {largest}]"
 
     ratios = ([a / b for a, b in zip(rates[SERVED], rates[kind], strict=True)] for kind in (BARE, LOADED))
-    return [title, *(cell(rates[kind], whole) for kind in (BARE, LOADED, SERVED)), *(cell(r, share) for r in ratios)]
+    return [title, *(cell(rates[kind], ",.0f") for kind in (BARE, LOADED, SERVED)), *(cell(r, ".0%") for r in ratios)]
 
 
 def _lines(found: Mapping[str, Any]) -> list[str]:

@@ -29,8 +29,6 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that it runs by 
 
 from benchmarks import _graphs, _record, _run
 from benchmarks._workshop import say
-from compactor.benching.card import machine_card
-from compactor.benching.processes import abba
 from compactor.benching.statistics import Ratio, ratio
 from compactor.reporting.numbers import bytes_text, duration
 from compactor.runtime.sampling import peak_memory_bytes
@@ -61,28 +59,21 @@ class Shape:
         frozen: Whether the embeddings are left as they are.
     """
 
-    batch: int
-    length: int
-    width: int
-    layers: int
-    heads: int
-    inner: int
-    vocabulary: int
-    frozen: bool
+    batch: int = 32
+    length: int = 64
+    width: int = 384
+    layers: int = 6
+    heads: int = 12
+    inner: int = 1536
+    vocabulary: int = 30_522
+    frozen: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Time, count and report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    for name, default in (
-        ("batch", 32),
-        ("length", 64),
-        ("width", 384),
-        ("layers", 6),
-        ("heads", 12),
-        ("inner", 1536),
-        ("vocabulary", 30_522),
-    ):
+    sizes = {field.name: field.default for field in dataclasses.fields(Shape) if field.name != "frozen"}
+    for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
     parser.add_argument("--freeze-embeddings", action="store_true", help="train everything but the embeddings")
     parser.add_argument("--steps", type=int, default=20, help="of each process (default: %(default)s)")
@@ -92,34 +83,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.steps <= _SETTLING + 2:
         parser.error(f"--steps: expected more than {_SETTLING + 2}, got {args.steps}")
-    names = (field.name for field in dataclasses.fields(Shape) if field.name != "frozen")
-    shape = Shape(**{name: getattr(args, name) for name in names}, frozen=args.freeze_embeddings)
-    plan = explain_threads(args.threads)
+    shape = Shape(**{name: getattr(args, name) for name in sizes}, frozen=args.freeze_embeddings)
+    threads = explain_threads(args.threads).threads
     _record.warn_if_busy()
-    head = {
-        "schema": 1,
-        "kind": "compactor-training-cost",
-        "command": _run.command_line(_run.script_argv(argv, "training_cost.py")),
-        "machine": machine_card(),
-        "threads": plan.threads,
-        "shape": dataclasses.asdict(shape),
-        "steps": args.steps,
-    }
-    result = head | compare(shape, args.steps, args.rounds, plan.threads)
-    table = render(result)
-    print(table)
-    if args.out is not None:
-        _record.write_result(args.out, result, table)
+    head = _record.head("compactor-training-cost", "training_cost.py", argv)
+    head |= {"threads": threads, "shape": dataclasses.asdict(shape), "steps": args.steps}
+    result = head | compare(shape, args.steps, args.rounds, threads)
+    _record.publish(result, render(result), args.out)
     return 0
 
 
 def compare(shape: Shape, steps: int, rounds: int, threads: int) -> dict[str, Any]:
     """Run both in every round, and count the memory of each once."""
     timed: dict[str, list[dict[str, Any]]] = {PLAIN: [], HYBRID: []}
-    for number, order in enumerate(abba(list(timed), rounds)):
-        for name in order:
-            say(f"round {number + 1} of {rounds}: {name}")
-            timed[name].append(_graphs.in_fresh_process(time_steps, name, shape, steps, threads))
+    for name in _run.turns(list(timed), rounds):
+        timed[name].append(_graphs.in_fresh_process(time_steps, name, shape, steps, threads))
     counted = {}
     for name in timed:
         say(f"counting memory: {name}")

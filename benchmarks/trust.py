@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=8, help="processes of each variant (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="result, JSON; its tables are written beside it")
     args = parser.parse_args(argv)
-    command = _run.command_line(_run.script_argv(argv, "trust.py"))
+    command = _run.command("trust.py", argv)
     _record.warn_if_busy()
     with tempfile.TemporaryDirectory(prefix="trust-") as temporary:
         work = Path(temporary)
@@ -59,10 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "identical": [compare_with_itself(graph, number, args.rounds) for number in range(args.identical)],
             "compare": compare_slowed(graph, slowed, artefact / "onnx" / "model_quantized.onnx", args.rounds),
         }
-    text = render(result)
-    print(text)
-    if args.out is not None:
-        _record.write_result(args.out, result, text)
+    _record.publish(result, render(result), args.out)
     return 0 if all(judge(result).values()) else 1
 
 

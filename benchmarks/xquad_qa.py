@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -23,13 +22,10 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that it runs by its path, and not only with -m
 
-from benchmarks import _graphs, _minilm, _record, _run
-from benchmarks._workshop import say
-from compactor.benching.card import machine_card
+from benchmarks import _record, _training
 from compactor.reporting.numbers import percent, score
 from compactor.runtime.threads import explain_threads
 from compactor.trainer.config import PruneConfig
-from compactor.trainer.pruning import prune
 from compactor.trainer.records import RECORD
 
 DENSE, HYBRID = "dense", "hybrid"
@@ -46,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Split, train both, and write what came of it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="questions in SQuAD's form")
-    parser.add_argument("--model", type=Path, help=f"what to fine-tune (default: {_minilm.NAME}, of {_minilm.PACKAGE})")
+    _training.add_model_option(parser)
     parser.add_argument("--steps", type=int, default=200, help="optimizer steps of each run (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=16, help="windows of a step (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=1e-4, help="of the weights (default: %(default)s)")
@@ -60,23 +56,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="xquad-qa-") as temporary:
         work = (args.work or Path(temporary)).resolve()
         sizes = write_split(args.data, work)
-        plain = _minilm.plain_model(work, args.model)
+        plain = _training.plain_model(work, args.model)
         result: dict[str, Any] = {
-            "schema": 1,
-            "kind": "compactor-xquad-qa",
-            "command": _run.command_line(_run.script_argv(argv, "xquad_qa.py")),
-            "machine": machine_card(),
+            **_record.head("compactor-xquad-qa", "xquad_qa.py", argv),
             "threads": threads,
             "data": sizes,
             "runs": {},
         }
         for name, config in configs(args).items():
-            folder = work / "runs" / name
+            folder, teacher = work / "runs" / name, None if name == DENSE else work / "runs" / DENSE
             if not (folder / RECORD).is_file():
-                say(f"training {name}")
-                teacher = None if name == DENSE else work / "runs" / DENSE
-                _graphs.in_fresh_process(train, name, plain, work, config, teacher, threads)
-                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+                _training.train(
+                    name,
+                    teacher or plain,  # the hybrid one starts from its teacher
+                    work / "train.json",
+                    work / "eval.json",
+                    folder,
+                    config,
+                    teacher=teacher,
+                    threads=threads,
+                    command="python benchmarks/xquad_qa.py",
+                )
             result["runs"][name] = describe(json.loads((folder / RECORD).read_text(encoding="utf-8")))
             table = render(result)
             if args.out is not None:
@@ -123,24 +123,6 @@ def split(articles: Sequence[Article]) -> tuple[list[Article], list[Article]]:
     cut = round(len(order) * 2 / 3)
     first, second = sorted(order[:cut]), sorted(order[cut:])
     return [articles[i] for i in first], [articles[i] for i in second]
-
-
-def train(name: str, model: Path, work: Path, config: PruneConfig, teacher: Path | None, threads: int) -> None:
-    """One run, or what is left to do of it; the hybrid one starts from its teacher."""
-    import torch
-
-    torch.set_num_threads(threads)
-    prune(
-        model if teacher is None else teacher,
-        work / "train.json",
-        work / "eval.json",
-        work / "runs" / name,
-        config=config,
-        teacher=teacher,
-        resume=True,
-        command="python benchmarks/xquad_qa.py",
-        progress=lambda message: say(f"{name}: {message}"),
-    )
 
 
 def describe(record: Mapping[str, Any]) -> dict[str, Any]:

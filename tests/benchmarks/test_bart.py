@@ -14,8 +14,10 @@ import pytest
 from benchmarks import _bart_page, _bart_shapes, _generation, _graphs, bart
 from benchmarks._bart_shapes import BASE, LARGE, PLANS, Plan, Size
 from benchmarks._generation import FORWARD, GENERATE, HEAD, PARTS, Workload
+from benchmarks._workshop import read_arrays
 from compactor.benching.report import report_problems
 from compactor.runtime.profiling import NodeEvent
+from tests.benchmarks.made_up import SETTINGS
 
 TINY = Size("tiny", width=64, layers=2, heads=4, inner=64, vocabulary=99, positions=64)
 TINY_PLANS = (Plan(TINY), Plan(TINY, 2.0), Plan(TINY, 2.0, half_empty=0.75))
@@ -174,16 +176,8 @@ def test_a_process_times_both_cases_and_splits_a_generation(
     shop = bart.Bart(work, PRUNED)
     path = shop.checkpoint() if engine == "torch" else shop.artefact()
     clock = bart.Clock(warm_up_s=0.0, warm_up_calls=0, measure_s=0.0, min_samples=2)
-    found = _generation.measure_variant(
-        engine,
-        path,
-        "fp32",
-        inputs,
-        WORKLOAD,
-        threads=1,
-        clocks={FORWARD: clock, GENERATE: clock},
-        answers=tmp_path / "answers.npz",
-    )
+    how = dataclasses.replace(SETTINGS, clock=clock)
+    found = _generation.measure_variant(engine, path, "fp32", inputs, WORKLOAD, how, tmp_path / "answers.npz")
     assert {case: len(result["samples_ms"]) for case, result in found["cases"].items()} == {FORWARD: 2, GENERATE: 2}
     assert all(found["parts"][part] > 0 for part in PARTS)
     assert found["parts"]["steps"] == WORKLOAD.tokens - 1
@@ -297,18 +291,15 @@ def test_the_bar_is_judged_by_the_ratio(out: Path, monkeypatch: pytest.MonkeyPat
     assert _bart_page.bar_line(report, "int8", 1.0) is None
 
 
-def test_wrong_answers_fail_the_row(work: Path, inputs: Path, tmp_path: Path) -> None:
+def test_wrong_answers_fail_the_row(work: Path, inputs: Path) -> None:
     shop = bart.Bart(work, PRUNED)
-    row = bart.Row(shop, "onnxruntime", "fp32")
-    found = bart.Found(bart.Measurements({row.id: bart.Measured()}))
-    with np.load(shop.answers(inputs, WORKLOAD)) as reference:
-        np.savez(tmp_path / "wrong.npz", logits=reference["logits"] * 1.01, tokens=reference["tokens"])
-    bart.check(row, inputs, WORKLOAD, tmp_path / "wrong.npz", found)
-    error = found.measurements.variants[row.id].error
-    assert error is not None
-    assert "its logits are off PyTorch's by 0.01" in str(error["what"])
-    assert found.tokens[row.id] == WORKLOAD.tokens
-    assert found.errors == {}
+    row, measured = bart.make_rows([shop], None, build=True)[0], bart.Measured()
+    reference = read_arrays(shop.answers(inputs, WORKLOAD))
+    details: dict[str, Any] = {"errors": {}, "tokens": {}}
+    bart.check(row, measured, reference, reference | {"logits": reference["logits"] * 1.01}, details)
+    assert measured.error is not None
+    assert "its logits are off PyTorch's by 0.01" in str(measured.error["what"])
+    assert details == {"errors": {}, "tokens": {row.id: WORKLOAD.tokens}}
 
 
 def test_a_process_that_fails_is_a_row_that_says_so(work: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks import _graphs, _record, _sst2_figure, _sst2_page, sst2
 from benchmarks._run import Row
-from benchmarks._sst2_page import Page
+from benchmarks._sst2_findings import Page
 from benchmarks._workshop import Given
 from compactor.trainer.methods import METHODS
 from tests.benchmarks.made_up import CASE, SETTINGS, run_of
@@ -37,7 +37,7 @@ def options(*arguments: str) -> argparse.Namespace:
 def bench_in(folder: Path, **changes: Any) -> sst2.Bench:
     """Of runs in ``folder``, where nothing is yet."""
     common = sst2.common_settings(options())
-    values = {"given": None, "peer": None, "dense_steps": 1250, "threads": 1} | changes
+    values = {"given": {}, "dense_steps": 1250, "threads": 1} | changes
     return sst2.Bench(work=folder, data=folder / "data", common=common, **values)
 
 
@@ -92,10 +92,8 @@ def make_result(*, rows: Mapping[str, Mapping[str, Any]] | None = None, timed: b
         report = _record.make_report(
             "A title",
             variants,
+            run_of(variants, times),
             baseline="dense-plain",
-            cases=[CASE],
-            how=SETTINGS,
-            found=run_of(variants, times),
             command="python benchmarks/sst2.py",
         )
     machine = {"machine": a_machine() if report is None else report["machine"]}
@@ -225,7 +223,7 @@ def test_a_run_is_finished_when_its_record_is_there(tmp_path: Path) -> None:
 
 def test_a_dense_model_that_was_given_needs_no_record(tmp_path: Path) -> None:
     given = tmp_path / "elsewhere"
-    bench = bench_in(tmp_path / "work", given=given)
+    bench = bench_in(tmp_path / "work", given={"dense": given})
     assert not bench.is_finished(sst2.RUNS[0])
     given.mkdir()
     (given / "model.safetensors").touch()
@@ -322,7 +320,7 @@ def test_an_earlier_measurement_stays_until_there_is_a_new_one(tmp_path: Path) -
 
 def test_the_command_names_no_place_of_this_machine(tmp_path: Path) -> None:
     typed = ["--data", str(tmp_path), "--dense", str(tmp_path), "--peer", str(tmp_path), "--steps", "600"]
-    command = sst2._run.command_line(sst2._run.script_argv(typed, "sst2.py"))
+    command = sst2._run.command("sst2.py", typed)
     assert command == "python benchmarks/sst2.py --data DATA --dense DENSE --peer PEER --steps 600"
 
 
