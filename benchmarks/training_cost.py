@@ -21,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,25 +107,12 @@ def compare(shape: Shape, steps: int, rounds: int, threads: int) -> dict[str, An
 
 def time_steps(name: str, shape: Shape, steps: int, threads: int) -> dict[str, Any]:
     """One process: the milliseconds from each step's begin to the next one's, and the peak of its memory."""
-    import torch
-    from transformers import TrainerCallback
-
     starts: list[float] = []
 
-    class Watch(TrainerCallback):  # type: ignore[misc] # transformers is not followed by mypy
-        """Notes when steps begin, and when the last one has ended."""
+    def note(*_: Any, **__: Any) -> None:
+        starts.append(time.perf_counter())
 
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            starts.append(time.perf_counter())
-
-        def on_train_end(self, *_: Any, **__: Any) -> None:
-            starts.append(time.perf_counter())
-
-    torch.set_num_threads(threads)
-    with tempfile.TemporaryDirectory(prefix="training-cost-") as folder:
-        trainer = make_trainer(name, shape, steps, Path(folder))
-        trainer.add_callback(Watch())
-        trainer.train()
+    trainer = train(name, shape, steps, threads, on_step_begin=note, on_train_end=note)
     samples = [1e3 * (after - before) for before, after in itertools.pairwise(starts)]
     return {
         "step_ms": [round(sample, 3) for sample in samples[_SETTLING:]],
@@ -141,33 +128,41 @@ def count_memory(name: str, shape: Shape, threads: int) -> dict[str, int]:
         ``standing_bytes`` between steps: weights, scores, the teacher, the optimizer's state; ``forward_bytes`` at the
         end of the forward pass and ``peak_bytes`` at the highest point of the step, with what stands.
     """
-    import torch
     from torch.profiler import ProfilerActivity, profile
+
+    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+
+    def begin(args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == COUNTED_STEP:
+            profiler.start()
+
+    def end(args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == COUNTED_STEP + 1:
+            profiler.stop()
+
+    trainer = train(name, shape, COUNTED_STEPS, threads, on_step_begin=begin, on_step_end=end)
+    events: Sequence[Any] = profiler.profiler.kineto_results.events()  # type: ignore[union-attr] # it was started
+    forward, peak = read_trace([(event.name(), event.start_ns(), event.nbytes()) for event in events])
+    models = (trainer.model, trainer.teacher)
+    tensors = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
+    tensors += [value for values in trainer.optimizer.state.values() for value in values.values()]
+    standing = tensor_bytes(tensors)
+    return {"standing_bytes": standing, "forward_bytes": standing + forward, "peak_bytes": standing + peak}
+
+
+def train(name: str, shape: Shape, steps: int, threads: int, **watch: Callable[..., None]) -> Any:
+    """The trainer, after a whole run; ``watch`` are methods of its callback."""
+    import torch
     from transformers import TrainerCallback
 
     torch.set_num_threads(threads)
-    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-
-    class Count(TrainerCallback):  # type: ignore[misc]
-        """Profiles one step."""
-
-        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == COUNTED_STEP:
-                profiler.start()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == COUNTED_STEP + 1:
-                profiler.stop()
-
     with tempfile.TemporaryDirectory(prefix="training-cost-") as folder:
-        trainer = make_trainer(name, shape, COUNTED_STEPS, Path(folder))
-        trainer.add_callback(Count())
+        trainer = make_trainer(name, shape, steps, Path(folder))
+        callback = TrainerCallback()
+        vars(callback).update(watch)
+        trainer.add_callback(callback)
         trainer.train()
-    events: Sequence[Any] = profiler.profiler.kineto_results.events()  # type: ignore[union-attr] # it was started
-    forward, peak = read_trace([(event.name(), event.start_ns(), event.nbytes()) for event in events])
-    state = [value for values in trainer.optimizer.state.values() for value in values.values()]
-    standing = tensor_bytes([*_tensors(trainer.model), *_tensors(trainer.teacher), *state])
-    return {"standing_bytes": standing, "forward_bytes": standing + forward, "peak_bytes": standing + peak}
+    return trainer
 
 
 def read_trace(events: Sequence[tuple[str, int, int]]) -> tuple[int, int]:
@@ -184,10 +179,6 @@ def read_trace(events: Sequence[tuple[str, int, int]]) -> tuple[int, int]:
         if moment <= end:
             forward = held
     return forward, peak
-
-
-def _tensors(model: Any) -> list[Any]:
-    return [*model.parameters(), *model.buffers()]
 
 
 def tensor_bytes(tensors: Sequence[Any]) -> int:
@@ -270,11 +261,11 @@ def make_trainer(name: str, shape: Shape, steps: int, folder: Path) -> Any:
 
 def cost(result: Mapping[str, Any], name: str) -> Ratio:
     """How many times more of a measured thing hybrid takes."""
-    rounds = {
-        kind: [found[name] if isinstance(found[name], list) else [found[name]] for found in processes]
-        for kind, processes in result["rounds"].items()
-    }
-    return ratio(rounds[HYBRID], rounds[PLAIN])
+    plain, hybrid = (
+        [found[name] if isinstance(found[name], list) else [found[name]] for found in result["rounds"][kind]]
+        for kind in (PLAIN, HYBRID)
+    )
+    return ratio(hybrid, plain)
 
 
 def render(result: Mapping[str, Any]) -> str:
@@ -282,37 +273,32 @@ def render(result: Mapping[str, Any]) -> str:
     timed, memory, shape = result["rounds"], result["memory"], result["shape"]
     steps = [statistics.median(statistics.median(found["step_ms"]) for found in timed[kind]) for kind in timed]
     resident = [statistics.median(found["peak_rss_bytes"] for found in timed[kind]) for kind in timed]
+
+    def counted(title: str, field: str, wanted: str) -> list[str]:
+        sizes = [bytes_text(memory[kind][field]) for kind in memory]
+        return [title, *sizes, f"{memory[HYBRID][field] / memory[PLAIN][field]:.3f}×", wanted]
+
+    memory_target = f"at most {MEMORY_TARGET:g}×"
     rows = [
         ["time of a step", *map(duration, steps), _ratio_cell(cost(result, "step_ms")), f"at most {TIME_TARGET:g}×"],
-        *(
-            [
-                title,
-                *(bytes_text(memory[kind][field]) for kind in memory),
-                f"{memory[HYBRID][field] / memory[PLAIN][field]:.3f}×",
-                target,
-            ]
-            for title, field, target in (
-                ("tensors between steps", "standing_bytes", ""),
-                ("tensors at the end of the forward pass", "forward_bytes", f"at most {MEMORY_TARGET:g}×"),
-                ("tensors at the peak of a step", "peak_bytes", f"at most {MEMORY_TARGET:g}×"),
-            )
-        ),
+        counted("tensors between steps", "standing_bytes", ""),
+        counted("tensors at the end of the forward pass", "forward_bytes", memory_target),
+        counted("tensors at the peak of a step", "peak_bytes", memory_target),
         [
             "peak memory of the process",
             *(bytes_text(round(value)) for value in resident),
             _ratio_cell(cost(result, "peak_rss_bytes")),
-            f"at most {MEMORY_TARGET:g}×",
+            memory_target,
         ],
     ]
-    processes = len(timed[HYBRID])
     frozen = ", embeddings frozen" if shape["frozen"] else ""
     return "\n\n".join(
         [
             "# What pruning adds to training",
             f"A random BERT of {shape['layers']} layers, {shape['width']} wide, with {shape['heads']} heads and "
             f"{shape['inner']:,} neurons{frozen}, and a teacher of its size; batches of {shape['batch']} × "
-            f"{shape['length']} tokens. {processes} processes of {result['steps']} steps each, in ABBA order; medians, "
-            "and 95 % bootstrap intervals of ratios.",
+            f"{shape['length']} tokens. {len(timed[HYBRID])} processes of {result['steps']} steps each, in ABBA order; "
+            "medians, and 95 % bootstrap intervals of ratios.",
             _record.markdown_table(["", PLAIN, HYBRID, "ratio", "wanted"], rows),
             f"{result['threads']} threads. {_record.machine_line(result)}",
             f"`{result['command']}`",
@@ -321,9 +307,8 @@ def render(result: Mapping[str, Any]) -> str:
 
 
 def _ratio_cell(found: Ratio) -> str:
-    if found.low is None or found.high is None:
-        return f"{found.value:.3f}×"
-    return f"{found.value:.3f}× [{found.low:.3f}, {found.high:.3f}]"
+    interval = "" if found.low is None or found.high is None else f" [{found.low:.3f}, {found.high:.3f}]"
+    return f"{found.value:.3f}×{interval}"
 
 
 if __name__ == "__main__":
