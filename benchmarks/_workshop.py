@@ -30,6 +30,10 @@ PLAIN_OPSET = 23  # with Attention: the faster baseline
 CALIBRATION = 32  # batches of 1 x 128 for static quantization
 GRAPHS = {"fp32": "model.onnx", "int8": "model_quantized.onnx", "fp16": "model_fp16.onnx"}  # of our artefacts
 
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "sst2-small"  # the bundled checkpoint
+SENTENCES = EXAMPLE.with_name("sst2.tsv")
+TASK = "text-classification"  # of both
+
 Arrays = dict[str, NDArray[Any]]
 Outputs = list[Arrays]  # of each batch of a case
 
@@ -214,6 +218,11 @@ class Given(Workshop):
 
     def check_sizes(self, manifest: Mapping[str, Any]) -> None:
         """Nothing: what it should keep is not known."""
+
+
+def classifiers(work: Path, entry: plant.Entry) -> dict[str, Workshop]:
+    """What real sentences are given to: random weights with the sizes of an entry of the paper, and the example."""
+    return {"random weights": Planted(work, entry, TASK), "the example checkpoint": Given(work, EXAMPLE)}
 
 
 def synthetic_cases(work: Path, shapes: Sequence[tuple[int, int]]) -> list[Case]:

@@ -40,15 +40,11 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that it runs by 
 
 from benchmarks import _graphs, _record, _run, plant
 from benchmarks._served import Server, memory_bytes
-from benchmarks._workshop import Given, Planted, Workshop, say
+from benchmarks._workshop import EXAMPLE, SENTENCES, TASK, Workshop, classifiers, say
 from compactor.benching.server.http_load import Exchanges, closed_loop, open_loop, plain_body, post_once, run, v2_body
 from compactor.benching.server.queueing import percentile, poisson_arrivals
 from compactor.runtime.threads import usable_cores
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-EXAMPLE = EXAMPLES / "sst2-small"
-SENTENCES = EXAMPLES / "sst2.tsv"
-TASK = "text-classification"
 NAME = "films"
 BARE, LOADED, SERVED = "bare session loop", "runtime.load", "served"
 STEADY = 0.8  # of the rate under clients that wait for their answers
@@ -79,18 +75,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     head = {**_record.head("compactor-serving", "serving.py", argv), "settings": settings}
     with tempfile.TemporaryDirectory(prefix="serving-") as temporary:
         work = (args.work or Path(temporary)).resolve()
-        shops: dict[str, Workshop] = {
-            "random weights": Planted(work, plant.chosen_entry(args), TASK),
-            "the example checkpoint": Given(work, EXAMPLE),
-        }
-        found: dict[str, Any] = {}
-        for title, shop in shops.items():
+        result: dict[str, Any] = {**head, "models": {}}
+        for title, shop in classifiers(work, plant.chosen_entry(args)).items():
             if args.only in (None, title):
-                found[title] = measure(artefact(shop), args)
-                result = {**head, "models": found}
+                result["models"][title] = measure(artefact(shop), args)
                 if args.out is not None:  # after each model: a later one may be cut off
                     _record.write_result(args.out, result, render(result))
-    print(render({**head, "models": found}))
+    print(render(result))
     return 0
 
 
@@ -120,19 +111,22 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
             function = bare_rate if kind == BARE else loaded_rate
             rates[kind].append(_graphs.in_fresh_process(function, folder, texts, args.seconds))
     capacity = statistics.median(rates[SERVED])
+    bodies = [v2_body([text]) for text in texts]
     found: dict[str, Any] = {"rates": rates, "latency_ms": latencies}
     with Server(folder, *options()) as server:
         _load(server, texts, args.clients, 2.0)
         say(f"{args.steady_s:g} s at {STEADY:.0%} of {capacity:.0f}/s")
-        found["steady"] = steady(server, texts, STEADY * capacity, args.steady_s)
+        found["steady"] = steady(server, bodies, STEADY * capacity, args.steady_s)
         say("malformed requests")
         found["malformed"] = malformed(server)
         say("overload")
-        found["overload"] = overload(server, texts, args)
+        found["overload"] = overload(server, bodies, args.seconds)
+        after = _load(server, texts, args.clients, args.seconds)
+        found["overload"] |= {"afterwards_per_s": after.answered_per_s, "afterwards_statuses": _statuses(after)}
     with Server(folder, *options(2)) as server:
         say("a replica is killed")
         _load(server, texts, args.clients, 2.0)
-        found["killed"] = killed(server, texts, KILLED_AT * capacity)
+        found["killed"] = killed(server, bodies, KILLED_AT * capacity)
     return found
 
 
@@ -186,14 +180,14 @@ def _calls_per_s(call: Callable[[], object], seconds: float) -> float:
     return count / (time.perf_counter() - start)
 
 
-def steady(server: Server, texts: Sequence[str], rate: float, seconds: float) -> dict[str, Any]:
+def steady(server: Server, bodies: Sequence[bytes], rate: float, seconds: float) -> dict[str, Any]:
     """Random arrivals at a rate: what failed, and how long answers took from when they were due."""
     arrivals = poisson_arrivals(rate, round(rate * seconds), seed=17)
-    exchanges = run(open_loop(_infer(server), _v2(texts), arrivals))
+    exchanges = run(open_loop(_infer(server), bodies, arrivals))
     return {"rate": rate, "seconds": seconds, **_outcome(exchanges)}
 
 
-def killed(server: Server, texts: Sequence[str], rate: float) -> dict[str, Any]:
+def killed(server: Server, bodies: Sequence[bytes], rate: float) -> dict[str, Any]:
     """Kill one of two replicas in the middle; repeat what failed, as a client would."""
     events: dict[str, float] = {}
     stop = threading.Event()
@@ -213,12 +207,9 @@ def killed(server: Server, texts: Sequence[str], rate: float) -> dict[str, Any]:
     thread = threading.Thread(target=kill)
     thread.start()
     arrivals = poisson_arrivals(rate, round(rate * _KILL_S), seed=18)
-    bodies = _v2(texts)
     exchanges = run(open_loop(_infer(server), bodies, arrivals))
     lost = sum(not _repeat(server, bodies[which]) for which in exchanges.bodies[~exchanges.ok].tolist())
-    deadline = time.perf_counter() + _PATIENCE_S
-    while thread.is_alive() and time.perf_counter() < deadline:
-        time.sleep(0.1)
+    thread.join(_PATIENCE_S)
     stop.set()
     thread.join()
     calm = percentile((exchanges.done - exchanges.due)[exchanges.ok & (exchanges.due < _KILL_AFTER_S)], 99.0)
@@ -260,19 +251,15 @@ def malformed(server: Server) -> dict[str, Any]:
     return {"statuses": statuses, "replica_bytes": memory, "answered_afterwards": answered}
 
 
-def overload(server: Server, texts: Sequence[str], args: argparse.Namespace) -> dict[str, Any]:
-    """More clients than replicas and queues take; then as many as before."""
-    exchanges = run(closed_loop(_infer(server), _v2(texts), _OVERLOAD_CLIENTS, args.seconds))
-    refused = exchanges.statuses == 503
-    took = 1e3 * (exchanges.done - exchanges.sent)[refused]
-    after = _load(server, texts, args.clients, args.seconds)
+def overload(server: Server, bodies: Sequence[bytes], seconds: float) -> dict[str, Any]:
+    """More clients than replicas and queues take."""
+    exchanges = run(closed_loop(_infer(server), bodies, _OVERLOAD_CLIENTS, seconds))
+    took = 1e3 * (exchanges.done - exchanges.sent)[exchanges.statuses == 503]
     return {
         "clients": _OVERLOAD_CLIENTS,
         "statuses": _statuses(exchanges),
         "answered_per_s": exchanges.answered_per_s,
         "refusal_ms": {"p50": percentile(took, 50.0), "p99": percentile(took, 99.0)} if len(took) else None,
-        "afterwards_per_s": after.answered_per_s,
-        "afterwards_statuses": _statuses(after),
     }
 
 
@@ -295,10 +282,6 @@ def _repeat(server: Server, body: bytes) -> bool:
 
 def _infer(server: Server) -> str:
     return f"{server.url}/v2/models/{NAME}/infer"
-
-
-def _v2(texts: Sequence[str]) -> list[bytes]:
-    return [v2_body([text]) for text in texts]
 
 
 def _outcome(exchanges: Exchanges) -> dict[str, Any]:

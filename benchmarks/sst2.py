@@ -29,7 +29,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that it runs by 
 
 from benchmarks import _graphs, _record, _run, _sst2_figure, _sst2_page, _training
 from benchmarks._sst2_runs import DENSE, OTHERS, PEER, RUNS, Run, chosen_runs
-from benchmarks._workshop import Given, parse_shapes, read_outputs, say, synthetic_cases
+from benchmarks._workshop import TASK, Given, parse_shapes, read_outputs, say, synthetic_cases
 from compactor.benching.counters import file_bytes, model_hash
 from compactor.benching.plan import Case, Settings, Variant
 from compactor.benching.processes import run_worker
@@ -41,7 +41,6 @@ from compactor.evaluation.quality import difference, evaluate
 from compactor.trainer.config import PruneConfig
 from compactor.trainer.records import RECORD
 
-TASK = "text-classification"
 DEV_HEAD = 1000  # sentences that runs are watched on while they train
 WAYS = {"fp32": ["fp32"], "int8": ["int8", "int8 alone"]}  # how graphs are asked: in batches, and one by one
 

@@ -20,18 +20,14 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that it runs by its path, and not only with -m
 
 from benchmarks import _record, _run, plant
-from benchmarks._workshop import Given, Planted, Workshop
+from benchmarks._workshop import EXAMPLE, SENTENCES, TASK, Workshop, classifiers
 from compactor.benching.workload import Workload, from_lengths
 from compactor.evaluation.inputs import InputSpec
 from compactor.reporting.numbers import digits, times
 from compactor.reporting.words import result_of
 from compactor.runtime.sampling import Clock
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-EXAMPLE = EXAMPLES / "sst2-small"
-SENTENCES = EXAMPLES / "sst2.tsv"
 BATCH = 32
-TASK = "text-classification"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,10 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="sst2-packing-") as temporary:
         work = (args.work or Path(temporary)).resolve()
         workload = sentences(work / f"sst2-{args.batch}", args.batch)
-        models = {
-            "random weights": Planted(work, plant.chosen_entry(args), TASK),
-            "the example checkpoint": Given(work, EXAMPLE),
-        }
+        models = classifiers(work, plant.chosen_entry(args))
         rows = {title: make_rows(title, shop) for title, shop in models.items()}
         every = [row for own in rows.values() for row in own]
         if args.build_only:

@@ -23,11 +23,10 @@ import numpy as np
 import compactor
 from benchmarks import _record, _run
 from benchmarks._graphs import in_fresh_process
-from benchmarks._workshop import say
+from benchmarks._workshop import EXAMPLE, say
 from compactor.benching.statistics import NO_DIFFERENCE
 from compactor.reporting.numbers import digits, with_interval
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "sst2-small"
 SHAPES: Mapping[str, Sequence[int]] = {"batch": [1, 8], "seq": [128]}
 SLOWED_BY = 600  # width of the square product that is added: 0.7 of the graph's multiply-adds at 1x128
 
@@ -110,11 +109,11 @@ def compare_with_itself(graph: Path, number: int, rounds: int) -> dict[str, Any]
     """The verdict on a graph against itself, with the samples."""
     say(f"a graph against itself, run {number + 1}")
     report = compactor.bench([graph, graph], batch=[1], seq=[128], duration_s=0.3, seed=number, rounds=rounds)
-    base, other = (variant["results"][0] for variant in report["variants"])
+    results = [variant["results"][0] for variant in report["variants"]]
     return {
-        "ratio": other["ratio"],
+        "ratio": results[1]["ratio"],
         "valid": report["verdict"],
-        "rounds_ms": [base["rounds_ms"], other["rounds_ms"]],
+        "rounds_ms": [result["rounds_ms"] for result in results],
     }
 
 
@@ -142,14 +141,17 @@ def without_places(report: dict[str, Any]) -> dict[str, Any]:
 
 def judge(result: Mapping[str, Any]) -> dict[str, bool]:
     """The known answers, and whether they were found."""
-    found = result["identical"]
-    same = sum(entry["ratio"]["verdict"] == NO_DIFFERENCE for entry in found)
     return {
         "the intervals of repeated runs overlap": all(overlaps(ratios) for ratios in ratios_by_cell(result).values()),
-        "identical graphs: no significant difference in 19 of 20 runs": same >= 0.95 * len(found),
+        "identical graphs: no significant difference in 19 of 20 runs": same(result) >= 0.95 * len(result["identical"]),
         "--compare finds the slowed graph": bool(result["compare"]["slowed"]["slower"]),
         "--compare leaves the same graph alone": not result["compare"]["same"]["slower"],
     }
+
+
+def same(result: Mapping[str, Any]) -> int:
+    """How often a graph was not told apart from itself."""
+    return sum(entry["ratio"]["verdict"] == NO_DIFFERENCE for entry in result["identical"])
 
 
 def ratios_by_cell(result: Mapping[str, Any]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
@@ -170,26 +172,23 @@ def overlaps(ratios: Sequence[Mapping[str, Any]]) -> bool:
 
 def render(result: Mapping[str, Any]) -> str:
     """The tables."""
-    repeats = result["repeats"]
-    cells = ratios_by_cell(result)
+    repeats, found, compared = (result[part] for part in ("repeats", "identical", "compare"))
     header = ["variant", "case", *(f"run {i + 1}" for i in range(len(repeats)))]
-    rows = [[*cell, *(with_interval(ratio) for ratio in ratios)] for cell, ratios in cells.items()]
-    verdicts = ["verdict", "", *("VALID" if report["verdict"]["valid"] else "INVALID" for report in repeats)]
-    found = result["identical"]
-    same = sum(entry["ratio"]["verdict"] == NO_DIFFERENCE for entry in found)
+    rows = [[*cell, *map(with_interval, ratios)] for cell, ratios in ratios_by_cell(result).items()]
+    rows.append(["verdict", "", *("VALID" if report["verdict"]["valid"] else "INVALID" for report in repeats)])
     values = [entry["ratio"]["value"] for entry in found]
     valid = sum(entry["valid"]["valid"] for entry in found)
-    before, again, slower = map(digits, result["compare"]["medians_ms"])
+    before, again, slower = map(digits, compared["medians_ms"])
+    told = ["slower" if compared[which]["slower"] else "not slower" for which in ("same", "slowed")]
     return "\n\n".join(
         [
             "# Can `compactor bench` be believed here?",
             "The example's artefact against its checkpoint in PyTorch, times faster with 95 % intervals:",
-            _record.markdown_table(header, [*rows, verdicts]),
-            f"A graph against itself, {len(found)} runs: no significant difference in {same}; ratios from "
+            _record.markdown_table(header, rows),
+            f"A graph against itself, {len(found)} runs: no significant difference in {same(result)}; ratios from "
             f"{min(values):.3f} to {max(values):.3f}; {valid} of the runs VALID.",
-            f"`--compare`: {before} ms before; the same graph again, {again} ms: "
-            f"{'slower' if result['compare']['same']['slower'] else 'not slower'}; with one more matrix product, "
-            f"{slower} ms: {'slower' if result['compare']['slowed']['slower'] else 'not slower'}.",
+            f"`--compare`: {before} ms before; the same graph again, {again} ms: {told[0]}; with one more matrix "
+            f"product, {slower} ms: {told[1]}.",
             "\n".join(f"- {question}: {'yes' if held else '**no**'}" for question, held in judge(result).items()),
             *_record.provenance(repeats[0]),
         ]
