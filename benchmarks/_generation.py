@@ -66,105 +66,81 @@ class Workload:
         }
 
 
-Watched = list[tuple[Any, str, str | Callable[..., str]]]
-"""What a generation calls: its owner, its name there, and the part that it is, or what tells that by the arguments."""
+class Model:
+    """An open encoder-decoder.
 
+    Args:
+        engine: ``onnxruntime`` runs an artefact of ``compactor export``; ``torch`` a model directory, eagerly.
+        path: Its folder.
+        precision: ``fp32`` or ``int8``.
+        threads: Of one operator; None leaves PyTorch's as they are.
+    """
 
-class OurModel:
-    """An artefact of ``compactor export``."""
-
-    def __init__(self, folder: Path, precision: str, threads: int) -> None:
-        import onnxruntime
+    def __init__(self, engine: str, path: Path, precision: str = "fp32", threads: int | None = None) -> None:
         import transformers
 
-        from compactor.runtime.generation import EncoderDecoder
+        self.is_ours = engine == "onnxruntime"
+        if self.is_ours:  # the other's process does without these imports
+            import onnxruntime
 
-        self.model = EncoderDecoder.open(folder, precision=precision, threads=threads)
-        self.environment = {"onnxruntime": onnxruntime.__version__, "transformers": transformers.__version__}
+            from compactor.runtime.generation import EncoderDecoder
 
-    def forward(self, ids: Ids, targets: Ids) -> NDArray[Any]:
-        """Logits (1, S, V) of ``targets`` (1, S) after ``ids`` (1, T): the encoder's graph, then the first step's."""
-        import torch
+            self.module: Any = EncoderDecoder.open(path, precision=precision, threads=threads)
+            self.environment = {"onnxruntime": onnxruntime.__version__, "transformers": transformers.__version__}
+        else:
+            import torch
 
-        states = self.model.encoder(torch.from_numpy(ids))[0].numpy()
-        logits, _ = self.model.cached.start(targets, states, np.ones_like(ids))
-        return np.asarray(logits.numpy())
-
-    def generate(self, ids: Ids, workload: Workload) -> Ids:
-        """The tokens of the best beam, (1, S): by ``GenerationMixin`` over the sessions."""
-        import torch
-
-        return np.asarray(self.model.generate(torch.from_numpy(ids), **workload.generation).numpy())
-
-    def parts(self) -> Watched:
-        """The sessions, and the reordering of caches."""
-        from compactor.runtime.generation import CacheOfSessions
-
-        return [
-            (type(self.model.encoder), "__call__", ENCODER),
-            (self.model.cached, "start", FIRST_STEP),
-            (self.model.cached, "step", NEXT_STEPS),
-            (CacheOfSessions, "reorder_cache", REORDERING),
-        ]
-
-
-class TorchModel:
-    """A model directory in PyTorch, run eagerly; the same methods."""
-
-    def __init__(self, folder: Path, threads: int | None = None) -> None:
-        import torch
-        import transformers
-
-        if threads is not None:
-            torch.set_num_threads(threads)
-        self.model = _graphs.load_torch(folder)
-        self.environment = {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "threads": torch.get_num_threads(),
-            "attention": self.model.config._attn_implementation,
-        }
+            if threads is not None:
+                torch.set_num_threads(threads)
+            self.module = _graphs.load_torch(path)
+            self.environment = {
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "threads": torch.get_num_threads(),
+                "attention": self.module.config._attn_implementation,
+            }
 
     def forward(self, ids: Ids, targets: Ids) -> NDArray[Any]:
-        """The whole model, without a cache."""
+        """Logits (1, S, V) of ``targets`` (1, S) after ``ids`` (1, T), without a cache."""
         import torch
 
         with torch.inference_mode():
             source, given = torch.from_numpy(ids), torch.from_numpy(targets)
-            found = self.model(
+            found = self.module(
                 input_ids=source, attention_mask=torch.ones_like(source), decoder_input_ids=given, use_cache=False
             )
             return np.asarray(found.logits.numpy())
 
     def generate(self, ids: Ids, workload: Workload) -> Ids:
-        """By its own ``generate``."""
+        """The tokens of the best beam, (1, S), by transformers' ``generate``."""
         import torch
 
         source = torch.from_numpy(ids)
         with torch.inference_mode():
-            found = self.model.generate(source, attention_mask=torch.ones_like(source), **workload.generation)
+            found = self.module.generate(source, attention_mask=torch.ones_like(source), **workload.generation)
         return np.asarray(found.numpy())
 
-    def parts(self) -> Watched:
-        """Its encoder, its steps, and the reordering of caches."""
+    def calls(self) -> list[tuple[Any, str, str | Callable[..., str]]]:
+        """What a generation calls: its owner, its name there, and the part that it is, or what tells that of a call."""
+        if self.is_ours:
+            from compactor.runtime.generation import CacheOfSessions
+
+            return [
+                (type(self.module.encoder), "__call__", ENCODER),
+                (self.module.cached, "start", FIRST_STEP),
+                (self.module.cached, "step", NEXT_STEPS),
+                (CacheOfSessions, "reorder_cache", REORDERING),
+            ]
         from transformers.cache_utils import EncoderDecoderCache
 
         def step(*_: Any, past_key_values: Any = None, **__: Any) -> str:
             return FIRST_STEP if past_key_values is None or not past_key_values.get_seq_length() else NEXT_STEPS
 
         return [
-            (self.model.get_encoder(), "forward", ENCODER),
-            (self.model, "forward", step),
+            (self.module.get_encoder(), "forward", ENCODER),
+            (self.module, "forward", step),
             (EncoderDecoderCache, "reorder_cache", REORDERING),
         ]
-
-
-Model = OurModel | TorchModel
-
-
-def open_model(engine: str, path: Path, precision: str, threads: int) -> Model:
-    """What runs a variant: its artefact's folder in ONNX Runtime, or its model directory in PyTorch."""
-    return TorchModel(path, threads) if engine == "torch" else OurModel(path, precision, threads)
 
 
 def measure_variant(
@@ -183,22 +159,18 @@ def measure_variant(
     """
     before = peak_memory_bytes()
     start = time.perf_counter()
-    model = open_model(engine, path, precision, how.threads)
+    model = Model(engine, path, precision, how.threads)
     load_ms = 1e3 * (time.perf_counter() - start)
     arrays = read_arrays(inputs)
-    ids, targets = arrays["ids"], arrays["targets"]
-    calls: dict[str, Callable[[], Any]] = {
-        FORWARD: lambda: model.forward(ids, targets),
-        GENERATE: lambda: model.generate(ids, workload),
-    }
-    cases = {name: _time(call, how.clock) for name, call in calls.items()}
+    forward = _time(lambda: model.forward(arrays["ids"], arrays["targets"]), how.clock)
+    generate = _time(lambda: model.generate(arrays["ids"], workload), how.clock)
     found = {
         "environment": model.environment,
         "load_ms": round(load_ms, 3),
         "rss_before_bytes": before,
         "peak_rss_bytes": peak_memory_bytes(),
-        "cases": cases,
-        "parts": split(model, ids, workload),
+        "cases": {FORWARD: forward, GENERATE: generate},
+        "parts": split(model, arrays["ids"], workload),
     }
     if answers is not None:
         write_answers(answers, model, arrays, workload)
@@ -233,7 +205,7 @@ def split(model: Model, ids: Ids, workload: Workload) -> dict[str, float]:
         return timed_call
 
     with contextlib.ExitStack() as watched:
-        for owner, name, part in model.parts():
+        for owner, name, part in model.calls():
             watched.enter_context(mock.patch.object(owner, name, timed(getattr(owner, name), part)))
         start = time.perf_counter()
         for _ in range(_SPLIT_RUNS):
@@ -253,7 +225,7 @@ def write_answers(path: Path, model: Model, arrays: Arrays, workload: Workload) 
 
 def write_reference(model_dir: Path, path: Path, inputs: Path, workload: Workload) -> None:
     """``write_answers`` of the model as it is, zeros and all, in PyTorch and fp32."""
-    write_answers(path, TorchModel(model_dir), read_arrays(inputs), workload)
+    write_answers(path, Model("torch", model_dir), read_arrays(inputs), workload)
 
 
 def profile_step(folder: Path, precision: str, workload: Workload, threads: int) -> dict[str, Any]:

@@ -189,7 +189,7 @@ def test_a_process_times_both_cases_and_splits_a_generation(
 
 
 def test_what_is_watched_works_as_before_afterwards(work: Path, inputs: Path) -> None:
-    model = _generation.open_model("onnxruntime", bart.Bart(work, PRUNED).artefact(), "fp32", 1)
+    model = _generation.Model("onnxruntime", bart.Bart(work, PRUNED).artefact(), threads=1)
     ids = np.load(inputs)["ids"]
     before = model.generate(ids, WORKLOAD)
     first = _generation.split(model, ids, WORKLOAD)
