@@ -40,12 +40,9 @@ def make_report(
     """The harness's report of some rows of a run, on random tokens where ``workload`` does not say otherwise."""
     names = {row.id for row in rows}
     variants = [variant for variant in found.variants if variant.id in names]
+    counts = {"file_bytes": file_bytes, "parameters": parameters, "sha256": model_hash}
     counters = {
-        variant.id: {
-            "file_bytes": file_bytes(variant),
-            "parameters": parameters(variant),
-            "sha256": model_hash(variant),
-        }
+        variant.id: {name: count(variant) for name, count in counts.items()}
         for variant in variants
         if variant.reason is None
     }
@@ -187,13 +184,11 @@ def write_result(path: Path, result: Mapping[str, Any], markdown: str) -> None:
 def compact_json(value: Any, indent: int = 0) -> str:
     """JSON with a line for each entry, except that lists of plain values stay on one line."""
     if isinstance(value, Mapping) and value:
-        inner = ",\n".join(
-            f"{' ' * (indent + 1)}{json.dumps(str(key))}: {compact_json(entry, indent + 1)}"
-            for key, entry in value.items()
-        )
+        entries = [f"{json.dumps(str(key))}: {compact_json(entry, indent + 1)}" for key, entry in value.items()]
     elif isinstance(value, list | tuple) and any(isinstance(entry, Mapping | list | tuple) for entry in value):
-        inner = ",\n".join(f"{' ' * (indent + 1)}{compact_json(entry, indent + 1)}" for entry in value)
+        entries = [compact_json(entry, indent + 1) for entry in value]
     else:
         return json.dumps(value, allow_nan=False)
     opening, closing = "{}" if isinstance(value, Mapping) else "[]"
-    return f"{opening}\n{inner}\n{' ' * indent}{closing}"
+    line = "\n" + " " * indent
+    return f"{opening}{line} {f',{line} '.join(entries)}{line}{closing}"

@@ -137,7 +137,7 @@ class Workshop(abc.ABC):
 
     def openvino(self, source: Path, *, static: bool = False) -> Path:
         """``source`` converted for OpenVINO; with ``static``, quantized by NNCF. Raises ``BuildError``."""
-        calibration = self.calibration() if static else ()
+        calibration = self.calibration() if static else []
         suffix = "-openvino-int8.xml" if static else "-openvino.xml"
         return self._converted(source, suffix, lambda path: _graphs.prepare_openvino(source, path, calibration))
 
