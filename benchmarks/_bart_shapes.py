@@ -79,25 +79,6 @@ class Size:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stack:
-    """What is left of one kind of attention, and of the feed-forward layers after it; a number a layer.
-
-    Attributes:
-        heads: Heads left.
-        weights: Weights left in them.
-        neurons: Neurons left; of cross-attention none.
-    """
-
-    heads: tuple[int, ...]
-    weights: tuple[int, ...]
-    neurons: tuple[int, ...] = ()
-
-    def linear_weights(self, width: int) -> int:
-        """Weights that are not zero."""
-        return sum(self.weights) + 2 * width * sum(self.neurons)
-
-
-@dataclasses.dataclass(frozen=True)
 class Plan:
     """A BART to plant.
 
@@ -121,8 +102,8 @@ class Plan:
         return f"{self.size.name}-{self.factor}{'-hybrid' if self.half_empty is not None else ''}"
 
     @functools.cached_property
-    def stacks(self) -> dict[str, Stack]:
-        """Of ``encoder``, ``decoder`` and ``cross`` attention."""
+    def stacks(self) -> dict[str, plant.Entry]:
+        """What is left of ``encoder``, ``decoder`` and ``cross`` attention; the last has no neurons."""
         size, random = self.size, np.random.default_rng(_SEED)
         decoder, encoder = size.decoder_weights / self.factor, size.encoder_weights / self.factor
         if self.density is not None:
@@ -134,12 +115,12 @@ class Plan:
     @property
     def decoder_weights(self) -> int:
         """Linear weights left in the decoder."""
-        return sum(self.stacks[name].linear_weights(self.size.width) for name in ("decoder", "cross"))
+        return self.stacks["decoder"].linear_weights + self.stacks["cross"].linear_weights
 
     @property
     def linear_weights(self) -> int:
         """Linear weights left in the whole model."""
-        return self.decoder_weights + self.stacks["encoder"].linear_weights(self.size.width)
+        return self.decoder_weights + self.stacks["encoder"].linear_weights
 
     def to_json(self) -> dict[str, Any]:
         """Everything that was planted."""
@@ -151,7 +132,14 @@ class Plan:
             "linear_weights": self.linear_weights,
             "published_density": self.density,
             "half_empty_heads": self.half_empty is not None,
-            "layers": {name: dataclasses.asdict(stack) for name, stack in self.stacks.items()},
+            "layers": {
+                kind: {
+                    "heads": stack.kept_heads,
+                    "weights": stack.attention_nnz,
+                    "neurons": () if kind == "cross" else stack.kept_ffn,
+                }
+                for kind, stack in self.stacks.items()
+            },
         }
 
 
@@ -167,27 +155,39 @@ PLANS = (
 )
 
 
-def _half(plan: Plan, kinds: int, budget: float, dense: int, random: np.random.Generator) -> list[Stack]:
+def _half(plan: Plan, kinds: int, budget: float, dense: int, random: np.random.Generator) -> list[plant.Entry]:
     """What is left of an encoder (one kind of attention) or a decoder (two kinds): ``budget`` weights in all.
 
     The neurons are those of the first kind.
     """
-    size = plan.size
+    size, count = plan.size, kinds * plan.size.layers
     if plan.factor == 1:
-        whole = Stack((size.heads,) * size.layers, (size.heads * size.head_weights,) * size.layers)
-        return [dataclasses.replace(whole, neurons=(size.inner,) * size.layers), whole][:kinds]
-    count = kinds * size.layers
-    every = count * size.heads
-    attention = every * size.head_weights
-    ratio = HEADS_OVER_NEURONS if plan.half_empty is None else HYBRID_HEADS_OVER_NEURONS
-    share = budget / (attention + (dense - attention) / ratio)  # of attention's weights
-    kept = round(every * (share if plan.half_empty is None else plan.half_empty))
-    heads = spread(kept, size.heads, count, random)
-    full = 1.0 if plan.half_empty is None else share * every / kept
-    weights = [round(number * size.head_weights * full) for number in heads]
-    neurons = spread(round((budget - sum(weights)) / (2 * size.width)), size.inner, size.layers, random)
+        heads, weights = [size.heads] * count, [size.heads * size.head_weights] * count
+        neurons = [size.inner] * size.layers
+    else:
+        every = count * size.heads
+        attention = every * size.head_weights
+        ratio = HEADS_OVER_NEURONS if plan.half_empty is None else HYBRID_HEADS_OVER_NEURONS
+        share = budget / (attention + (dense - attention) / ratio)  # of attention's weights
+        kept = round(every * (share if plan.half_empty is None else plan.half_empty))
+        heads = spread(kept, size.heads, count, random)
+        full = 1.0 if plan.half_empty is None else share * every / kept
+        weights = [round(number * size.head_weights * full) for number in heads]
+        neurons = spread(round((budget - sum(weights)) / (2 * size.width)), size.inner, size.layers, random)
     return [
-        Stack(tuple(heads[kind::kinds]), tuple(weights[kind::kinds]), () if kind else tuple(neurons))
+        plant.Entry(
+            task="summarization",
+            method="hybrid",
+            teacher="none",
+            hidden=size.width,
+            heads=size.heads,
+            head_size=size.width // size.heads,
+            intermediate=size.inner,
+            kept_heads=tuple(heads[kind::kinds]),
+            kept_ffn=(0,) * size.layers if kind else tuple(neurons),
+            attention_nnz=tuple(weights[kind::kinds]),
+            attention_block=(1, 1) if plan.half_empty is None else _BLOCK,
+        )
         for kind in range(kinds)
     ]
 
@@ -232,23 +232,10 @@ def plant_bart(folder: Path, plan: Plan) -> None:
     random = np.random.default_rng(_SEED)
     for kind, stack in plan.stacks.items():
         layers = model.model.encoder.layers if kind == "encoder" else model.model.decoder.layers
-        entry = plant.Entry(
-            task="summarization",
-            method="hybrid",
-            teacher="none",
-            hidden=size.width,
-            heads=size.heads,
-            head_size=size.width // size.heads,
-            intermediate=size.inner,
-            kept_heads=stack.heads,
-            kept_ffn=stack.neurons or (0,) * len(stack.heads),
-            attention_nnz=stack.weights,
-            attention_block=(1, 1) if plan.half_empty is None else _BLOCK,
-        )
         for index, layer in enumerate(layers):
             attention = layer.encoder_attn if kind == "cross" else layer.self_attn
-            masks = plant.layer_masks(entry, index, random)
-            for owner, names in ((attention, _ATTENTION), (layer, _INNER if stack.neurons else {})):
+            masks = plant.layer_masks(stack, index, random)
+            for owner, names in ((attention, _ATTENTION), (layer, {} if kind == "cross" else _INNER)):
                 for theirs, ours in names.items():
                     getattr(owner, ours).weight.mul_(torch.from_numpy(masks[theirs]))
     model.save_pretrained(folder)
@@ -259,8 +246,9 @@ def check_sizes(plan: Plan, layers: Sequence[dict[str, Any]]) -> None:
     expected = {}
     for kind, stack in plan.stacks.items():
         half, attention = ("decoder", "cross_attention") if kind == "cross" else (kind, "attention")
-        expected |= {f"{half}.layers.{i}.{attention}": heads for i, heads in enumerate(stack.heads)}
-        expected |= {f"{half}.layers.{i}.feed_forward": width for i, width in enumerate(stack.neurons)}
+        expected |= {f"{half}.layers.{i}.{attention}": heads for i, heads in enumerate(stack.kept_heads)}
+        if kind != "cross":
+            expected |= {f"{half}.layers.{i}.feed_forward": width for i, width in enumerate(stack.kept_ffn)}
     found = {layer["path"]: layer["heads" if layer["kind"] == "attention" else "width"][1] for layer in layers}
     if found != expected:
         wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))

@@ -57,9 +57,9 @@ def test_the_dense_models_are_those_of_the_paper() -> None:
 
 def test_half_empty_heads_are_as_many_as_published_and_hold_fewer_weights() -> None:
     plan = next(plan for plan in PLANS if plan.half_empty is not None)
-    assert sum(sum(stack.heads) for stack in plan.stacks.values()) == 155
+    assert sum(sum(stack.kept_heads) for stack in plan.stacks.values()) == 155
     for stack in plan.stacks.values():
-        for heads, weights in zip(stack.heads, stack.weights, strict=True):
+        for heads, weights in zip(stack.kept_heads, stack.attention_nnz, strict=True):
             assert weights < heads * plan.size.head_weights
 
 
@@ -95,12 +95,12 @@ def test_the_planted_model_has_the_zeros_of_its_plan_and_no_zero_bias(plan: Plan
             weights = [attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj]
             rows = [weight.weight if i < 3 else weight.weight.T for i, weight in enumerate(weights)]
             for matrix in rows:
-                assert int(matrix.reshape(4, -1).any(dim=1).sum()) == stack.heads[index]
+                assert int(matrix.reshape(4, -1).any(dim=1).sum()) == stack.kept_heads[index]
             live = sum(int(torch.count_nonzero(matrix)) for matrix in rows)
-            assert live == pytest.approx(stack.weights[index], abs=16 * 32 if plan.half_empty is not None else 0)
-            if stack.neurons:
-                assert int(layer.fc1.weight.any(dim=1).sum()) == stack.neurons[index]
-                assert int(layer.fc2.weight.any(dim=0).sum()) == stack.neurons[index]
+            assert live == pytest.approx(stack.attention_nnz[index], abs=16 * 32 if plan.half_empty is not None else 0)
+            if kind != "cross":
+                assert int(layer.fc1.weight.any(dim=1).sum()) == stack.kept_ffn[index]
+                assert int(layer.fc2.weight.any(dim=0).sum()) == stack.kept_ffn[index]
     biases = [tensor for name, tensor in model.state_dict().items() if name.endswith("bias")]
     assert all(bool(bias.any()) for bias in biases)
     assert model.state_dict()["final_logits_bias"].any()
