@@ -17,7 +17,7 @@ from benchmarks._generation import FORWARD, GENERATE, HEAD, PARTS, Workload
 from benchmarks._workshop import read_arrays
 from compactor.benching.report import report_problems
 from compactor.runtime.profiling import NodeEvent
-from tests.benchmarks.made_up import SETTINGS
+from tests.benchmarks.made_up import SETTINGS, in_this_process
 
 TINY = Size("tiny", width=64, layers=2, heads=4, inner=64, vocabulary=99, positions=64)
 TINY_PLANS = (Plan(TINY), Plan(TINY, 2.0), Plan(TINY, 2.0, half_empty=0.75))
@@ -30,7 +30,7 @@ OPTIONS = ["--source", "12", "--tokens", "5", "--beams", "2", "--rounds", "2", "
 def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where all tests of this file build their models, in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_graphs, "in_fresh_process", lambda function, *args, **kwargs: function(*args, **kwargs))
+        patch.setattr(_graphs, "in_fresh_process", in_this_process)
         yield tmp_path_factory.mktemp("bart")
 
 

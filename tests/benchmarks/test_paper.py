@@ -14,7 +14,7 @@ from benchmarks import _graphs, _paper_figure, _record, paper, plant
 from benchmarks._run import EXACT, LOOSE, Row
 from benchmarks._workshop import Planted
 from compactor.benching.report import report_problems
-from tests.benchmarks.made_up import CASE, ENTRY, run_of
+from tests.benchmarks.made_up import CASE, ENTRY, in_this_process, run_of
 
 BASE, LARGE = plant.read_entries()[0], plant.read_entries()[12]
 
@@ -158,7 +158,7 @@ def test_the_whole_way_from_shapes_to_files(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(plant, "read_entries", lambda: [tiny])
     monkeypatch.setattr(_paper_figure, "DENSE_BASE", plant.dense_twin(tiny).slug)
     # Torch is here already: seven more processes would load it again.
-    monkeypatch.setattr(_graphs, "in_fresh_process", lambda function, *args, **kwargs: function(*args, **kwargs))
+    monkeypatch.setattr(_graphs, "in_fresh_process", in_this_process)
     monkeypatch.setattr(_graphs, "_quieten", lambda: None)
     out = tmp_path / "result.json"
     argv = ["--entries", "0", "--shapes", "1x8", "--rounds", "1", "--measure-s", "0", "--threads", "1"]

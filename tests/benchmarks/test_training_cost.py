@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import training_cost
 from benchmarks.training_cost import HYBRID, MARKER, PLAIN, Shape
-from tests.benchmarks.test_sst2 import a_machine
+from tests.benchmarks.made_up import MACHINE
 
 TINY = Shape(batch=2, length=8, width=32, layers=2, heads=4, inner=64, vocabulary=50, frozen=False)
 
@@ -64,7 +64,7 @@ def _result() -> dict[str, Any]:
 
     return {
         "command": "python benchmarks/training_cost.py",
-        "machine": a_machine(),
+        "machine": MACHINE,
         "threads": 2,
         "shape": vars(TINY),
         "steps": 20,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import _graphs, _training, xquad_qa
-from tests.benchmarks.test_sst2 import a_machine, in_this_process
+from tests.benchmarks.made_up import MACHINE, in_this_process
 from tests.compactor.trainer.tiny import GOOD, bert_config, write_tokenizer
 
 
@@ -119,7 +119,7 @@ def test_a_curve_shows_its_ends_and_every_evaluation() -> None:
         "data": {"train": sizes, "eval": sizes},
         "runs": {"hybrid": run},
         "threads": 2,
-        "machine": a_machine(),
+        "machine": MACHINE,
         "command": "python benchmarks/xquad_qa.py",
     }
     text = xquad_qa.render(result)
