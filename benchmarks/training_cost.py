@@ -15,7 +15,6 @@ not timed: it is the same every time.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import statistics
 import sys
@@ -44,36 +43,23 @@ COUNTED_STEPS = 4
 _SETTLING = 2  # steps of a process that are not timed: memory is allocated, code is loaded
 
 
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """Sizes of the model and of its batches.
+SHAPE = {  # sizes of the batches and of the model, as they are where nothing else is asked for
+    "batch": 32,  # sequences of a step
+    "length": 64,  # tokens of each
+    "width": 384,
+    "layers": 6,
+    "heads": 12,  # of each layer
+    "inner": 1536,  # neurons of each layer
+    "vocabulary": 30_522,  # tokens that it knows
+}
 
-    Attributes:
-        batch: Sequences of a step.
-        length: Tokens of each.
-        width: Of the model.
-        layers: Of the model.
-        heads: Of each layer.
-        inner: Neurons of each layer.
-        vocabulary: Tokens that it knows.
-        frozen: Whether the embeddings are left as they are.
-    """
-
-    batch: int = 32
-    length: int = 64
-    width: int = 384
-    layers: int = 6
-    heads: int = 12
-    inner: int = 1536
-    vocabulary: int = 30_522
-    frozen: bool = False
+Shape = Mapping[str, int]  # those, and whether the embeddings are ``frozen``
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Time, count and report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    sizes = {field.name: field.default for field in dataclasses.fields(Shape) if field.name != "frozen"}
-    for name, default in sizes.items():
+    for name, default in SHAPE.items():
         parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
     parser.add_argument("--freeze-embeddings", action="store_true", help="train everything but the embeddings")
     parser.add_argument("--steps", type=int, default=20, help="of each process (default: %(default)s)")
@@ -83,11 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.steps <= _SETTLING + 2:
         parser.error(f"--steps: expected more than {_SETTLING + 2}, got {args.steps}")
-    shape = Shape(**{name: getattr(args, name) for name in sizes}, frozen=args.freeze_embeddings)
+    shape = {**{name: getattr(args, name) for name in SHAPE}, "frozen": args.freeze_embeddings}
     threads = explain_threads(args.threads).threads
     _record.warn_if_busy()
     head = _record.head("compactor-training-cost", "training_cost.py", argv)
-    head |= {"threads": threads, "shape": dataclasses.asdict(shape), "steps": args.steps}
+    head |= {"threads": threads, "shape": shape, "steps": args.steps}
     result = head | compare(shape, args.steps, args.rounds, threads)
     _record.publish(result, render(result), args.out)
     return 0
@@ -211,19 +197,19 @@ def make_trainer(name: str, shape: Shape, steps: int, folder: Path) -> Any:
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.width,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=shape.inner,
-        max_position_embeddings=max(512, shape.length),
+        vocab_size=shape["vocabulary"],
+        hidden_size=shape["width"],
+        num_hidden_layers=shape["layers"],
+        num_attention_heads=shape["heads"],
+        intermediate_size=shape["inner"],
+        max_position_embeddings=max(512, shape["length"]),
     )
     model, teacher = (transformers.BertForSequenceClassification(config) for _ in range(2))
-    ids = torch.randint(0, shape.vocabulary, (steps * shape.batch, shape.length))
-    labels = torch.randint(0, 2, (steps * shape.batch,))
-    if shape.frozen:
+    ids = torch.randint(0, shape["vocabulary"], (steps * shape["batch"], shape["length"]))
+    labels = torch.randint(0, 2, (steps * shape["batch"],))
+    if shape["frozen"]:
         model.bert.embeddings.requires_grad_(False)
-    settings = PruneConfig(method="hybrid" if name == HYBRID else "dense", steps=steps, batch_size=shape.batch)
+    settings = PruneConfig(method="hybrid" if name == HYBRID else "dense", steps=steps, batch_size=shape["batch"])
     if name == HYBRID:
         method = find_method("hybrid")
         plan = Plan(
@@ -235,7 +221,7 @@ def make_trainer(name: str, shape: Shape, steps: int, folder: Path) -> Any:
         Pruner.install(model, find_blocks(model, {"input_ids": ids[:1]}), plan)
     arguments = Seq2SeqTrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=shape.batch,
+        per_device_train_batch_size=shape["batch"],
         max_steps=steps,
         learning_rate=settings.learning_rate,
         optim="adamw_torch",
