@@ -14,6 +14,7 @@ import logging
 import multiprocessing
 import subprocess
 import sys
+import tempfile
 import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -40,9 +41,11 @@ def in_fresh_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
         return pool.submit(function, *args, **kwargs).result()
 
 
-def write_batch(path: Path, batch: int, length: int, *, vocabulary: int, seed: int) -> None:
+def write_batch(path: Path, batch: int, length: int, *, seed: int) -> None:
     """Write one batch of random tokens without padding."""
-    ids = np.random.default_rng(seed).integers(VOCABULARY_FLOOR, vocabulary, (batch, length))
+    from benchmarks import plant  # not where this file is a script in another environment
+
+    ids = np.random.default_rng(seed).integers(VOCABULARY_FLOOR, plant.VOCABULARY, (batch, length))
     np.savez(path, input_ids=ids, attention_mask=np.ones_like(ids), token_type_ids=np.zeros_like(ids))
 
 
@@ -140,29 +143,38 @@ def quantize(source: Path, path: Path) -> None:
     )
 
 
-def fuse(source: Path, path: Path) -> dict[str, int]:
-    """ONNX Runtime's transformer optimizer. Returns how many of each operator it fused."""
+def fuse(source: Path, path: Path) -> None:
+    """ONNX Runtime's transformer optimizer. Says how many of each operator it fused."""
     from onnxruntime.transformers.optimizer import optimize_model
 
     _quieten()
     # With 0 it takes the sizes from each layer; given the original head count it fuses pruned layers wrongly.
     model = optimize_model(str(source), model_type="bert", num_heads=0, hidden_size=0)
     model.save_model_to_file(str(path))
-    return {name: int(count) for name, count in model.get_fused_operator_statistics().items() if count}
+    fused = {name: int(count) for name, count in model.get_fused_operator_statistics().items() if count}
+    print(f"fused: {fused}", file=sys.stderr, flush=True)
 
 
-def prepare_openvino(source: Path, path: Path, calibration: Sequence[Path] = ()) -> None:
-    """Convert ``source`` for OpenVINO, quantized statically where there is calibration data. Raises ``BuildError``."""
-    options = ["--calibration", *map(str, calibration)] if calibration else []
-    run_tool([sys.executable, str(_OPENVINO), str(source), str(path), *options])
+def convert_openvino(source: Path, path: Path, calibration: int = 0) -> None:
+    """Convert ``source`` for OpenVINO, quantized statically where there are ``calibration`` batches of 1 x 128.
+
+    Raises:
+        BuildError: It is refused.
+    """
+    with tempfile.TemporaryDirectory(prefix="calibration-") as folder:
+        files = [Path(folder) / f"{i}.npz" for i in range(calibration)]
+        for i, file in enumerate(files):
+            write_batch(file, 1, 128, seed=1000 + i)
+        options = ["--calibration", *map(str, files)] if files else []
+        run_tool([sys.executable, str(_OPENVINO), str(source), str(path), *options])
 
 
-def export_optimum(python: str, model_dir: Path, folder: Path, level: str) -> None:
+def export_optimum(model_dir: Path, path: Path, python: str, level: str) -> None:
     """``optimum-cli export onnx`` at an optimization level, in an environment that has it. Raises ``BuildError``."""
     tool = str(Path(python).with_name("optimum-cli"))
     kind = _config(model_dir)["architectures"][0]
     task = "question-answering" if kind.endswith("QuestionAnswering") else "text-classification"
-    run_tool([tool, "export", "onnx", "--model", str(model_dir), "--task", task, "--optimize", level, str(folder)])
+    run_tool([tool, "export", "onnx", "--model", str(model_dir), "--task", task, "--optimize", level, str(path)])
 
 
 def convert_ctranslate2(model_dir: Path, folder: Path, quantization: str) -> None:
@@ -196,7 +208,7 @@ def convert_ctranslate2(model_dir: Path, folder: Path, quantization: str) -> Non
         raise BuildError(f"{type(error).__name__}: {error}") from error
 
 
-def quantize_with(python: str, source: Path, path: Path) -> None:
+def quantize_with(source: Path, path: Path, python: str) -> None:
     """``quantize`` in another environment. Raises ``BuildError``."""
     run_tool([python, str(Path(__file__).resolve()), str(source), str(path)])
 

@@ -27,7 +27,6 @@ from benchmarks import _graphs, plant
 from compactor.benching.plan import Case
 
 PLAIN_OPSET = 23  # with Attention: the faster baseline
-CALIBRATION = 32  # batches of 1 x 128 for static quantization
 GRAPHS = {"fp32": "model.onnx", "int8": "model_quantized.onnx", "fp16": "model_fp16.onnx"}  # of our artefacts
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "sst2-small"  # the bundled checkpoint
@@ -77,8 +76,17 @@ class Workshop(abc.ABC):
         return path
 
     def exported(self, name: str, export: Callable[..., object], *options: Any) -> Path:
-        """What ``export`` writes of the checkpoint, in a process of its own."""
+        """What ``export`` writes of the checkpoint, in a process of its own. Raises ``BuildError``."""
         return self.once(name, lambda path: _graphs.in_fresh_process(export, self.checkpoint(), path, *options))
+
+    def converted(self, source: Path, suffix: str, convert: Callable[..., object], *options: Any) -> Path:
+        """What ``convert`` makes of a graph of this model, in a process of its own. Raises ``BuildError``."""
+        stem = source.relative_to(self.folder).parts[0].removesuffix(".onnx")  # its file, or its artefact's folder
+        return self.once(f"{stem}{suffix}", lambda path: _graphs.in_fresh_process(convert, source, path, *options))
+
+    def plain(self, opset: int = PLAIN_OPSET) -> Path:
+        """What ``torch.onnx.export`` writes of the checkpoint, zeros and all."""
+        return self.exported(f"plain-{opset}.onnx", _graphs.export_plain, opset)
 
     def ours(self, target: str = "cpu", **options: Any) -> Path:
         """The folder of our artefact's graphs, with the kept sizes checked."""
@@ -94,65 +102,6 @@ class Workshop(abc.ABC):
     def graph(self, precision: str, target: str = "cpu", **options: Any) -> Path:
         """The graph of our artefact in ``fp32``, ``fp16`` or ``int8``."""
         return self.ours(target, **options) / GRAPHS[precision]
-
-    def plain(self, opset: int = PLAIN_OPSET) -> Path:
-        """What ``torch.onnx.export`` writes of the checkpoint, zeros and all."""
-        return self.exported(f"plain-{opset}.onnx", _graphs.export_plain, opset)
-
-    def portable(self) -> Path:
-        """Our compact fp32 for other runtimes: attention spelled out, nothing packed."""
-        options = {"target": "portable", "precision": ("fp32",)}
-        return self.exported("portable", _graphs.export_ours, options) / "onnx" / "model.onnx"
-
-    def compact(self) -> Path:
-        """Our compact fp32 with ``Attention``, before any lowering."""
-        return self.exported("compact.onnx", _graphs.export_compact)
-
-    def ctranslate2(self, quantization: str) -> Path:
-        """The encoder as CTranslate2's own converter writes it. Raises ``BuildError``."""
-        return self.exported(f"ctranslate2-{quantization}", _graphs.convert_ctranslate2, quantization)
-
-    def optimum(self, python: str, level: str) -> Path:
-        """The checkpoint as optimum exports and optimizes it at ``level`` (``O2``, ``O3``). Raises ``BuildError``."""
-        folder = self.once(
-            f"optimum-{level}", lambda path: _graphs.export_optimum(python, self.checkpoint(), path, level)
-        )
-        return folder / "model.onnx"
-
-    def quantized(self, source: Path) -> Path:
-        """``source`` through ``quantize_dynamic``."""
-        return self._converted(
-            source, "-int8.onnx", lambda path: _graphs.in_fresh_process(_graphs.quantize, source, path)
-        )
-
-    def quantized_with(self, python: str, source: Path) -> Path:
-        """``source`` through ``quantize_dynamic`` of another environment. Raises ``BuildError``."""
-        return self._converted(source, "-int8.onnx", lambda path: _graphs.quantize_with(python, source, path))
-
-    def fused(self, source: Path) -> Path:
-        """``source`` through ``optimize_model``."""
-        return self._converted(
-            source, "-fused.onnx", lambda path: say(f"fused: {_graphs.in_fresh_process(_graphs.fuse, source, path)}")
-        )
-
-    def openvino(self, source: Path, *, static: bool = False) -> Path:
-        """``source`` converted for OpenVINO; with ``static``, quantized by NNCF. Raises ``BuildError``."""
-        calibration = self.calibration() if static else []
-        suffix = "-openvino-int8.xml" if static else "-openvino.xml"
-        return self._converted(source, suffix, lambda path: _graphs.prepare_openvino(source, path, calibration))
-
-    def _converted(self, source: Path, suffix: str, build: Callable[[Path], object]) -> Path:
-        """What is made of a graph of this model, called like its file or its artefact's folder."""
-        stem = source.relative_to(self.folder).parts[0].removesuffix(".onnx")
-        return self.once(f"{stem}{suffix}", build)
-
-    def calibration(self) -> list[Path]:
-        """Random batches for static quantization."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        files = [self.folder / f"calibration-{i}.npz" for i in range(CALIBRATION)]
-        for i, file in enumerate(files):
-            _graphs.write_batch(file, 1, 128, vocabulary=plant.VOCABULARY, seed=1000 + i)
-        return files
 
     def reference(self, cases: Sequence[Case]) -> dict[str, Outputs]:
         """What PyTorch gives on each batch of each case, in fp32."""
@@ -231,7 +180,7 @@ def synthetic_cases(work: Path, shapes: Sequence[tuple[int, int]]) -> list[Case]
     cases = []
     for batch, length in shapes:
         name, file = f"{batch}x{length}", work / f"case-{batch}x{length}.npz"
-        _graphs.write_batch(file, batch, length, vocabulary=plant.VOCABULARY, seed=batch * 10_000 + length)
+        _graphs.write_batch(file, batch, length, seed=batch * 10_000 + length)
         cases.append(Case(name, batch, length, (file,), batch, batch * length, batch * length))
     return cases
 

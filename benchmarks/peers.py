@@ -23,7 +23,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that it runs by 
 
 import numpy as np
 
-from benchmarks import _record, _run, plant
+from benchmarks import _graphs, _record, _run, plant
 from benchmarks._run import LOOSE, STATIC, Row
 from benchmarks._workshop import Arrays, Planted, Workshop, parse_shapes, synthetic_cases
 from compactor.reporting.numbers import bytes_text, times
@@ -47,6 +47,7 @@ PEERS = {  # whom ours is compared with: the fastest of these rows
 OLD_OPSET = 18  # attention spelled out, as the usual exporters write it
 SHAPES = "1x32,1x128,8x128,1x384"
 CONVERTER_PACKAGES = ("openvino", "nncf")
+CALIBRATION = 32  # random sequences for static quantization
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,16 +97,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_rows(shop: Planted, optimum: str | None) -> list[Row]:
     """Every way to run the model that the tables compare: dense first, then with its zeros, then compacted."""
     dense = shop.dense
-    quantized = lambda: dense.quantized(dense.plain())  # noqa: E731
     return [
         Row(BASELINE, "dense: plain export, ONNX Runtime fp32", dense, dense.plain),
         *_torch_rows(shop),
-        Row("dense-onnxruntime-int8", "dense: plain export, ONNX Runtime int8", dense, quantized, "int8"),
+        _quantized_row("dense-onnxruntime-int8", "dense: plain export, ONNX Runtime int8", dense, dense.plain),
         *_openvino_rows("dense", dense, lambda: dense.plain(OLD_OPSET)),
         _ctranslate2_row(dense),
         *_optimum_rows(shop, optimum),
         *_stock_rows(shop),
-        *_openvino_rows("compact", shop, shop.portable),
+        *_openvino_rows("compact", shop, lambda: _portable(shop)),
         Row("ours-fp32", "ours: compactor fp32", shop, lambda: shop.graph("fp32")),
         Row(OURS, "ours: compactor int8", shop, lambda: shop.graph("int8"), "int8"),
     ]
@@ -134,10 +134,10 @@ def _optimum_rows(shop: Planted, python: str | None) -> list[Row]:
 
     def rows(level: str, bound: float | None) -> list[Row]:
         def fp32() -> Path:
-            return shop.optimum(str(python), level)
+            return shop.exported(f"optimum-{level}", _graphs.export_optimum, python, level) / "model.onnx"
 
         def int8() -> Path:
-            return shop.quantized_with(str(python), fp32())
+            return shop.converted(fp32(), "-int8.onnx", _graphs.quantize_with, python)
 
         id, name = f"optimum-{level}", f"zeros in place: optimum {level}"
         return [
@@ -150,15 +150,25 @@ def _optimum_rows(shop: Planted, python: str | None) -> list[Row]:
 
 def _stock_rows(shop: Planted) -> list[Row]:
     """ONNX Runtime's own tools on our compact graph: they measure lowering and quantization, not pruning."""
-
-    def row(id: str, name: str, source: Callable[[], Path]) -> Row:
-        return Row(id, f"our compact graph: {name}", shop, lambda: shop.quantized(source()), "int8")
-
+    name = "our compact graph:"
+    fused = lambda: shop.converted(_portable(shop), "-fused.onnx", _graphs.fuse)  # noqa: E731
+    compact = lambda: shop.exported("compact.onnx", _graphs.export_compact)  # noqa: E731
     return [
-        row(STOCK[0], "optimizer + quantizer", lambda: shop.fused(shop.portable())),
-        row(STOCK[1], "quantizer alone", shop.portable),
-        row(STOCK[2], "quantizer on Attention", shop.compact),
+        _quantized_row(STOCK[0], f"{name} optimizer + quantizer", shop, fused),
+        _quantized_row(STOCK[1], f"{name} quantizer alone", shop, lambda: _portable(shop)),
+        _quantized_row(STOCK[2], f"{name} quantizer on Attention", shop, compact),
     ]
+
+
+def _quantized_row(id: str, name: str, shop: Planted, source: Callable[[], Path]) -> Row:
+    """A graph through ``quantize_dynamic``."""
+    return Row(id, name, shop, lambda: shop.converted(source(), "-int8.onnx", _graphs.quantize), "int8")
+
+
+def _portable(shop: Workshop) -> Path:
+    """Our compact fp32 for other runtimes: attention spelled out, nothing packed."""
+    options = {"target": "portable", "precision": ("fp32",)}
+    return shop.exported("portable", _graphs.export_ours, options) / "onnx" / "model.onnx"
 
 
 def _openvino_rows(kind: str, shop: Workshop, source: Callable[[], Path]) -> list[Row]:
@@ -167,11 +177,12 @@ def _openvino_rows(kind: str, shop: Workshop, source: Callable[[], Path]) -> lis
     name = f"{'dense' if kind == 'dense' else 'our compact graph'}: OpenVINO"
 
     def row(precision: str, label: str, missing: str | None, *, static: bool = False) -> Row:
+        suffix, calibration = ("-openvino-int8.xml", CALIBRATION) if static else ("-openvino.xml", 0)
         return Row(
             f"{kind}-openvino-{precision}",
             f"{name} {label}",
             shop,
-            lambda: shop.openvino(source(), static=static),
+            lambda: shop.converted(source(), suffix, _graphs.convert_openvino, calibration),
             precision=precision,
             engine="openvino",
             provider="openvino",
@@ -208,7 +219,7 @@ def _ctranslate2_row(dense: Workshop) -> Row:
         "dense-ctranslate2-int8",
         "dense: CTranslate2 int8, without the task's head",
         dense,
-        lambda: dense.ctranslate2("int8"),
+        lambda: dense.exported("ctranslate2-int8", _graphs.convert_ctranslate2, "int8"),
         precision="int8",
         engine="ctranslate2",
         missing=_not_installed("ctranslate2"),

@@ -41,4 +41,4 @@ def test_a_tool_that_fails_tells_its_last_line() -> None:
     with pytest.raises(_graphs.BuildError, match=r"^last$"):
         _graphs.run_tool([sys.executable, "-c", "import sys; sys.exit('first\\nlast')"])
     with pytest.raises(_graphs.BuildError, match="No such file"):
-        _graphs.run_tool(["/no/such/tool"])
+        _graphs.in_fresh_process(_graphs.run_tool, ["/no/such/tool"])
