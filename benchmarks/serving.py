@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-import csv
 import itertools
 import os
 import shutil
@@ -43,6 +42,7 @@ from benchmarks._served import Server, memory_bytes
 from benchmarks._workshop import EXAMPLE, SENTENCES, TASK, Workshop, classifiers, say
 from compactor.benching.server.http_load import Exchanges, closed_loop, open_loop, plain_body, post_once, run, v2_body
 from compactor.benching.server.queueing import percentile, poisson_arrivals
+from compactor.evaluation.datafiles import read_table
 from compactor.runtime.threads import usable_cores
 
 NAME = "films"
@@ -138,8 +138,7 @@ def options(replicas: int | None = None) -> list[str]:
 
 def read_sentences() -> list[str]:
     """SST-2's, in the order of the file."""
-    with SENTENCES.open(encoding="utf-8", newline="") as file:
-        return [row["sentence"] for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
+    return read_table(SENTENCES).texts("sentence")
 
 
 def bare_rate(folder: Path, texts: Sequence[str], seconds: float) -> float:

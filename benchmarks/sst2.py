@@ -197,13 +197,13 @@ def train_or_say_why(bench: Bench, run: Run) -> dict[str, str]:
         shutil.rmtree(bench.shop(run).folder, ignore_errors=True)  # of an earlier run of that name
         _training.train(
             run.id,
-            bench.work / _training.NAME if run.id == DENSE else bench.folder(RUNS[0]),
-            bench.data / "train.tsv",
-            bench.work / "dev-head.tsv",
             bench.folder(run),
-            bench.config(run),
+            bench.threads,
+            model=bench.work / _training.NAME if run.id == DENSE else bench.folder(RUNS[0]),
+            data=bench.data / "train.tsv",
+            evaluation=bench.work / "dev-head.tsv",
+            config=bench.config(run),
             first_run=None if first is None else bench.folder(first),
-            threads=bench.threads,
             command=f"python benchmarks/sst2.py --only {run.id}",
         )
     except CompactorError as error:

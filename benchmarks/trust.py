@@ -22,7 +22,7 @@ import numpy as np
 
 import compactor
 from benchmarks import _record, _run
-from benchmarks._graphs import in_fresh_process
+from benchmarks._graphs import export_ours, in_fresh_process
 from benchmarks._workshop import EXAMPLE, say
 from compactor.benching.statistics import NO_DIFFERENCE
 from compactor.reporting.numbers import digits, with_interval
@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _record.warn_if_busy()
     with tempfile.TemporaryDirectory(prefix="trust-") as temporary:
         work = Path(temporary)
-        artefact = in_fresh_process(export_example, work / "compact")
-        graph = work / "model.onnx"
+        artefact, graph = work / "compact", work / "model.onnx"
+        in_fresh_process(export_ours, EXAMPLE, artefact, {})
         graph.write_bytes((artefact / "onnx" / "model.onnx").read_bytes())
         slowed = work / "slowed" / "model.onnx"
         in_fresh_process(slow_down, graph, slowed)
@@ -60,11 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
     _record.publish(result, render(result), args.out)
     return 0 if all(judge(result).values()) else 1
-
-
-def export_example(folder: Path) -> Path:
-    """``compactor export`` of the bundled checkpoint. Returns its folder."""
-    return compactor.export(EXAMPLE, folder).path
 
 
 def slow_down(source: Path, path: Path) -> None:

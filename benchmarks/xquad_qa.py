@@ -65,13 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not (folder / RECORD).is_file():
                 _training.train(
                     name,
-                    teacher or plain,  # the hybrid one starts from its teacher
-                    work / "train.json",
-                    work / "eval.json",
                     folder,
-                    config,
+                    threads,
+                    model=teacher or plain,  # the hybrid one starts from its teacher
+                    data=work / "train.json",
+                    evaluation=work / "eval.json",
+                    config=config,
                     teacher=teacher,
-                    threads=threads,
                     command="python benchmarks/xquad_qa.py",
                 )
             result["runs"][name] = describe(json.loads((folder / RECORD).read_text(encoding="utf-8")))
