@@ -31,14 +31,12 @@ def render(result: Mapping[str, Any]) -> str:
     ]
     for size, report in result["reports"].items():
         parts += _size_page(size, report, result["details"][size], plans)
-    return "\n\n".join(
-        [
-            *parts,
-            "In brackets: the 95 % bootstrap interval of a speed-up; ≈ stands for no significant difference. `tokens`: "
-            "how many of the generated ones are PyTorch's on the same weights, from the first one on; `error`: of the "
-            "logits of `forward`, against PyTorch's. With random weights no token is much better than the next one, so "
-            "that int8 may write others from the start; its `error` says more.",
-        ]
+    return _record.page(
+        *parts,
+        "In brackets: the 95 % bootstrap interval of a speed-up; ≈ stands for no significant difference. `tokens`: "
+        "how many of the generated ones are PyTorch's on the same weights, from the first one on; `error`: of the "
+        "logits of `forward`, against PyTorch's. With random weights no token is much better than the next one, so "
+        "that int8 may write others from the start; its `error` says more.",
     )
 
 

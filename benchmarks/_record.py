@@ -106,6 +106,11 @@ def speed_cell(variant: Mapping[str, Any], case: str) -> str:
     return f"{times(ratio['value'])} [{ratio['low']:.2f}, {ratio['high']:.2f}]{sign}"
 
 
+def page(*parts: str) -> str:
+    """Markdown of its paragraphs and tables."""
+    return "\n\n".join(parts)
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; every column but the first is aligned right.
 
@@ -166,11 +171,11 @@ def warn_if_busy() -> None:
         say(f"warning: load average {load:.1f} before the start: the numbers will not be worth keeping")
 
 
-def publish(result: Mapping[str, Any], page: str, out: Path | None) -> None:
+def publish(result: Mapping[str, Any], text: str, out: Path | None) -> None:
     """Print the tables, and record the result where ``--out`` says."""
-    print(page)
+    print(text)
     if out is not None:
-        write_result(out, result, page)
+        write_result(out, result, text)
 
 
 def write_result(path: Path, result: Mapping[str, Any], markdown: str) -> None:

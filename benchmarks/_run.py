@@ -7,6 +7,7 @@ failed, so that its times are quoted nowhere.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -132,6 +133,13 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work", type=Path, help="keep built models here (default: a temporary folder)")
     parser.add_argument("--build-only", action="store_true", help="build into --work, measure later")
     parser.add_argument("--out", type=Path, help="result, JSON; its tables and figures are written beside it")
+
+
+@contextlib.contextmanager
+def work_folder(given: Path | None, prefix: str) -> Iterator[Path]:
+    """The one of ``--work``, or a new one that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix=prefix) as temporary:
+        yield (given or Path(temporary)).resolve()
 
 
 def settings(args: argparse.Namespace, *, scenario: Scenario = "single", clock: Clock | None = None) -> Settings:

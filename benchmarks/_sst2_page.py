@@ -22,27 +22,25 @@ def render(result: Mapping[str, Any]) -> str:
     overview += page.of("magnitude", "nn_pruning's own code")
     units = page.of("attention only")
     found = _record.markdown_table(["", "the paper", "here"], findings(page))
-    return "\n\n".join(
-        [
-            "# Pruned MiniLM on SST-2",
-            *_introduction(page),
-            "## What the paper found, and what holds here",
-            found.replace("---:", "---"),  # words are aligned left
-            "## 1. Accuracy, density and time",
-            _table("run", overview, [("λ", _lambda), *_LEFT, *_QUALITY, *speeds, ("minutes", _minutes)]),
-            *_how_to_read(page),
-            "## 2. Teacher or none",
-            _teachers(page),
-            "## 3. Only attention pruned, 30 % of its weights left",
-            _table("a score covers", units, [*_UNITS, *_QUALITY, *speeds], lambda row: row["id"].partition("-")[2]),
-            "## 4. Block size, in attention and feed-forward layers",
-            _table("block", page.of("block")[::-1], [*_LEFT, *_QUALITY, *speeds], block),
-            "## 5. Int8 on top",
-            _int8(page),
-            *_exactness(page),
-            *_remarks(page),
-            *_provenance(page),
-        ]
+    return _record.page(
+        "# Pruned MiniLM on SST-2",
+        *_introduction(page),
+        "## What the paper found, and what holds here",
+        found.replace("---:", "---"),  # words are aligned left
+        "## 1. Accuracy, density and time",
+        _table("run", overview, [("λ", _lambda), *_LEFT, *_QUALITY, *speeds, ("minutes", _minutes)]),
+        *_how_to_read(page),
+        "## 2. Teacher or none",
+        _teachers(page),
+        "## 3. Only attention pruned, 30 % of its weights left",
+        _table("a score covers", units, [*_UNITS, *_QUALITY, *speeds], lambda row: row["id"].partition("-")[2]),
+        "## 4. Block size, in attention and feed-forward layers",
+        _table("block", page.of("block")[::-1], [*_LEFT, *_QUALITY, *speeds], block),
+        "## 5. Int8 on top",
+        _int8(page),
+        *_exactness(page),
+        *_remarks(page),
+        *_provenance(page),
     )
 
 

@@ -79,8 +79,7 @@ def main(argv: Sequence[str] | None = None, plans: Sequence[Plan] = PLANS) -> in
     args = _parse(argv, plans)
     workload = Workload(args.source, args.tokens, args.beams)
     how = _run.settings(args, clock=Clock(warm_up_s=0.0, warm_up_calls=1, measure_s=0.0, min_samples=args.samples))
-    with tempfile.TemporaryDirectory(prefix="bart-") as temporary:
-        work = (args.work or Path(temporary)).resolve()
+    with _run.work_folder(args.work, "bart-") as work:
         rows = make_rows(
             [Bart(work, plan) for plan in plans], args.only, build=not args.no_build, with_torch=not args.no_torch
         )

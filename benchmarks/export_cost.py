@@ -125,13 +125,11 @@ def render(result: Mapping[str, Any]) -> str:
             ]
         )
     rows += [[name, "-", "-", why] for name, why in result["absent"].items()]
-    return "\n\n".join(
-        [
-            "# Cost of exporting a dense BERT-base, fp32 and int8",
-            f"Model of {result['model_bytes'] / 1e6:.0f} MB; the median of {rounds} rounds [least, largest].",
-            _record.markdown_table(["command", "wall time", "peak memory", "of the model's bytes"], rows),
-            _record.machine_line(result),
-        ]
+    return _record.page(
+        "# Cost of exporting a dense BERT-base, fp32 and int8",
+        f"Model of {result['model_bytes'] / 1e6:.0f} MB; the median of {rounds} rounds [least, largest].",
+        _record.markdown_table(["command", "wall time", "peak memory", "of the model's bytes"], rows),
+        _record.machine_line(result),
     )
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,8 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _run.add_run_options(parser, shapes="")
     args = parser.parse_args(argv)
     entries = plant.read_entries()
-    with tempfile.TemporaryDirectory(prefix="paper-") as temporary:
-        work = (args.work or Path(temporary)).resolve()
+    with _run.work_folder(args.work, "paper-") as work:
         shops = [Planted(work, entries[i]) for i in parse_entries(args.entries, len(entries))]
         cases = synthetic_cases(work, parse_shapes(args.shapes or SHAPES[args.provider]))
         rows, how = make_rows(shops, args.provider), _run.settings(args)
@@ -170,7 +168,7 @@ def render(result: Mapping[str, Any]) -> str:
         "significant difference.",
         *_record.provenance(first),
     ]
-    return "\n\n".join(parts)
+    return _record.page(*parts)
 
 
 def _table(report: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], provider: str) -> list[str]:

@@ -14,7 +14,6 @@ import argparse
 import importlib.util
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,8 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     entry = plant.chosen_entry(args)
-    with tempfile.TemporaryDirectory(prefix="peers-") as temporary:
-        work = (args.work or Path(temporary)).resolve()
+    with _run.work_folder(args.work, "peers-") as work:
         cases, how = synthetic_cases(work, parse_shapes(args.shapes)), _run.settings(args)
         rows = make_rows(Planted(work, entry), args.optimum_python)
         if args.only:
@@ -258,20 +256,18 @@ def render(result: Mapping[str, Any]) -> str:
                 "-" if worst is None else f"{worst:.1e}",
             ]
         )
-    return "\n\n".join(
-        [
-            f"# {result['entry']['title']}: ours beside its peers",
-            "Milliseconds: median of the processes' medians [p10, p90 of all samples], then × against "
-            "the dense model in ONNX Runtime fp32 [95 % bootstrap interval; ≈: no significant difference]. "
-            "Batch × length, random tokens without padding.",
-            _record.markdown_table(["row", "file", *cases, "error"], rows),
-            _record.markdown_table(["speed of ours int8 against", *cases], _gains(report, cases)),
-            "`error`: root mean square of the difference from PyTorch in fp32 on the model with its zeros in place, as "
-            "a share of the outputs'; the largest over the shapes. `stock`: the fastest of ONNX Runtime's own recipes "
-            "on our compact graph.",
-            *_record.remarks(report),
-            *_record.provenance(report),
-        ]
+    return _record.page(
+        f"# {result['entry']['title']}: ours beside its peers",
+        "Milliseconds: median of the processes' medians [p10, p90 of all samples], then × against "
+        "the dense model in ONNX Runtime fp32 [95 % bootstrap interval; ≈: no significant difference]. "
+        "Batch × length, random tokens without padding.",
+        _record.markdown_table(["row", "file", *cases, "error"], rows),
+        _record.markdown_table(["speed of ours int8 against", *cases], _gains(report, cases)),
+        "`error`: root mean square of the difference from PyTorch in fp32 on the model with its zeros in place, as "
+        "a share of the outputs'; the largest over the shapes. `stock`: the fastest of ONNX Runtime's own recipes "
+        "on our compact graph.",
+        *_record.remarks(report),
+        *_record.provenance(report),
     )
 
 

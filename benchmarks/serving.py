@@ -26,7 +26,6 @@ import shutil
 import signal
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -73,8 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _record.warn_if_busy()
     settings = {"clients": args.clients, "rounds": args.rounds, "seconds": args.seconds, "cores": usable_cores()}
     head = {**_record.head("compactor-serving", "serving.py", argv), "settings": settings}
-    with tempfile.TemporaryDirectory(prefix="serving-") as temporary:
-        work = (args.work or Path(temporary)).resolve()
+    with _run.work_folder(args.work, "serving-") as work:
         result: dict[str, Any] = {**head, "models": {}}
         for title, shop in classifiers(work, plant.chosen_entry(args)).items():
             if args.only in (None, title):
@@ -316,7 +314,7 @@ def render(result: Mapping[str, Any]) -> str:
     pieces.append(_record.markdown_table(header, rows))
     for title, found in result["models"].items():
         pieces += [f"## {title}", "\n".join(f"- {line}" for line in _lines(found))]
-    return "\n\n".join([*pieces, _record.machine_line(result), f"`{result['command']}`"])
+    return _record.page(*pieces, _record.machine_line(result), f"`{result['command']}`")
 
 
 def _rates_row(title: str, rates: Mapping[str, Sequence[float]]) -> list[str]:

@@ -72,8 +72,10 @@ class Bench:
 
     def config(self, run: Run) -> PruneConfig:
         """The settings of a run."""
-        config = run.config(self.common)
-        return dataclasses.replace(config, steps=self.dense_steps, eval_steps=None) if run.id == DENSE else config
+        own = {name: run.budget * self.common[name] for name in ("steps", "eval_steps")}
+        if run.id == DENSE:
+            own = {"steps": self.dense_steps, "eval_steps": None}
+        return PruneConfig(**{**self.common, **own, **run.settings})
 
     def folder(self, run: Run) -> Path:
         """Where a run is, or would be."""
@@ -101,9 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.dense is not None and not (args.dense / "model.safetensors").is_file():
         parser.error(f"--dense: there is no finished model in {args.dense}")
     how = _run.settings(args)
-    with tempfile.TemporaryDirectory(prefix="sst2-") as temporary:
+    with _run.work_folder(args.work, "sst2-") as work:
         bench = Bench(
-            work=(args.work or Path(temporary)).resolve(),
+            work=work,
             data=args.data.resolve(),
             given={id: path.resolve() for id, path in ((DENSE, args.dense), (PEER, args.peer)) if path is not None},
             common=common_settings(args),

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,8 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     clock = Clock(warm_up_s=0, warm_up_calls=1, measure_s=0, min_samples=args.passes, max_samples=args.passes)
     how = _run.settings(args, scenario="offline", clock=clock)
-    with tempfile.TemporaryDirectory(prefix="sst2-packing-") as temporary:
-        work = (args.work or Path(temporary)).resolve()
+    with _run.work_folder(args.work, "sst2-packing-") as work:
         workload = sentences(work / f"sst2-{args.batch}", args.batch)
         models = classifiers(work, plant.chosen_entry(args))
         rows = {title: make_rows(title, shop) for title, shop in models.items()}
@@ -106,16 +104,14 @@ def render(result: Mapping[str, Any]) -> str:
             padding, gain = times(case["positions"] / case["tokens"]), _record.speed_cell(packed, case["id"])
             rows.append([f"{title}, {case['id']}", padding, *cells, gain, both])
     first = next(iter(reports.values()))
-    return "\n\n".join(
-        [
-            f"# Token packing on SST-2, int8, batches of {result['batch']}",
-            f"{first['workload']['examples']} sentences. Sentences per second; a sample is one pass over all of them, "
-            f"{first['settings']['clock']['max_samples']} in each process. In brackets: 95 % bootstrap interval; "
-            "≈ stands for no significant difference.",
-            _record.markdown_table([*header, "packed, against unpacked in file order"], rows),
-            *(f"{title}: {line}" for title, report in reports.items() for line in _record.remarks(report)),
-            *_record.provenance(first),
-        ]
+    return _record.page(
+        f"# Token packing on SST-2, int8, batches of {result['batch']}",
+        f"{first['workload']['examples']} sentences. Sentences per second; a sample is one pass over all of them, "
+        f"{first['settings']['clock']['max_samples']} in each process. In brackets: 95 % bootstrap interval; "
+        "≈ stands for no significant difference.",
+        _record.markdown_table([*header, "packed, against unpacked in file order"], rows),
+        *(f"{title}: {line}" for title, report in reports.items() for line in _record.remarks(report)),
+        *_record.provenance(first),
     )
 
 

@@ -278,17 +278,15 @@ def render(result: Mapping[str, Any]) -> str:
         ],
     ]
     frozen = ", embeddings frozen" if shape["frozen"] else ""
-    return "\n\n".join(
-        [
-            "# What pruning adds to training",
-            f"A random BERT of {shape['layers']} layers, {shape['width']} wide, with {shape['heads']} heads and "
-            f"{shape['inner']:,} neurons{frozen}, and a teacher of its size; batches of {shape['batch']} × "
-            f"{shape['length']} tokens. {len(timed[HYBRID])} processes of {result['steps']} steps each, in ABBA order; "
-            "medians, and 95 % bootstrap intervals of ratios.",
-            _record.markdown_table(["", PLAIN, HYBRID, "ratio", "wanted"], rows),
-            f"{result['threads']} threads. {_record.machine_line(result)}",
-            f"`{result['command']}`",
-        ]
+    return _record.page(
+        "# What pruning adds to training",
+        f"A random BERT of {shape['layers']} layers, {shape['width']} wide, with {shape['heads']} heads and "
+        f"{shape['inner']:,} neurons{frozen}, and a teacher of its size; batches of {shape['batch']} × "
+        f"{shape['length']} tokens. {len(timed[HYBRID])} processes of {result['steps']} steps each, in ABBA order; "
+        "medians, and 95 % bootstrap intervals of ratios.",
+        _record.markdown_table(["", PLAIN, HYBRID, "ratio", "wanted"], rows),
+        f"{result['threads']} threads. {_record.machine_line(result)}",
+        f"`{result['command']}`",
     )
 
 

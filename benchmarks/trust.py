@@ -175,18 +175,16 @@ def render(result: Mapping[str, Any]) -> str:
     valid = sum(entry["valid"]["valid"] for entry in found)
     before, again, slower = map(digits, compared["medians_ms"])
     told = ["slower" if compared[which]["slower"] else "not slower" for which in ("same", "slowed")]
-    return "\n\n".join(
-        [
-            "# Can `compactor bench` be believed here?",
-            "The example's artefact against its checkpoint in PyTorch, times faster with 95 % intervals:",
-            _record.markdown_table(header, rows),
-            f"A graph against itself, {len(found)} runs: no significant difference in {same(result)}; ratios from "
-            f"{min(values):.3f} to {max(values):.3f}; {valid} of the runs VALID.",
-            f"`--compare`: {before} ms before; the same graph again, {again} ms: {told[0]}; with one more matrix "
-            f"product, {slower} ms: {told[1]}.",
-            "\n".join(f"- {question}: {'yes' if held else '**no**'}" for question, held in judge(result).items()),
-            *_record.provenance(repeats[0]),
-        ]
+    return _record.page(
+        "# Can `compactor bench` be believed here?",
+        "The example's artefact against its checkpoint in PyTorch, times faster with 95 % intervals:",
+        _record.markdown_table(header, rows),
+        f"A graph against itself, {len(found)} runs: no significant difference in {same(result)}; ratios from "
+        f"{min(values):.3f} to {max(values):.3f}; {valid} of the runs VALID.",
+        f"`--compare`: {before} ms before; the same graph again, {again} ms: {told[0]}; with one more matrix "
+        f"product, {slower} ms: {told[1]}.",
+        "\n".join(f"- {question}: {'yes' if held else '**no**'}" for question, held in judge(result).items()),
+        *_record.provenance(repeats[0]),
     )
 
 

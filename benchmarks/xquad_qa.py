@@ -15,14 +15,13 @@ import argparse
 import json
 import random
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that it runs by its path, and not only with -m
 
-from benchmarks import _record, _training
+from benchmarks import _record, _run, _training
 from compactor.reporting.numbers import percent, score
 from compactor.runtime.threads import explain_threads
 from compactor.trainer.config import PruneConfig
@@ -54,8 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="result, JSON; its tables are written beside it")
     args = parser.parse_args(argv)
     threads = explain_threads(args.threads).threads
-    with tempfile.TemporaryDirectory(prefix="xquad-qa-") as temporary:
-        work = (args.work or Path(temporary)).resolve()
+    with _run.work_folder(args.work, "xquad-qa-") as work:
         sizes = write_split(args.data, work)
         plain = _training.plain_model(work, args.model)
         head = _record.head("compactor-xquad-qa", "xquad_qa.py", argv)
@@ -149,7 +147,7 @@ def render(result: Mapping[str, Any]) -> str:
         f"{result['threads']} threads. {_record.machine_line(result)}",
         f"`{result['command']}`",
     ]
-    return "\n\n".join(parts)
+    return _record.page(*parts)
 
 
 def _summary(name: str, run: Mapping[str, Any]) -> list[str]:
