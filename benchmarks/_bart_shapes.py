@@ -243,7 +243,7 @@ def plant_bart(folder: Path, plan: Plan) -> None:
 
 def check_sizes(plan: Plan, layers: Sequence[dict[str, Any]]) -> None:
     """Assert the workload: an artefact's layers (``compactor.json``) have the sizes of ``plan``."""
-    expected = {}
+    expected: dict[str, int] = {}
     for kind, stack in plan.stacks.items():
         half, attention = ("decoder", "cross_attention") if kind == "cross" else (kind, "attention")
         expected |= {f"{half}.layers.{i}.{attention}": heads for i, heads in enumerate(stack.kept_heads)}

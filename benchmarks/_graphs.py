@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -47,7 +46,7 @@ def write_batch(path: Path, batch: int, length: int, *, seed: int) -> None:
     np.savez(path, **random_batch(batch, length, seed))
 
 
-def random_batch(batch: int, length: int, seed: int) -> dict[str, NDArray[np.int64]]:
+def random_batch(batch: int, length: int, seed: int) -> dict[str, Any]:
     """The inputs of BERT, each (batch, length): random tokens without padding."""
     from benchmarks import plant  # not where this file is a script in another environment
 

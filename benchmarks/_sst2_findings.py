@@ -164,16 +164,15 @@ def _faster(page: Page, kind: str, than: str) -> Iterator[str]:
         for case in page.cases:
             first, second = page.speed(mine, case), page.speed(other, case)
             if first is not None and second is not None:
-                held = {True: "**yes**", False: "**no**"}.get(_apart(first, second), "not shown")
                 told = f"{times(first['value'])} and {times(second['value'])}"
-                yield f"{held} at {percent(mine['density'])}, {case}: {told}"
+                yield f"{_held(first, second)} at {percent(mine['density'])}, {case}: {told}"
 
 
-def _apart(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool | None:
-    """Whether the interval of one ratio lies above that of the other; None where neither does, or one is not known."""
+def _held(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    """Whether the interval of one ratio lies above that of the other."""
     if None in (first["low"], first["high"], second["low"], second["high"]):
-        return None
-    return True if first["low"] > second["high"] else False if first["high"] < second["low"] else None
+        return "not shown"
+    return "**yes**" if first["low"] > second["high"] else "**no**" if first["high"] < second["low"] else "not shown"
 
 
 def _filled(page: Page) -> Iterator[str]:

@@ -86,10 +86,10 @@ def main(argv: Sequence[str] | None = None, plans: Sequence[Plan] = PLANS) -> in
         chosen = [row for row in rows if row.missing is None]
         if not chosen:
             sys.exit("error: there is nothing to measure: no model that was chosen is built")
-        inputs = write_inputs(work, workload, min(row.shop.plan.size.vocabulary for row in chosen))
+        inputs = write_inputs(work, workload, min(shop_of(row).plan.size.vocabulary for row in chosen))
         for row in chosen:
             row.make()
-        for shop in dict.fromkeys(row.shop for row in chosen):
+        for shop in dict.fromkeys(map(shop_of, chosen)):
             shop.answers(inputs, workload)
         if args.build_only:
             return 0
@@ -99,8 +99,8 @@ def main(argv: Sequence[str] | None = None, plans: Sequence[Plan] = PLANS) -> in
         if args.out is not None and args.out.exists():
             _carry_over(result, json.loads(args.out.read_text(encoding="utf-8")))
         command = _run.command("bart.py", argv)
-        for size in dict.fromkeys(row.shop.plan.size.name for row in chosen):
-            mine = [row for row in rows if row.shop.plan.size.name == size]
+        for size in dict.fromkeys(shop_of(row).plan.size.name for row in chosen):
+            mine = [row for row in rows if shop_of(row).plan.size.name == size]
 
             def record(found: Run, details: dict[str, Any], size: str = size, mine: Sequence[Row] = mine) -> None:
                 result["reports"][size] = _record.make_report(
@@ -173,6 +173,12 @@ def make_rows(shops: Sequence[Bart], only: Sequence[str] | None, *, build: bool,
     return rows
 
 
+def shop_of(row: Row) -> Bart:
+    """Whose a row of ``make_rows`` is."""
+    assert isinstance(row.shop, Bart)
+    return row.shop
+
+
 def write_inputs(work: Path, workload: Workload, vocabulary: int) -> Path:
     """One random text without padding, and the tokens that the forward pass is given."""
     work.mkdir(parents=True, exist_ok=True)
@@ -230,7 +236,7 @@ def measure_rows(
                     measured.add(result)
                     details["parts"].setdefault(name, []).append(result["parts"])
                     if answers is not None:
-                        reference = read_arrays(row.shop.answers(inputs, workload))
+                        reference = read_arrays(shop_of(row).answers(inputs, workload))
                         check(row, measured, reference, read_arrays(answers), details)
                 found.duration_s = time.monotonic() - start
                 record(found, details)

@@ -64,7 +64,7 @@ def make_result(
     reports = {
         dense.folder.name: _record.make_report(
             f"The paper's shapes beside {title(dense.entry)}",
-            [row for row in rows if row.shop.dense == dense],
+            [row for row in rows if row.shop in (dense, *(shop for shop in shops if shop.dense == dense))],
             found,
             baseline=row_id(dense, BASELINE[provider]),
             command=command,

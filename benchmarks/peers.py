@@ -279,11 +279,11 @@ def _gains(report: Mapping[str, Any], cases: Sequence[str]) -> list[list[str]]:
         results = [result_of(found.get(id), case) for id in ids]
         return min((result["summary"]["median"] for result in results if result is not None), default=None)
 
-    rows = []
-    for title, ids in PEERS.items():
-        pairs = [(fastest(ids, case), fastest([OURS], case)) for case in cases]
-        rows.append([title, *("-" if None in pair else times(pair[0] / pair[1]) for pair in pairs)])
-    return rows
+    def gain(ids: Sequence[str], case: str) -> str:
+        theirs, ours = fastest(ids, case), fastest([OURS], case)
+        return "-" if theirs is None or ours is None else times(theirs / ours)
+
+    return [[title, *(gain(ids, case) for case in cases)] for title, ids in PEERS.items()]
 
 
 if __name__ == "__main__":

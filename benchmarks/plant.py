@@ -113,7 +113,7 @@ def read_entries(path: Path = SHAPES) -> list[Entry]:
     names = [field.name for field in dataclasses.fields(Entry) if field.name != "gpu_speedup"]
     entries = []
     for raw in json.loads(path.read_text(encoding="utf-8"))["checkpoints"]:
-        fields = {name: tuple(raw[name]) if isinstance(raw[name], list) else raw[name] for name in names}
+        fields: dict[str, Any] = {n: tuple(raw[n]) if isinstance(raw[n], list) else raw[n] for n in names}
         entries.append(Entry(**fields, gpu_speedup=raw["gpu_speedup_vs_bert_base"]))
     return entries
 

@@ -100,7 +100,7 @@ def render(result: Mapping[str, Any]) -> str:
         for case in cases:
             speeds = [_speed(variant, case["id"]) for variant in (unpacked, packed)]
             cells = ["-" if speed is None else digits(speed) for speed in speeds]
-            both = "-" if None in (speeds[1], plain) else times(speeds[1] / plain)
+            both = "-" if speeds[1] is None or plain is None else times(speeds[1] / plain)
             padding, gain = times(case["positions"] / case["tokens"]), _record.speed_cell(packed, case["id"])
             rows.append([f"{title}, {case['id']}", padding, *cells, gain, both])
     first = next(iter(reports.values()))
