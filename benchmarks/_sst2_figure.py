@@ -48,7 +48,7 @@ def drawn(page: Page, case: str | None) -> dict[str, list[tuple[float, float, Ro
         case: What int8 was timed on; None draws the masked model against the share of its linear weights.
     """
     found: dict[str, list[tuple[float, float, Row]]] = {}
-    for row in page.made:
+    for row in page.made():
         if row["family"] not in _STYLES or row["id"] in _LEFT_OUT:
             continue
         if case is None:

@@ -34,11 +34,6 @@ class Page:
     result: Mapping[str, Any]
 
     @property
-    def made(self) -> list[Row]:
-        """The rows of runs that were made."""
-        return [row for row in self.result["rows"] if is_made(row)]
-
-    @property
     def cases(self) -> list[str]:
         """What was timed; nothing before the measurement."""
         report = self.result["latency"]
@@ -57,9 +52,9 @@ class Page:
         """The rows of these families, made or not, in their order."""
         return [row for family in families for row in self.result["rows"] if row["family"] == family]
 
-    def made_of(self, *families: str) -> list[Row]:
-        """Those that were made."""
-        return [row for row in self.of(*families) if is_made(row)]
+    def made(self, *families: str) -> list[Row]:
+        """The rows of runs that were made: of these families, or all."""
+        return [row for row in (self.of(*families) if families else self.result["rows"]) if is_made(row)]
 
     def teachers(self) -> list[tuple[Row, Row]]:
         """Runs with a teacher, made or not, beside the same without."""
@@ -131,7 +126,7 @@ def _best_hybrid(page: Page, density: float) -> Row | None:
 
     A choice may rest on that, unlike on the sentences that it is judged on.
     """
-    rows = [row for row in page.made_of(*HYBRID) if row["density"] <= density + SLACK]
+    rows = [row for row in page.made(*HYBRID) if row["density"] <= density + SLACK]
     return max(rows, key=lambda row: float(row["dev"]["accuracy"]["value"]), default=None)
 
 
@@ -147,7 +142,7 @@ def _p(value: float) -> str:
 
 def _alike(page: Page, name: str, other: str) -> list[tuple[Row, Row]]:
     """The runs that were made of two kinds, wherever both have one of the same density."""
-    kinds = ([row for row in page.made if row["id"].startswith(f"{kind}-0")] for kind in (name, other))
+    kinds = ([row for row in page.made() if row["id"].startswith(f"{kind}-0")] for kind in (name, other))
     pairs = itertools.product(*kinds)
     return [(mine, theirs) for mine, theirs in pairs if abs(mine["density"] - theirs["density"]) <= NEAR]
 
@@ -176,7 +171,7 @@ def _held(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
 
 
 def _filled(page: Page) -> Iterator[str]:
-    for row in page.made_of("hybrid, filled"):
+    for row in page.made("hybrid, filled"):
         before = page.find(row["id"].replace("-filled", ""))
         if before is not None:
             where = f"from {percent(before['density'])} to {percent(row['density'])}, {row['steps']:,} steps later"
@@ -190,7 +185,7 @@ def _teacher_helps(page: Page) -> Iterator[str]:
 
 
 def _heads_left(page: Page) -> Iterator[str]:
-    rows = page.made_of("attention only")
+    rows = page.made("attention only")
     if len(rows) < 2:
         return
     left = {row["id"].removeprefix("attention-"): row["heads"][0] for row in rows}
@@ -206,7 +201,7 @@ def block(row: Row) -> str:
 
 
 def _larger_is_faster(page: Page) -> Iterator[str]:
-    rows = page.made_of("block")[::-1]
+    rows = page.made("block")[::-1]
     for case in page.cases:
         speeds = [(row, ratio) for row in rows if (ratio := page.speed(row, case)) is not None]
         if len(speeds) > 1:
@@ -219,7 +214,7 @@ def _larger_is_faster(page: Page) -> Iterator[str]:
 
 def _int8_costs(page: Page) -> Iterator[str]:
     """On the hybrid models: what int8 changes beside the masked model."""
-    for row in page.made_of("hybrid"):
+    for row in page.made("hybrid"):
         found = page.compare(row, row, "int8")
         smaller = row["bytes"]["fp32"] / row["bytes"]["int8"]
         yield f"{row['id']}: {points(found)} points, p {_p(found['p'])}, {smaller:.1f} times smaller"

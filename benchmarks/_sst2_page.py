@@ -48,7 +48,7 @@ def _introduction(page: Page) -> list[str]:
     budget, data = page.result["budget"], page.result["data"]
     sentences = data["train.tsv"]["sentences"]
     epochs = budget["steps"] * budget["batch_size"] / max(sentences, 1)
-    made = [row for row in page.made if row.get("seconds")]
+    made = [row for row in page.made() if row.get("seconds")]
     hours = sum(row["seconds"] for row in made) / 3600
     threads = budget["threads"]
     lines = [
@@ -111,14 +111,14 @@ def _int8(page: Page) -> str:
         ("int8", lambda row: bytes_text(row["bytes"]["int8"])),
         ("of dense fp32", smaller),
     ]
-    return _table("run", page.made, columns)
+    return _table("run", page.made(), columns)
 
 
 def _exactness(page: Page) -> list[str]:
     """What the columns are, and that the compact graphs answer as the masked models do."""
-    if not page.made:
+    if not page.made():
         return []
-    asked, changed = (sum(row["quality"]["fp32"][count] for row in page.made) for count in ("n", "changed"))
+    asked, changed = (sum(row["quality"]["fp32"][count] for row in page.made()) for count in ("n", "changed"))
     return [
         "Right answers of the masked model in PyTorch and of the int8 graph in ONNX Runtime, in batches of 32. Changed "
         "are answers in which the two differ; one by one, where int8 reads a sentence at a time. Sizes are of the "
@@ -189,7 +189,7 @@ def _how_to_read(page: Page) -> list[str]:
 def _remarks(page: Page) -> list[str]:
     """Runs that were not made or made differently, and whether to believe the times."""
     lines = [f"{row['id']}: {row['status']}: {row['why']}." for row in page.result["rows"] if not is_made(row)]
-    for row in page.made:
+    for row in page.made():
         if row.get("other_settings"):
             own = row["settings"]
             told = ", ".join(f"{name} {own[name]}" if name in own else name for name in row["other_settings"])
