@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks import _record
 from benchmarks._generation import FORWARD, GENERATE, HEAD, NEXT_STEPS, PARTS
 from compactor.reporting.numbers import digits, duration, percent
+from compactor.reporting.words import result_of
 
 BAR = {"fp32": 1.35, "int8": 2.5}  # times faster than dense fp32, of BAR_PLAN's generation
 BAR_PLAN = "base-3.4"
+
+_KINDS = ("attention", "cross_attention", "feed_forward", HEAD, "other")  # of the nodes of a step
 
 
 def render(result: Mapping[str, Any]) -> str:
@@ -28,14 +31,12 @@ def render(result: Mapping[str, Any]) -> str:
     ]
     for size, report in result["reports"].items():
         parts += _size_page(size, report, result["details"][size], plans)
-    return "\n\n".join(
-        [
-            *parts,
-            "In brackets: the 95 % bootstrap interval of a speed-up; ≈ stands for no significant difference. `tokens`: "
-            "how many of the generated ones are PyTorch's on the same weights, from the first one on; `error`: of the "
-            "logits of `forward`, against PyTorch's. With random weights no token is much better than the next one, so "
-            "that int8 may write others from the start; its `error` says more.",
-        ]
+    return _record.page(
+        *parts,
+        "In brackets: the 95 % bootstrap interval of a speed-up; ≈ stands for no significant difference. `tokens`: "
+        "how many of the generated ones are PyTorch's on the same weights, from the first one on; `error`: of the "
+        "logits of `forward`, against PyTorch's. With random weights no token is much better than the next one, so "
+        "that int8 may write others from the start; its `error` says more.",
     )
 
 
@@ -47,31 +48,32 @@ def _size_page(
     header = ["model", "heads", "neurons", "decoder", FORWARD, "speed-up", GENERATE, "speed-up", "tokens", "error"]
     lines = [f"## BART-{size}", f"Against {base['name']}.", _record.markdown_table(header, rows)]
     lines += [line for precision, bar in BAR.items() if (line := bar_line(report, precision, bar))]
+    names = {variant["id"]: variant["name"] for variant in report["variants"]}
     if details["parts"]:
-        lines += ["Where the time of a generation goes, ms:", _parts_table(report, details)]
+        header = ["model", *PARTS, "a step", "share of the next steps"]
+        rows = [_parts_row(names[id], details["parts"][id]) for id in names if details["parts"].get(id)]
+        lines += ["Where the time of a generation goes, ms:", _record.markdown_table(header, rows)]
     if details["steps"]:
-        lines += ["Where the time of one step goes, ms, by ONNX Runtime's profile:", _steps_table(report, details)]
+        header = ["model", "all nodes", *_KINDS, f"share of {HEAD}"]
+        rows = [_step_row(names[id], details["steps"][id]) for id in names if id in details["steps"]]
+        title = "Where the time of one step goes, ms, by ONNX Runtime's profile:"
+        lines += [title, _record.markdown_table(header, rows)]
     return [*lines, *_record.remarks(report), *_record.provenance(report)]
-
-
-def _plan_of(variant: Mapping[str, Any], plans: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
-    return plans[variant["target"].removeprefix("bart-")]
 
 
 def _speed_row(
     variant: Mapping[str, Any], plans: Mapping[str, Mapping[str, Any]], details: Mapping[str, Any]
 ) -> list[str]:
-    plan = _plan_of(variant, plans)
-    layers = plan["layers"].values()
+    plan = plans[variant["target"].removeprefix("bart-")]
+    heads, neurons = (sum(sum(stack[kind]) for stack in plan["layers"].values()) for kind in ("heads", "neurons"))
     error = details["errors"].get(variant["id"])
-    tokens = details["tokens"].get(variant["id"])
     return [
         variant["name"],
-        f"{sum(sum(stack['heads']) for stack in layers)}",
-        f"{sum(sum(stack['neurons']) for stack in layers):,}",
+        f"{heads}",
+        f"{neurons:,}",
         f"{plan['decoder_weights'] / 1e6:.1f}M",
         *(cell(variant, case) for case in (FORWARD, GENERATE) for cell in (_record.time_cell, _record.speed_cell)),
-        "-" if tokens is None else str(tokens),
+        str(details["tokens"].get(variant["id"], "-")),
         "-" if error is None else f"{error:.1g}",
     ]
 
@@ -79,40 +81,20 @@ def _speed_row(
 def bar_line(report: Mapping[str, Any], precision: str, bar: float) -> str | None:
     """Whether the issue's bar is reached; None where it was not measured here."""
     variant = next((row for row in report["variants"] if row["id"] == f"{BAR_PLAN}-{precision}"), None)
-    found = None if variant is None else _record.find_result(variant, GENERATE)
+    found = result_of(variant, GENERATE)
     if variant is None or found is None or found["ratio"] is None:
         return None
     reached = "reached" if found["ratio"]["value"] >= bar else "missed"
     return f"Bar for {precision}: {bar:g}×, {reached}: {_record.speed_cell(variant, GENERATE)}."
 
 
-def _parts_table(report: Mapping[str, Any], details: Mapping[str, Any]) -> str:
-    header = ["model", *PARTS, "a step", "share of the next steps"]
-    rows = []
-    for variant in report["variants"]:
-        processes = details["parts"].get(variant["id"])
-        if not processes:
-            continue
-        middle = {part: statistics.median(found[part] for found in processes) for part in (*PARTS, "steps")}
-        total = sum(middle[part] for part in PARTS)
-        rows.append(
-            [
-                variant["name"],
-                *(digits(middle[part]) for part in PARTS),
-                duration(middle[NEXT_STEPS] / max(1.0, middle["steps"])),
-                percent(middle[NEXT_STEPS] / total),
-            ]
-        )
-    return _record.markdown_table(header, rows)
+def _parts_row(name: str, processes: Sequence[Mapping[str, float]]) -> list[str]:
+    middle = {part: statistics.median(found[part] for found in processes) for part in (*PARTS, "steps")}
+    step = duration(middle[NEXT_STEPS] / max(1.0, middle["steps"]))
+    share = middle[NEXT_STEPS] / sum(middle[part] for part in PARTS)
+    return [name, *(digits(middle[part]) for part in PARTS), step, percent(share)]
 
 
-def _steps_table(report: Mapping[str, Any], details: Mapping[str, Any]) -> str:
-    kinds = ["attention", "cross_attention", "feed_forward", HEAD, "other"]
-    rows = []
-    for variant in report["variants"]:
-        step = details["steps"].get(variant["id"])
-        if step is not None:
-            cells = [digits(step["parts"].get(kind, 0.0)) for kind in kinds]
-            share = step["parts"].get(HEAD, 0.0) / step["ms"]
-            rows.append([variant["name"], digits(step["ms"]), *cells, percent(share)])
-    return _record.markdown_table(["model", "all nodes", *kinds, f"share of {HEAD}"], rows)
+def _step_row(name: str, step: Mapping[str, Any]) -> list[str]:
+    parts = {kind: step["parts"].get(kind, 0.0) for kind in _KINDS}
+    return [name, digits(step["ms"]), *map(digits, parts.values()), percent(parts[HEAD] / step["ms"])]

@@ -31,13 +31,13 @@ _SPREAD = 0.02  # standard deviation of biases
 _SEED = 0
 _BLOCK = (32, 32)  # of the zeros inside half-empty heads
 
-_PROJECTIONS = {
+_ATTENTION = {  # what the modules of BERT are called here
     "attention.self.query": "q_proj",
     "attention.self.key": "k_proj",
     "attention.self.value": "v_proj",
     "attention.output.dense": "out_proj",
 }
-_FEED_FORWARD = {"intermediate.dense": "fc1", "output.dense": "fc2"}
+_INNER = {"intermediate.dense": "fc1", "output.dense": "fc2"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,25 +79,6 @@ class Size:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stack:
-    """What is left of one kind of attention, and of the feed-forward layers after it; a number a layer.
-
-    Attributes:
-        heads: Heads left.
-        weights: Weights left in them.
-        neurons: Neurons left; of cross-attention none.
-    """
-
-    heads: tuple[int, ...]
-    weights: tuple[int, ...]
-    neurons: tuple[int, ...] = ()
-
-    def linear_weights(self, width: int) -> int:
-        """Weights that are not zero."""
-        return sum(self.weights) + 2 * width * sum(self.neurons)
-
-
-@dataclasses.dataclass(frozen=True)
 class Plan:
     """A BART to plant.
 
@@ -120,20 +101,26 @@ class Plan:
             return f"{self.size.name}-dense"
         return f"{self.size.name}-{self.factor}{'-hybrid' if self.half_empty is not None else ''}"
 
-    @property
-    def stacks(self) -> dict[str, Stack]:
-        """Of ``encoder``, ``decoder`` and ``cross`` attention."""
-        return _stacks(self)
+    @functools.cached_property
+    def stacks(self) -> dict[str, plant.Entry]:
+        """What is left of ``encoder``, ``decoder`` and ``cross`` attention; the last has no neurons."""
+        size, random = self.size, np.random.default_rng(_SEED)
+        decoder, encoder = size.decoder_weights / self.factor, size.encoder_weights / self.factor
+        if self.density is not None:
+            encoder = self.density * (size.encoder_weights + size.decoder_weights) - decoder
+        (of_encoder,) = _half(self, 1, encoder, size.encoder_weights, random)
+        own, cross = _half(self, 2, decoder, size.decoder_weights, random)
+        return {"encoder": of_encoder, "decoder": own, "cross": cross}
 
     @property
     def decoder_weights(self) -> int:
         """Linear weights left in the decoder."""
-        return sum(self.stacks[name].linear_weights(self.size.width) for name in ("decoder", "cross"))
+        return self.stacks["decoder"].linear_weights + self.stacks["cross"].linear_weights
 
     @property
     def linear_weights(self) -> int:
         """Linear weights left in the whole model."""
-        return self.decoder_weights + self.stacks["encoder"].linear_weights(self.size.width)
+        return self.decoder_weights + self.stacks["encoder"].linear_weights
 
     def to_json(self) -> dict[str, Any]:
         """Everything that was planted."""
@@ -145,7 +132,14 @@ class Plan:
             "linear_weights": self.linear_weights,
             "published_density": self.density,
             "half_empty_heads": self.half_empty is not None,
-            "layers": {name: dataclasses.asdict(stack) for name, stack in self.stacks.items()},
+            "layers": {
+                kind: {
+                    "heads": stack.kept_heads,
+                    "weights": stack.attention_nnz,
+                    "neurons": () if kind == "cross" else stack.kept_ffn,
+                }
+                for kind, stack in self.stacks.items()
+            },
         }
 
 
@@ -161,45 +155,41 @@ PLANS = (
 )
 
 
-@functools.cache
-def _stacks(plan: Plan) -> dict[str, Stack]:
-    size = plan.size
-    random = np.random.default_rng(_SEED)
-    decoder = size.decoder_weights / plan.factor
-    if plan.density is None:
-        encoder = size.encoder_weights / plan.factor
-    else:
-        encoder = plan.density * (size.encoder_weights + size.decoder_weights) - decoder
-    (own,), neurons = _half(plan, 1, encoder, size.encoder_weights, random)
-    halves = {"encoder": dataclasses.replace(own, neurons=neurons)}
-    (own, cross), neurons = _half(plan, 2, decoder, size.decoder_weights, random)
-    return halves | {"decoder": dataclasses.replace(own, neurons=neurons), "cross": cross}
+def _half(plan: Plan, kinds: int, budget: float, dense: int, random: np.random.Generator) -> list[plant.Entry]:
+    """What is left of an encoder (one kind of attention) or a decoder (two kinds): ``budget`` weights in all.
 
-
-def _half(
-    plan: Plan, kinds: int, budget: float, dense: int, random: np.random.Generator
-) -> tuple[list[Stack], tuple[int, ...]]:
-    """The attentions of an encoder (one kind) or a decoder (two kinds), and its neurons: ``budget`` weights in all."""
-    size = plan.size
-    count = kinds * size.layers
+    The neurons are those of the first kind.
+    """
+    size, count = plan.size, kinds * plan.size.layers
     if plan.factor == 1:
-        stack = Stack((size.heads,) * size.layers, (size.heads * size.head_weights,) * size.layers)
-        return [stack] * kinds, (size.inner,) * size.layers
-    every = count * size.heads
-    attention = every * size.head_weights
-    ratio = HEADS_OVER_NEURONS if plan.half_empty is None else HYBRID_HEADS_OVER_NEURONS
-    share = budget / (attention + (dense - attention) / ratio)  # of attention's weights
-    kept = round(every * (share if plan.half_empty is None else plan.half_empty))
-    heads = spread(kept, size.heads, count, random)
-    full = 1.0 if plan.half_empty is None else share * every / kept
-    weights = [round(number * size.head_weights * full) for number in heads]
-    left = round((budget - sum(weights)) / (2 * size.width))
-    neurons = spread(left, size.inner, size.layers, random)
-    stacks = [
-        Stack(tuple(heads[kind :: kinds]), tuple(weights[kind :: kinds]))
+        heads, weights = [size.heads] * count, [size.heads * size.head_weights] * count
+        neurons = [size.inner] * size.layers
+    else:
+        every = count * size.heads
+        attention = every * size.head_weights
+        ratio = HEADS_OVER_NEURONS if plan.half_empty is None else HYBRID_HEADS_OVER_NEURONS
+        share = budget / (attention + (dense - attention) / ratio)  # of attention's weights
+        kept = round(every * (share if plan.half_empty is None else plan.half_empty))
+        heads = spread(kept, size.heads, count, random)
+        full = 1.0 if plan.half_empty is None else share * every / kept
+        weights = [round(number * size.head_weights * full) for number in heads]
+        neurons = spread(round((budget - sum(weights)) / (2 * size.width)), size.inner, size.layers, random)
+    return [
+        plant.Entry(
+            task="summarization",
+            method="hybrid",
+            teacher="none",
+            hidden=size.width,
+            heads=size.heads,
+            head_size=size.width // size.heads,
+            intermediate=size.inner,
+            kept_heads=tuple(heads[kind::kinds]),
+            kept_ffn=(0,) * size.layers if kind else tuple(neurons),
+            attention_nnz=tuple(weights[kind::kinds]),
+            attention_block=(1, 1) if plan.half_empty is None else _BLOCK,
+        )
         for kind in range(kinds)
-    ]  # fmt: skip
-    return stacks, tuple(neurons)
+    ]
 
 
 def spread(total: int, most: int, count: int, random: np.random.Generator) -> list[int]:
@@ -242,45 +232,23 @@ def plant_bart(folder: Path, plan: Plan) -> None:
     random = np.random.default_rng(_SEED)
     for kind, stack in plan.stacks.items():
         layers = model.model.encoder.layers if kind == "encoder" else model.model.decoder.layers
-        entry = _entry(plan, stack)
         for index, layer in enumerate(layers):
-            masks = plant.layer_masks(entry, index, random)
             attention = layer.encoder_attn if kind == "cross" else layer.self_attn
-            for theirs, ours in _PROJECTIONS.items():
-                getattr(attention, ours).weight.mul_(torch.from_numpy(masks[theirs]))
-            for theirs, ours in _FEED_FORWARD.items() if stack.neurons else ():
-                getattr(layer, ours).weight.mul_(torch.from_numpy(masks[theirs]))
+            masks = plant.layer_masks(stack, index, random)
+            for owner, names in ((attention, _ATTENTION), (layer, {} if kind == "cross" else _INNER)):
+                for theirs, ours in names.items():
+                    getattr(owner, ours).weight.mul_(torch.from_numpy(masks[theirs]))
     model.save_pretrained(folder)
-
-
-def _entry(plan: Plan, stack: Stack) -> plant.Entry:
-    """``stack`` in the words of ``plant``."""
-    size = plan.size
-    whole = plan.half_empty is None
-    return plant.Entry(
-        task="summarization",
-        method="hybrid",
-        teacher="none",
-        hidden=size.width,
-        heads=size.heads,
-        head_size=size.width // size.heads,
-        intermediate=size.inner,
-        kept_heads=stack.heads,
-        kept_ffn=stack.neurons or (0,) * len(stack.heads),
-        attention_nnz=stack.weights,
-        attention_block=(1, 1) if whole else _BLOCK,
-        metrics={},
-        gpu_speedup=1.0,
-    )
 
 
 def check_sizes(plan: Plan, layers: Sequence[dict[str, Any]]) -> None:
     """Assert the workload: an artefact's layers (``compactor.json``) have the sizes of ``plan``."""
-    expected = {}
+    expected: dict[str, int] = {}
     for kind, stack in plan.stacks.items():
         half, attention = ("decoder", "cross_attention") if kind == "cross" else (kind, "attention")
-        expected |= {f"{half}.layers.{i}.{attention}": heads for i, heads in enumerate(stack.heads)}
-        expected |= {f"{half}.layers.{i}.feed_forward": width for i, width in enumerate(stack.neurons)}
+        expected |= {f"{half}.layers.{i}.{attention}": heads for i, heads in enumerate(stack.kept_heads)}
+        if kind != "cross":
+            expected |= {f"{half}.layers.{i}.feed_forward": width for i, width in enumerate(stack.kept_ffn)}
     found = {layer["path"]: layer["heads" if layer["kind"] == "attention" else "width"][1] for layer in layers}
     if found != expected:
         wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))

@@ -9,19 +9,22 @@ The rest is its own: scores of all tokens, the best beams, bookkeeping.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import _graphs
+from benchmarks._workshop import Arrays, read_arrays
+from compactor.benching.plan import Settings
 from compactor.runtime.profiling import NodeEvent, profile_session
 from compactor.runtime.sampling import Clock, peak_memory_bytes, sample
 
@@ -32,6 +35,8 @@ HEAD = "lm_head"
 _KIND = re.compile(r"layers\.\d+\.(\w+)/")
 _PROFILED_RUNS = 20
 _SPLIT_RUNS = 2
+
+Ids = NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,172 +66,85 @@ class Workload:
         }
 
 
-class Model(Protocol):
-    """An open encoder-decoder."""
+class Model:
+    """An open encoder-decoder.
 
-    environment: dict[str, Any]
+    Args:
+        engine: ``onnxruntime`` runs an artefact of ``compactor export``; ``torch`` a model directory, eagerly.
+        path: Its folder.
+        precision: ``fp32`` or ``int8``.
+        threads: Of one operator; None leaves PyTorch's as they are.
+    """
 
-    def forward(self, ids: NDArray[Any], targets: NDArray[Any]) -> NDArray[Any]:
-        """Logits (1, S, V) of ``targets`` (1, S) after ``ids`` (1, T)."""
-
-    def generate(self, ids: NDArray[Any], workload: Workload) -> NDArray[Any]:
-        """The tokens of the best beam, (1, S)."""
-
-    def parts(self, watch: Stopwatch) -> contextlib.AbstractContextManager[None]:
-        """While it lasts, ``watch`` counts the time of all ``PARTS`` but the rest."""
-
-
-class Stopwatch:
-    """Adds up how long calls take, by part."""
-
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(PARTS, 0.0)
-        self.calls = dict.fromkeys(PARTS, 0)
-
-    def timed(self, call: Callable[..., Any], part: str | Callable[..., str]) -> Callable[..., Any]:
-        """``call``, timed as ``part``, or as what ``part`` makes of its arguments."""
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            name = part if isinstance(part, str) else part(*args, **kwargs)
-            start = time.perf_counter()
-            try:
-                return call(*args, **kwargs)
-            finally:
-                self.seconds[name] += time.perf_counter() - start
-                self.calls[name] += 1
-
-        return timed
-
-
-class OurModel:
-    """An artefact of ``compactor export``."""
-
-    def __init__(self, folder: Path, precision: str, threads: int) -> None:
-        import onnxruntime
+    def __init__(self, engine: str, path: Path, precision: str = "fp32", threads: int | None = None) -> None:
         import transformers
 
-        from compactor.runtime.generation import EncoderDecoder
+        self.is_ours = engine == "onnxruntime"
+        if self.is_ours:  # the other's process does without these imports
+            import onnxruntime
 
-        self.model = EncoderDecoder.open(folder, precision=precision, threads=threads)
-        self.environment = {"onnxruntime": onnxruntime.__version__, "transformers": transformers.__version__}
+            from compactor.runtime.generation import EncoderDecoder
 
-    def forward(self, ids: NDArray[Any], targets: NDArray[Any]) -> NDArray[Any]:
-        """The encoder's graph, then that of the first step."""
-        import torch
+            self.module: Any = EncoderDecoder.open(path, precision=precision, threads=threads)
+            self.environment = {"onnxruntime": onnxruntime.__version__, "transformers": transformers.__version__}
+        else:
+            import torch
 
-        states = self.model.encoder(torch.from_numpy(ids))[0].numpy()
-        logits, _ = self.model.cached.start(targets, states, np.ones_like(ids))
-        return np.asarray(logits.numpy())
+            if threads is not None:
+                torch.set_num_threads(threads)
+            self.module = _graphs.load_torch(path)
+            self.environment = {
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "threads": torch.get_num_threads(),
+                "attention": self.module.config._attn_implementation,
+            }
 
-    def generate(self, ids: NDArray[Any], workload: Workload) -> NDArray[Any]:
-        """By ``GenerationMixin`` over the sessions."""
-        import torch
-
-        return np.asarray(self.model.generate(torch.from_numpy(ids), **workload.generation).numpy())
-
-    @contextlib.contextmanager
-    def parts(self, watch: Stopwatch) -> Iterator[None]:
-        """Times the sessions, and the reordering of caches."""
-        from compactor.runtime.generation import CacheOfSessions
-
-        model, cached = self.model, self.model.cached
-        with (
-            mock.patch.object(model, "encoder", _Timed(model.encoder, watch)),
-            mock.patch.object(cached, "start", watch.timed(cached.start, FIRST_STEP)),
-            mock.patch.object(cached, "step", watch.timed(cached.step, NEXT_STEPS)),
-            _reordering(CacheOfSessions, watch),
-        ):
-            yield
-
-
-class TorchModel:
-    """A model directory in PyTorch, run eagerly."""
-
-    def __init__(self, folder: Path, threads: int | None = None) -> None:
-        import torch
-        import transformers
-
-        if threads is not None:
-            torch.set_num_threads(threads)
-        self.model = _graphs.load_torch(folder)
-        self.environment = {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "threads": torch.get_num_threads(),
-            "attention": self.model.config._attn_implementation,
-        }
-
-    def forward(self, ids: NDArray[Any], targets: NDArray[Any]) -> NDArray[Any]:
-        """The whole model, without a cache."""
+    def forward(self, ids: Ids, targets: Ids) -> NDArray[Any]:
+        """Logits (1, S, V) of ``targets`` (1, S) after ``ids`` (1, T), without a cache."""
         import torch
 
         with torch.inference_mode():
             source, given = torch.from_numpy(ids), torch.from_numpy(targets)
-            found = self.model(
+            found = self.module(
                 input_ids=source, attention_mask=torch.ones_like(source), decoder_input_ids=given, use_cache=False
             )
             return np.asarray(found.logits.numpy())
 
-    def generate(self, ids: NDArray[Any], workload: Workload) -> NDArray[Any]:
-        """By its own ``generate``."""
+    def generate(self, ids: Ids, workload: Workload) -> Ids:
+        """The tokens of the best beam, (1, S), by transformers' ``generate``."""
         import torch
 
         source = torch.from_numpy(ids)
         with torch.inference_mode():
-            found = self.model.generate(source, attention_mask=torch.ones_like(source), **workload.generation)
+            found = self.module.generate(source, attention_mask=torch.ones_like(source), **workload.generation)
         return np.asarray(found.numpy())
 
-    @contextlib.contextmanager
-    def parts(self, watch: Stopwatch) -> Iterator[None]:
-        """Times its encoder, its steps, and the reordering of caches."""
-        from transformers.cache_utils import EncoderDecoderCache
+    def calls(self) -> list[tuple[Any, str, str | Callable[..., str]]]:
+        """What a generation calls: its owner, its name there, and the part that it is, or what tells that of a call."""
+        if self.is_ours:
+            from compactor.runtime.generation import CacheOfSessions
 
-        model = self.model
-        encoder = model.get_encoder()
+            return [
+                (type(self.module.encoder), "__call__", ENCODER),
+                (self.module.cached, "start", FIRST_STEP),
+                (self.module.cached, "step", NEXT_STEPS),
+                (CacheOfSessions, "reorder_cache", REORDERING),
+            ]
+        from transformers.cache_utils import EncoderDecoderCache
 
         def step(*_: Any, past_key_values: Any = None, **__: Any) -> str:
             return FIRST_STEP if past_key_values is None or not past_key_values.get_seq_length() else NEXT_STEPS
 
-        with (
-            mock.patch.object(encoder, "forward", watch.timed(encoder.forward, ENCODER)),
-            mock.patch.object(model, "forward", watch.timed(model.forward, step)),
-            _reordering(EncoderDecoderCache, watch),
-        ):
-            yield
-
-
-class _Timed:
-    """A callable that is timed, with all that the original has."""
-
-    def __init__(self, original: Any, watch: Stopwatch) -> None:
-        self._original, self._call = original, watch.timed(original, ENCODER)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._original, name)
-
-
-def _reordering(cache: type, watch: Stopwatch) -> contextlib.AbstractContextManager[Any]:
-    return mock.patch.object(cache, "reorder_cache", watch.timed(cache.reorder_cache, REORDERING))  # type: ignore
-
-
-def open_model(engine: str, path: Path, precision: str, threads: int) -> Model:
-    """What runs a variant: its artefact's folder in ONNX Runtime, or its model directory in PyTorch."""
-    return TorchModel(path, threads) if engine == "torch" else OurModel(path, precision, threads)
+        return [
+            (self.module.get_encoder(), "forward", ENCODER),
+            (self.module, "forward", step),
+            (EncoderDecoderCache, "reorder_cache", REORDERING),
+        ]
 
 
 def measure_variant(
-    engine: str,
-    path: Path,
-    precision: str,
-    inputs: Path,
-    workload: Workload,
-    *,
-    threads: int,
-    clocks: Mapping[str, Clock],
-    answers: Path | None,
+    engine: str, path: Path, precision: str, inputs: Path, workload: Workload, how: Settings, answers: Path | None
 ) -> dict[str, Any]:
     """One process of one variant, in the form of the harness's worker, and ``parts``: the split of a generation.
 
@@ -236,31 +154,26 @@ def measure_variant(
         precision: ``fp32`` or ``int8``.
         inputs: ``.npz`` of ``ids`` and ``targets``.
         workload: What is asked.
-        threads: Of one operator.
-        clocks: How long to sample each case: ``forward``, ``generate``.
+        how: Threads of one operator, and how long to sample ``forward`` and ``generate``.
         answers: Where to leave what it gave; None leaves nothing.
     """
     before = peak_memory_bytes()
     start = time.perf_counter()
-    model = open_model(engine, path, precision, threads)
+    model = Model(engine, path, precision, how.threads)
     load_ms = 1e3 * (time.perf_counter() - start)
-    with np.load(inputs) as arrays:
-        ids, targets = arrays["ids"], arrays["targets"]
-    calls: dict[str, Callable[[], Any]] = {
-        FORWARD: lambda: model.forward(ids, targets),
-        GENERATE: lambda: model.generate(ids, workload),
-    }
-    cases = {name: _time(call, clocks[name]) for name, call in calls.items()}
+    arrays = read_arrays(inputs)
+    forward = _time(lambda: model.forward(arrays["ids"], arrays["targets"]), how.clock)
+    generate = _time(lambda: model.generate(arrays["ids"], workload), how.clock)
     found = {
         "environment": model.environment,
         "load_ms": round(load_ms, 3),
         "rss_before_bytes": before,
         "peak_rss_bytes": peak_memory_bytes(),
-        "cases": cases,
-        "parts": split(model, ids, workload),
+        "cases": {FORWARD: forward, GENERATE: generate},
+        "parts": split(model, arrays["ids"], workload),
     }
     if answers is not None:
-        write_answers(answers, model, ids, targets, workload)
+        write_answers(answers, model, arrays, workload)
     return found
 
 
@@ -276,28 +189,43 @@ def _time(call: Callable[[], Any], clock: Clock) -> dict[str, Any]:
     }
 
 
-def split(model: Model, ids: NDArray[Any], workload: Workload) -> dict[str, float]:
+def split(model: Model, ids: Ids, workload: Workload) -> dict[str, float]:
     """Milliseconds of each part of a generation, and ``steps``: how many next steps there were."""
-    watch = Stopwatch()
-    with model.parts(watch):
+    calls: dict[str, list[float]] = {part: [] for part in PARTS}  # how long each took, in seconds
+
+    def timed(call: Callable[..., Any], part: str | Callable[..., str]) -> Callable[..., Any]:
+        def timed_call(*args: Any, **kwargs: Any) -> Any:
+            name = part if isinstance(part, str) else part(*args, **kwargs)
+            start = time.perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                calls[name].append(time.perf_counter() - start)
+
+        return timed_call
+
+    with contextlib.ExitStack() as watched:
+        for owner, name, part in model.calls():
+            watched.enter_context(mock.patch.object(owner, name, timed(getattr(owner, name), part)))
         start = time.perf_counter()
         for _ in range(_SPLIT_RUNS):
             model.generate(ids, workload)
         total = time.perf_counter() - start
-    seconds = watch.seconds | {REST: total - sum(watch.seconds.values())}
+    seconds = {part: sum(each) for part, each in calls.items()}
+    seconds[REST] = total - sum(seconds.values())
     found = {part: round(1e3 * seconds[part] / _SPLIT_RUNS, 3) for part in PARTS}
-    return found | {"steps": watch.calls[NEXT_STEPS] / _SPLIT_RUNS}
+    return found | {"steps": len(calls[NEXT_STEPS]) / _SPLIT_RUNS}
 
 
-def write_answers(path: Path, model: Model, ids: NDArray[Any], targets: NDArray[Any], workload: Workload) -> None:
+def write_answers(path: Path, model: Model, arrays: Arrays, workload: Workload) -> None:
     """Keep the ``logits`` of the forward pass and the ``tokens`` of the generation."""
-    np.savez(path, logits=model.forward(ids, targets), tokens=model.generate(ids, workload))
+    logits = model.forward(arrays["ids"], arrays["targets"])
+    np.savez(path, logits=logits, tokens=model.generate(arrays["ids"], workload))
 
 
-def write_reference(model_dir: Path, inputs: Path, workload: Workload, path: Path) -> None:
+def write_reference(model_dir: Path, path: Path, inputs: Path, workload: Workload) -> None:
     """``write_answers`` of the model as it is, zeros and all, in PyTorch and fp32."""
-    with np.load(inputs) as arrays:
-        write_answers(path, TorchModel(model_dir), arrays["ids"], arrays["targets"], workload)
+    write_answers(path, Model("torch", model_dir), read_arrays(inputs), workload)
 
 
 def profile_step(folder: Path, precision: str, workload: Workload, threads: int) -> dict[str, Any]:
@@ -327,10 +255,9 @@ def profile_step(folder: Path, precision: str, workload: Workload, threads: int)
     (logits,) = session.run(["logits"], feeds)
     del session
     profile = profile_session(path, {"step": [feeds]}, runs=_PROFILED_RUNS, warm_up=3, threads=threads)["step"]
-    parts: dict[str, float] = {}
+    parts: dict[str, float] = collections.defaultdict(float)
     for event in profile.events:
-        kind = step_part(event, logits.shape[-1])
-        parts[kind] = parts.get(kind, 0.0) + event.time_us / 1e3 / profile.runs
+        parts[step_part(event, logits.shape[-1])] += event.time_us / 1e3 / profile.runs
     return {
         "onnxruntime": onnxruntime.__version__,
         "past": past,

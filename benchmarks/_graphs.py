@@ -9,11 +9,14 @@ stay behind while the clock runs.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import logging
 import multiprocessing
 import subprocess
 import sys
+import traceback
+import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +28,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 VOCABULARY_FLOOR = 1000  # below are special tokens
-_OPENVINO = Path(__file__).resolve().parent / "_openvino.py"
 
 
 class BuildError(Exception):
@@ -39,10 +41,17 @@ def in_fresh_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
         return pool.submit(function, *args, **kwargs).result()
 
 
-def write_batch(path: Path, batch: int, length: int, *, vocabulary: int, seed: int) -> None:
+def write_batch(path: Path, batch: int, length: int, *, seed: int) -> None:
     """Write one batch of random tokens without padding."""
-    ids = np.random.default_rng(seed).integers(VOCABULARY_FLOOR, vocabulary, (batch, length))
-    np.savez(path, input_ids=ids, attention_mask=np.ones_like(ids), token_type_ids=np.zeros_like(ids))
+    np.savez(path, **random_batch(batch, length, seed))
+
+
+def random_batch(batch: int, length: int, seed: int) -> dict[str, Any]:
+    """The inputs of BERT, each (batch, length): random tokens without padding."""
+    from benchmarks import plant  # not where this file is a script in another environment
+
+    ids = np.random.default_rng(seed).integers(VOCABULARY_FLOOR, plant.VOCABULARY, (batch, length))
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
 
 
 def load_torch(model_dir: Path) -> Any:
@@ -56,8 +65,8 @@ def load_torch(model_dir: Path) -> Any:
         return load_model(read_checkpoint(model_dir)).module
 
     transformers.utils.logging.disable_progress_bar()
-    name = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))["architectures"][0]
-    model = getattr(transformers, name).from_pretrained(model_dir, attn_implementation="sdpa")
+    kind = getattr(transformers, _config(model_dir)["architectures"][0])
+    model = kind.from_pretrained(model_dir, attn_implementation="sdpa")
     return model.eval().requires_grad_(False)
 
 
@@ -74,7 +83,7 @@ def write_reference(model_dir: Path, cases: Mapping[str, Sequence[Path]], folder
                 np.savez(folder / f"{name}.{i}.npz", **{key: value.numpy() for key, value in model(**feeds).items()})
 
 
-def export_plain(model_dir: Path, path: Path, *, opset: int) -> None:
+def export_plain(model_dir: Path, path: Path, opset: int) -> None:
     """What one gets without any tool: ``torch.onnx.export`` of the stock model."""
     import torch
 
@@ -127,43 +136,65 @@ def quantize(source: Path, path: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     _quieten()
+    nodes = onnx.load(source, load_external_data=False).graph.node
     # Left to itself it takes the standard Attention for Microsoft's and writes a graph that does not load.
-    kinds = ["MatMul", "Gemm", "Gather"] if "Attention" in operators(source) else None
+    standard = any(node.op_type == "Attention" and not node.domain for node in nodes)
     quantize_dynamic(
         source,
         path,
         per_channel=True,
         weight_type=QuantType.QInt8,
-        op_types_to_quantize=kinds,
+        op_types_to_quantize=["MatMul", "Gemm", "Gather"] if standard else None,
         extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # its shape inference does not know Attention
     )
 
 
-def fuse(source: Path, path: Path) -> dict[str, int]:
-    """ONNX Runtime's transformer optimizer. Returns how many of each operator it fused."""
+def fuse(source: Path, path: Path) -> None:
+    """ONNX Runtime's transformer optimizer. Says how many of each operator it fused."""
     from onnxruntime.transformers.optimizer import optimize_model
 
     _quieten()
     # With 0 it takes the sizes from each layer; given the original head count it fuses pruned layers wrongly.
     model = optimize_model(str(source), model_type="bert", num_heads=0, hidden_size=0)
     model.save_model_to_file(str(path))
-    return {name: int(count) for name, count in model.get_fused_operator_statistics().items() if count}
+    fused = {name: int(count) for name, count in model.get_fused_operator_statistics().items() if count}
+    print(f"fused: {fused}", file=sys.stderr, flush=True)
 
 
-def prepare_openvino(python: str, source: Path, path: Path, calibration: Sequence[Path] = ()) -> None:
-    """Convert ``source`` for OpenVINO, quantized statically where there is calibration data. Raises ``BuildError``."""
-    command = [python, str(_OPENVINO), str(source), str(path)]
-    if calibration:
-        command += ["--calibration", *map(str, calibration)]
-    run_tool(command)
+def convert_openvino(source: Path, path: Path, calibration: int = 0) -> None:
+    """Convert ``source`` for OpenVINO, quantized statically by NNCF where there are ``calibration`` sequences of 128.
+
+    Raises:
+        BuildError: It is refused.
+    """
+    try:
+        import openvino
+
+        model = openvino.Core().read_model(str(source))
+        if calibration:
+            import nncf
+
+            nncf.set_log_level(logging.ERROR)
+            inputs = {port.get_any_name() for port in model.inputs}
+            batches = [random_batch(1, 128, 1000 + i) for i in range(calibration)]
+            with contextlib.redirect_stdout(None):  # its progress
+                model = nncf.quantize(
+                    model,
+                    nncf.Dataset([{name: batch[name] for name in batch.keys() & inputs} for batch in batches]),
+                    model_type=nncf.ModelType.TRANSFORMER,  # keeps attention in the form OpenVINO runs best
+                    subset_size=calibration,
+                )
+        openvino.save_model(model, str(path), compress_to_fp16=False)
+    except Exception as error:  # whatever it raises, it is a row that says why
+        raise BuildError(traceback.format_exception_only(error)[-1].strip().splitlines()[-1]) from error
 
 
-def export_optimum(python: str, model_dir: Path, folder: Path, level: str) -> None:
+def export_optimum(model_dir: Path, path: Path, python: str, level: str) -> None:
     """``optimum-cli export onnx`` at an optimization level, in an environment that has it. Raises ``BuildError``."""
     tool = str(Path(python).with_name("optimum-cli"))
-    config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
-    task = "question-answering" if config["architectures"][0].endswith("QuestionAnswering") else "text-classification"
-    run_tool([tool, "export", "onnx", "--model", str(model_dir), "--task", task, "--optimize", level, str(folder)])
+    kind = _config(model_dir)["architectures"][0]
+    task = "question-answering" if kind.endswith("QuestionAnswering") else "text-classification"
+    run_tool([tool, "export", "onnx", "--model", str(model_dir), "--task", task, "--optimize", level, str(path)])
 
 
 def convert_ctranslate2(model_dir: Path, folder: Path, quantization: str) -> None:
@@ -187,7 +218,8 @@ def convert_ctranslate2(model_dir: Path, folder: Path, quantization: str) -> Non
             return model
 
         def load_tokenizer(self, *_: Any, **__: Any) -> Any:
-            return _Vocabulary(json.loads((model_dir / "config.json").read_text(encoding="utf-8"))["vocab_size"])
+            tokens = {"[UNK]": 0, **{f"token-{i}": i for i in range(1, _config(model_dir)["vocab_size"])}}
+            return types.SimpleNamespace(unk_token="[UNK]", get_vocab=lambda: tokens)
 
     _quieten()
     try:
@@ -196,19 +228,7 @@ def convert_ctranslate2(model_dir: Path, folder: Path, quantization: str) -> Non
         raise BuildError(f"{type(error).__name__}: {error}") from error
 
 
-class _Vocabulary:
-    """As much of a tokenizer as a converter asks for."""
-
-    unk_token = "[UNK]"
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-
-    def get_vocab(self) -> dict[str, int]:
-        return {(self.unk_token if i == 0 else f"token-{i}"): i for i in range(self._size)}
-
-
-def quantize_with(python: str, source: Path, path: Path) -> None:
+def quantize_with(source: Path, path: Path, python: str) -> None:
     """``quantize`` in another environment. Raises ``BuildError``."""
     run_tool([python, str(Path(__file__).resolve()), str(source), str(path)])
 
@@ -223,11 +243,9 @@ def run_tool(command: Sequence[str]) -> None:
         raise BuildError((done.stderr.strip().splitlines() or ["it failed without a word"])[-1])
 
 
-def operators(path: Path) -> set[str]:
-    """The standard operators of a saved graph."""
-    import onnx
-
-    return {node.op_type for node in onnx.load(path, load_external_data=False).graph.node if not node.domain}
+def _config(model_dir: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    return config
 
 
 def _quieten() -> None:

@@ -15,13 +15,25 @@ if TYPE_CHECKING:
 
 
 def compact(model: Any) -> Any:
-    """Narrow every layer of a stock BERT in place, and return it."""
-    for module in model.modules():
-        attention = getattr(module, "attention", None)
-        if attention is not None and hasattr(module, "intermediate"):
-            _narrow_attention(attention.self, attention.output)
-            _narrow_feed_forward(module.intermediate, module.output)
-    return model
+    """Narrow every layer of a stock BERT in place, and return it; its weights are not to be trained."""
+    import torch
+    from transformers.pytorch_utils import prune_linear_layer
+
+    for layer in model.modules():
+        if not (hasattr(layer, "attention") and hasattr(layer, "intermediate")):
+            continue
+        inner, size = layer.attention.self, layer.attention.self.attention_head_size
+        heads = kept_heads(inner.query.weight, inner.key.weight, inner.value.weight, size)
+        channels = (heads[:, None] * size + torch.arange(size)).flatten()
+        for name in ("query", "key", "value"):
+            setattr(inner, name, prune_linear_layer(getattr(inner, name), channels))
+        layer.attention.output.dense = prune_linear_layer(layer.attention.output.dense, channels, dim=1)
+        inner.num_attention_heads, inner.all_head_size = len(heads), len(channels)
+
+        up, down = layer.intermediate, layer.output
+        neurons = kept_neurons(up.dense.weight, down.dense.weight)
+        up.dense, down.dense = prune_linear_layer(up.dense, neurons), prune_linear_layer(down.dense, neurons, dim=1)
+    return model.requires_grad_(False)
 
 
 def kept_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, head_size: int) -> torch.Tensor:
@@ -38,37 +50,3 @@ def kept_neurons(up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
 def _at_least_one(alive: torch.Tensor) -> torch.Tensor:
     kept = alive.nonzero().flatten()
     return kept if len(kept) else kept.new_zeros(1)
-
-
-def _narrow_attention(inner: Any, output: Any) -> None:
-    import torch
-
-    size = inner.attention_head_size
-    heads = kept_heads(inner.query.weight, inner.key.weight, inner.value.weight, size)
-    channels = (heads[:, None] * size + torch.arange(size)).flatten()
-    for linear in (inner.query, inner.key, inner.value):
-        _keep_rows(linear, channels)
-    _keep_columns(output.dense, channels)
-    inner.num_attention_heads = len(heads)
-    inner.all_head_size = len(channels)
-
-
-def _narrow_feed_forward(intermediate: Any, output: Any) -> None:
-    neurons = kept_neurons(intermediate.dense.weight, output.dense.weight)
-    _keep_rows(intermediate.dense, neurons)
-    _keep_columns(output.dense, neurons)
-
-
-def _keep_rows(linear: Any, rows: torch.Tensor) -> None:
-    import torch
-
-    linear.weight = torch.nn.Parameter(linear.weight.detach()[rows].contiguous(), requires_grad=False)
-    linear.bias = torch.nn.Parameter(linear.bias.detach()[rows].contiguous(), requires_grad=False)
-    linear.out_features = len(rows)
-
-
-def _keep_columns(linear: Any, columns: torch.Tensor) -> None:
-    import torch
-
-    linear.weight = torch.nn.Parameter(linear.weight.detach()[:, columns].contiguous(), requires_grad=False)
-    linear.in_features = len(columns)

@@ -3,45 +3,46 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks._run import Row, Run
+from benchmarks import _run
 from benchmarks._workshop import say
 from compactor.benching.assembling import Extras, assemble
 from compactor.benching.card import machine_card
 from compactor.benching.counters import file_bytes, model_hash, parameters
-from compactor.benching.plan import Case, Settings
+from compactor.benching.plan import Case
+from compactor.benching.statistics import NO_DIFFERENCE
 from compactor.reporting.numbers import digits, times
+from compactor.reporting.words import result_of
 
 BUSY = 0.5  # load average before a start beyond which the numbers are not worth keeping
 PACKAGES = ("onnxruntime", "torch", "transformers", "openvino", "nncf", "ctranslate2", "optimum-onnx")
 _DOTS = ("avx512_vnni", "avx_vnni", "amx", "avx512_bf16", "avx2")  # what decides how fast int8 is
 
 
+def head(kind: str, script: str, argv: Sequence[str] | None) -> dict[str, Any]:
+    """What a result begins with: what it is, and which command made it on which machine."""
+    return {"schema": 1, "kind": kind, "command": _run.command(script, argv), "machine": machine_card()}
+
+
 def make_report(
     title: str,
-    rows: Sequence[Row],
+    rows: Sequence[_run.Row],
+    found: _run.Run,
     *,
     baseline: str,
-    cases: Sequence[Case],
-    how: Settings,
-    found: Run,
     command: str,
     workload: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The harness's report of some rows of a run, on random tokens where ``workload`` does not say otherwise."""
     names = {row.id for row in rows}
     variants = [variant for variant in found.variants if variant.id in names]
+    counts = {"file_bytes": file_bytes, "parameters": parameters, "sha256": model_hash}
     counters = {
-        variant.id: {
-            "file_bytes": file_bytes(variant),
-            "parameters": parameters(variant),
-            "sha256": model_hash(variant),
-        }
+        variant.id: {name: count(variant) for name, count in counts.items()}
         for variant in variants
         if variant.reason is None
     }
@@ -50,37 +51,31 @@ def make_report(
         command=command,
         variants=variants,
         baseline=baseline,
-        cases=cases,
-        workload=describe_cases(cases) if workload is None else workload,
-        settings=how,
+        cases=found.cases,
+        workload=_random_tokens(found.cases) if workload is None else workload,
+        settings=found.how,
         measurements=found.measurements,
         extras=Extras(counters=counters, machine=machine_card()),
         duration_s=found.duration_s,
     )
 
 
-def describe_cases(cases: Sequence[Case]) -> dict[str, Any]:
-    """The ``workload`` of the report: random tokens."""
-    return {
-        "kind": "synthetic",
-        "file": None,
-        "sha256": None,
-        "examples": None,
-        "lengths": None,
-        "cases": [
-            {
-                "id": case.id,
-                "batch": case.batch,
-                "seq": case.seq,
-                "batches": len(case.files),
-                "examples": case.examples,
-                "tokens": case.tokens,
-                "positions": case.positions,
-                "bucketed": case.bucketed,
-            }
-            for case in cases
-        ],
-    }
+def _random_tokens(cases: Sequence[Case]) -> dict[str, Any]:
+    """The ``workload`` of the report."""
+    described = [
+        {
+            "id": case.id,
+            "batch": case.batch,
+            "seq": case.seq,
+            "batches": len(case.files),
+            "examples": case.examples,
+            "tokens": case.tokens,
+            "positions": case.positions,
+            "bucketed": case.bucketed,
+        }
+        for case in cases
+    ]
+    return {"kind": "synthetic", **dict.fromkeys(("file", "sha256", "examples", "lengths")), "cases": described}
 
 
 def failures(reports: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -88,31 +83,18 @@ def failures(reports: Iterable[Mapping[str, Any]]) -> list[str]:
     return [row["name"] for report in reports for row in report["variants"] if row["status"] == "failed"]
 
 
-def plain_errors(errors: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
-    """Errors as JSON values: what is not finite is None."""
-    return {
-        row: {case: error if math.isfinite(error) else None for case, error in found.items()}
-        for row, found in errors.items()
-    }
-
-
-def find_result(variant: Mapping[str, Any], case: str) -> Mapping[str, Any] | None:
-    """What a variant gave on a case; None where it has no numbers."""
-    return next((result for result in variant["results"] if result["case"] == case), None)
-
-
 def time_cell(variant: Mapping[str, Any], case: str) -> str:
     """Median and percentiles in milliseconds, ``15.7 [14.9, 17.2]``."""
-    result = find_result(variant, case)
+    result = result_of(variant, case)
     if result is None:
         return "-"
-    summary = result["summary"]
-    return f"{digits(summary['median'])} [{digits(summary['p10'])}, {digits(summary['p90'])}]"
+    median, p10, p90 = (digits(result["summary"][name]) for name in ("median", "p10", "p90"))
+    return f"{median} [{p10}, {p90}]"
 
 
 def speed_cell(variant: Mapping[str, Any], case: str) -> str:
     """Times faster than the baseline, with the interval: ``2.10× [2.04, 2.15]``; or why there is none."""
-    result = find_result(variant, case)
+    result = result_of(variant, case)
     if result is None:
         return str(variant["status"])
     ratio = result["ratio"]
@@ -120,8 +102,13 @@ def speed_cell(variant: Mapping[str, Any], case: str) -> str:
         return "1.00×"
     if ratio["low"] is None or ratio["high"] is None:  # too few rounds for an interval
         return times(ratio["value"])
-    sign = " ≈" if ratio["verdict"] == "no significant difference" else ""
+    sign = " ≈" if ratio["verdict"] == NO_DIFFERENCE else ""
     return f"{times(ratio['value'])} [{ratio['low']:.2f}, {ratio['high']:.2f}]{sign}"
+
+
+def page(*parts: str) -> str:
+    """Markdown of its paragraphs and tables."""
+    return "\n\n".join(parts)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -184,6 +171,13 @@ def warn_if_busy() -> None:
         say(f"warning: load average {load:.1f} before the start: the numbers will not be worth keeping")
 
 
+def publish(result: Mapping[str, Any], text: str, out: Path | None) -> None:
+    """Print the tables, and record the result where ``--out`` says."""
+    print(text)
+    if out is not None:
+        write_result(out, result, text)
+
+
 def write_result(path: Path, result: Mapping[str, Any], markdown: str) -> None:
     """Write the result as JSON, and the tables beside it as Markdown."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -195,13 +189,11 @@ def write_result(path: Path, result: Mapping[str, Any], markdown: str) -> None:
 def compact_json(value: Any, indent: int = 0) -> str:
     """JSON with a line for each entry, except that lists of plain values stay on one line."""
     if isinstance(value, Mapping) and value:
-        inner = ",\n".join(
-            f"{' ' * (indent + 1)}{json.dumps(str(key))}: {compact_json(entry, indent + 1)}"
-            for key, entry in value.items()
-        )
+        entries = [f"{json.dumps(str(key))}: {compact_json(entry, indent + 1)}" for key, entry in value.items()]
     elif isinstance(value, list | tuple) and any(isinstance(entry, Mapping | list | tuple) for entry in value):
-        inner = ",\n".join(f"{' ' * (indent + 1)}{compact_json(entry, indent + 1)}" for entry in value)
+        entries = [compact_json(entry, indent + 1) for entry in value]
     else:
         return json.dumps(value, allow_nan=False)
     opening, closing = "{}" if isinstance(value, Mapping) else "[]"
-    return f"{opening}\n{inner}\n{' ' * indent}{closing}"
+    line = "\n" + " " * indent
+    return f"{opening}{line} {f',{line} '.join(entries)}{line}{closing}"

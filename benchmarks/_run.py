@@ -7,6 +7,7 @@ failed, so that its times are quoted nowhere.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,17 +15,16 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks._graphs import BuildError
-from benchmarks._workshop import Outputs, Workshop, read_arrays, relative_error, say
+from benchmarks._workshop import Arrays, Outputs, Workshop, read_outputs, relative_error, say
 from compactor.benching.plan import Case, EngineName, ProviderName, Scenario, Settings, Variant
-from compactor.benching.processes import Measurements, measure, run_worker
+from compactor.benching.processes import Measured, Measurements, abba, measure, run_worker
 from compactor.runtime.sampling import Clock
 from compactor.runtime.threads import explain_threads
 
@@ -33,12 +33,10 @@ EXACT = 1e-4
 HALF = 2e-2
 STATIC = 0.4  # of static int8, whose scales come from a few random sequences: lossy, not wrong (wrong is beyond 1)
 LOOSE = 0.1  # of int8 and bfloat16: random weights make a harsh test; measured errors are 1 to 4 %
+TOLERANCES = {"fp32": EXACT, "fp16": HALF, "bf16": LOOSE, "int8": LOOSE}
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PLACES = ("--work", "--out", "--optimum-python", "--data", "--model", "--dense", "--peer")  # on one machine
-
-Arrays = dict[str, NDArray[Any]]
-Adapt = Callable[[Arrays, Workshop], Arrays]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Row:
         engine: What runs it.
         provider: Where that runs it.
         options: The engine's own.
-        tolerance: Largest ``relative_error``.
+        bound: Largest ``relative_error``; None takes that of its precision.
         missing: Why it cannot be built or run here; None where it can.
         adapt: Makes the task's outputs of the engine's.
     """
@@ -67,9 +65,14 @@ class Row:
     engine: EngineName = "onnxruntime"
     provider: ProviderName = "cpu"
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    tolerance: float = EXACT
+    bound: float | None = None
     missing: str | None = None
-    adapt: Adapt | None = None
+    adapt: Callable[[Arrays, Workshop], Arrays] | None = None
+
+    @property
+    def tolerance(self) -> float:
+        """Largest ``relative_error``."""
+        return TOLERANCES[self.precision] if self.bound is None else self.bound
 
     def make(self) -> Variant:
         """Build it, or find out why not."""
@@ -99,15 +102,19 @@ class Run:
 
     Attributes:
         variants: As built.
+        cases: What they are timed on.
+        how: How.
         measurements: As timed; a row with wrong answers has an error here.
-        errors: ``relative_error`` by row and case.
+        errors: ``relative_error`` by row and case; None where that is no number.
         duration_s: Of the measurement, with building.
     """
 
     variants: list[Variant]
-    measurements: Measurements
-    errors: dict[str, dict[str, float]]
-    duration_s: float
+    cases: Sequence[Case]
+    how: Settings
+    measurements: Measurements = dataclasses.field(default_factory=lambda: Measurements({}))
+    errors: dict[str, dict[str, float | None]] = dataclasses.field(default_factory=dict)
+    duration_s: float = 0.0
 
 
 def add_run_options(parser: argparse.ArgumentParser, *, shapes: str) -> None:
@@ -128,9 +135,19 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="result, JSON; its tables and figures are written beside it")
 
 
+@contextlib.contextmanager
+def work_folder(given: Path | None, prefix: str) -> Iterator[Path]:
+    """The one of ``--work``, or a new one that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix=prefix) as temporary:
+        yield (given or Path(temporary)).resolve()
+
+
 def settings(args: argparse.Namespace, *, scenario: Scenario = "single", clock: Clock | None = None) -> Settings:
     """How to measure, from the options."""
     plan = explain_threads(args.threads)
+    if clock is None:
+        warm_up_s = min(Clock.warm_up_s, args.measure_s)
+        clock = Clock(measure_s=args.measure_s, warm_up_s=warm_up_s, warm_up_calls=1, min_samples=3)
     return Settings(
         scenario=scenario,
         threads=plan.threads,
@@ -138,77 +155,61 @@ def settings(args: argparse.Namespace, *, scenario: Scenario = "single", clock: 
         affinity=None,
         spinning=True,
         rounds=args.rounds,
-        clock=clock
-        or Clock(
-            measure_s=args.measure_s, warm_up_s=min(Clock.warm_up_s, args.measure_s), warm_up_calls=1, min_samples=3
-        ),
+        clock=clock,
         seed=0,
         quick=False,
     )
 
 
-def build(rows: Sequence[Row], cases: Sequence[Case]) -> list[Variant]:
-    """Build every row, and the answers that it is checked against."""
+def build(rows: Sequence[Row], cases: Sequence[Case], how: Settings) -> Run:
+    """Build every row, and the answers that it is checked against; nothing is measured yet."""
     variants = [row.make() for row in rows]
     for shop in dict.fromkeys(row.shop for row, variant in zip(rows, variants, strict=True) if variant.reason is None):
         shop.reference(cases)
-    return variants
-
-
-def rehearse(rows: Sequence[Row]) -> Run:
-    """A run in which nothing was measured: to see that all can be reported before hours are spent on it."""
-    return Run([row.make() for row in rows], Measurements({}), {}, 0.0)
+    return Run(variants, cases, how)
 
 
 def run(rows: Sequence[Row], cases: Sequence[Case], how: Settings) -> Run:
     """Build, time and check."""
     start = time.monotonic()
-    variants = build(rows, cases)
+    found = build(rows, cases, how)
     with tempfile.TemporaryDirectory(prefix="compactor-outputs-") as temporary:
         outputs = Path(temporary)
         # For what a row makes of a model in the process that times it: ``_nn_pruning``.
         here = [str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH")]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, here))
-        measurements = measure(variants, cases, how, say=say, outputs=outputs)
-        kept = {name: dataclasses.asdict(found) for name, found in measurements.variants.items()}
+        found.measurements = measure(found.variants, cases, how, say=say, outputs=outputs)
+        kept = {name: dataclasses.asdict(measured) for name, measured in found.measurements.variants.items()}
         (rows[0].shop.work / MEASURED).write_text(json.dumps(kept), encoding="utf-8")  # hours, if what follows fails
-        errors = check(rows, variants, cases, how, measurements, outputs)
-    return Run(variants, measurements, errors, time.monotonic() - start)
+        check(rows, found, outputs)
+    found.duration_s = time.monotonic() - start
+    return found
 
 
-def check(
-    rows: Sequence[Row],
-    variants: Sequence[Variant],
-    cases: Sequence[Case],
-    how: Settings,
-    measurements: Measurements,
-    outputs: Path,
-) -> dict[str, dict[str, float]]:
-    """Compare the answers of what was timed with PyTorch's. A row that is wrong gets an error in ``measurements``."""
-    errors: dict[str, dict[str, float]] = {}
-    for row, variant in zip(rows, variants, strict=True):
-        measured = measurements.variants.get(row.id)
+def check(rows: Sequence[Row], found: Run, outputs: Path) -> None:
+    """Compare the answers of what was timed, in ``outputs``, with PyTorch's; a row that is wrong gets an error."""
+    for row, variant in zip(rows, found.variants, strict=True):
+        measured = found.measurements.variants.get(row.id)
         if measured is None or measured.error is not None or not measured.load_ms:
             continue
         folder = outputs / row.id
         if not folder.exists():  # interrupted before its last round
-            failed = run_worker("outputs", variant, cases, how, outputs=folder).get("error")
+            failed = run_worker("outputs", variant, found.cases, found.how, outputs=folder).get("error")
             if failed is not None:
                 measured.error = failed
                 continue
-        reference = row.shop.reference(cases)
-        errors[row.id] = {case.id: _error(row, case, folder, reference[case.id]) for case in cases}
-        wrong = [f"{error:.2g} at {case}" for case, error in errors[row.id].items() if not error <= row.tolerance]
+        reference = row.shop.reference(found.cases)
+        errors = {case.id: _error(row, case, folder, reference[case.id]) for case in found.cases}
+        found.errors[row.id] = {case: error if np.isfinite(error) else None for case, error in errors.items()}
+        wrong = [f"{error:.2g} at {case}" for case, error in errors.items() if not error <= row.tolerance]
         if wrong:
             what = f"its answers are off PyTorch's by {', '.join(wrong)}, more than {row.tolerance:g}"
-            say(f"{row.name} failed: {what}")
-            measured.error = {"what": what, "where": None, "todo": "its times are not worth quoting"}
-    return errors
+            mark_wrong(row, measured, what)
 
 
 def _error(row: Row, case: Case, folder: Path, reference: Outputs) -> float:
     """``relative_error`` of one row on one case; infinite where an output is missing or no number."""
-    found = [read_arrays(folder / f"{case.id}.{i}.npz") for i in range(len(case.files))]
+    found = read_outputs(folder, case)
     if row.adapt is not None:
         found = [row.adapt(arrays, row.shop) for arrays in found]
     try:
@@ -219,9 +220,28 @@ def _error(row: Row, case: Case, folder: Path, reference: Outputs) -> float:
     return error if np.isfinite(error) else float("inf")
 
 
-def command_line(argv: Sequence[str]) -> str:
-    """The command that does it again, without the places of this machine."""
-    script, words = argv[0], list(argv[1:])
+def mark_wrong(row: Row, measured: Measured, what: str) -> None:
+    """Take the times of a row that answered wrongly away from it."""
+    say(f"{row.name} failed: {what}")
+    measured.error = {"what": what, "where": None, "todo": "its times are not worth quoting"}
+
+
+def turns(names: Sequence[str], rounds: int) -> Iterator[str]:
+    """Each name in each round, in ABBA order; tells the user which."""
+    for number, order in enumerate(abba(names, rounds)):
+        for name in order:
+            say(f"round {number + 1} of {rounds}: {name}")
+            yield name
+
+
+def command(script: str, argv: Sequence[str] | None = None) -> str:
+    """The command that does it again, without the places of this machine.
+
+    Args:
+        script: Its file's name.
+        argv: Its arguments; None takes what was typed.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
     kept: list[str] = []
     while words:
         name, given, value = words.pop(0).partition("=")
@@ -230,18 +250,8 @@ def command_line(argv: Sequence[str]) -> str:
             continue
         value = value if given else words.pop(0) if words else ""
         if name == "--out":
-            kept += [name, _within_repository(value)]
+            path = Path(value).resolve()
+            kept += [name, path.relative_to(_ROOT).as_posix() if path.is_relative_to(_ROOT) else path.name]
         elif name != "--work":
             kept += [name, name.lstrip("-").upper().replace("-", "_")]
-    return shlex.join(["python", _within_repository(script), *kept])
-
-
-def _within_repository(path: str) -> str:
-    """``path`` from the root of the repository; the bare name of what is elsewhere."""
-    found = Path(path).resolve()
-    return found.relative_to(_ROOT).as_posix() if found.is_relative_to(_ROOT) else found.name
-
-
-def script_argv(argv: Sequence[str] | None, name: str) -> list[str]:
-    """What was typed: ``sys.argv``, or the same as it would be for ``argv``."""
-    return list(sys.argv) if argv is None else [str(_ROOT / "benchmarks" / name), *argv]
+    return shlex.join(["python", f"benchmarks/{script}", *kept])

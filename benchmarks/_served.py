@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -93,10 +94,8 @@ class Server:
 
 def memory_bytes(pid: int) -> int:
     """What a process holds in memory."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return 1024 * int(line.split()[1])
-    raise LookupError(f"process {pid} has no memory")
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
 
 
 def free_port() -> int:
@@ -112,11 +111,9 @@ def _listening_inodes() -> set[str]:
 
 
 def _sockets(folder: Path) -> set[str]:
-    found = set()
-    with contextlib.suppress(OSError):
+    names = []
+    with contextlib.suppress(OSError):  # the process ended meanwhile
         for descriptor in (folder / "fd").iterdir():
             with contextlib.suppress(OSError):
-                name = os.readlink(descriptor)
-                if name.startswith("socket:["):
-                    found.add(name[len("socket:[") : -1])
-    return found
+                names.append(os.readlink(descriptor))
+    return {name[len("socket:[") : -1] for name in names if name.startswith("socket:[")}

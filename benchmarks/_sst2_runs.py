@@ -7,8 +7,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from compactor.trainer.config import PruneConfig
-
 DENSE, PEER = "dense", "nn-pruning"
 ATTENTION = 1 / 3  # of BERT's linear weights: four square matrices beside two of four times their size
 
@@ -30,11 +28,6 @@ class Run:
     settings: Mapping[str, Any]
     first: str | None = None
     budget: int = 1
-
-    def config(self, common: Mapping[str, Any]) -> PruneConfig:
-        """All of its settings."""
-        longer = {name: self.budget * common[name] for name in ("steps", "eval_steps")}
-        return PruneConfig(**{**common, **longer, **self.settings})
 
 
 def _attention_only(block: str) -> dict[str, Any]:

@@ -27,14 +27,25 @@ from benchmarks import _graphs, plant
 from compactor.benching.plan import Case
 
 PLAIN_OPSET = 23  # with Attention: the faster baseline
-CALIBRATION = 32  # batches of 1 x 128 for static quantization
+GRAPHS = {"fp32": "model.onnx", "int8": "model_quantized.onnx", "fp16": "model_fp16.onnx"}  # of our artefacts
 
-Outputs = list[dict[str, NDArray[Any]]]  # of each batch of a case
-Say = Callable[[str], None]
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "sst2-small"  # the bundled checkpoint
+SENTENCES = EXAMPLE.with_name("sst2.tsv")
+TASK = "text-classification"  # of both
+
+Arrays = dict[str, NDArray[Any]]
+Outputs = list[Arrays]  # of each batch of a case
 
 
+@dataclasses.dataclass(frozen=True)
 class Workshop(abc.ABC):
-    """One model, and what is made of it."""
+    """One model, and what is made of it.
+
+    Attributes:
+        work: The folder of all models.
+    """
+
+    work: Path
 
     @property
     @abc.abstractmethod
@@ -64,6 +75,19 @@ class Workshop(abc.ABC):
             partial.rename(path)
         return path
 
+    def exported(self, name: str, export: Callable[..., object], *options: Any) -> Path:
+        """What ``export`` writes of the checkpoint, in a process of its own. Raises ``BuildError``."""
+        return self.once(name, lambda path: _graphs.in_fresh_process(export, self.checkpoint(), path, *options))
+
+    def converted(self, source: Path, suffix: str, convert: Callable[..., object], *options: Any) -> Path:
+        """What ``convert`` makes of a graph of this model, in a process of its own. Raises ``BuildError``."""
+        stem = source.relative_to(self.folder).parts[0].removesuffix(".onnx")  # its file, or its artefact's folder
+        return self.once(f"{stem}{suffix}", lambda path: _graphs.in_fresh_process(convert, source, path, *options))
+
+    def plain(self, opset: int = PLAIN_OPSET) -> Path:
+        """What ``torch.onnx.export`` writes of the checkpoint, zeros and all."""
+        return self.exported(f"plain-{opset}.onnx", _graphs.export_plain, opset)
+
     def ours(self, target: str = "cpu", **options: Any) -> Path:
         """The folder of our artefact's graphs, with the kept sizes checked."""
         name = "-".join(["ours", target, *(f"{name}-{value}" for name, value in options.items())])
@@ -75,76 +99,9 @@ class Workshop(abc.ABC):
 
         return self.once(name, build) / "onnx"
 
-    def plain(self, opset: int = PLAIN_OPSET) -> Path:
-        """What ``torch.onnx.export`` writes of the checkpoint, zeros and all."""
-        return self.once(
-            f"plain-{opset}.onnx",
-            lambda path: _graphs.in_fresh_process(_graphs.export_plain, self.checkpoint(), path, opset=opset),
-        )
-
-    def portable(self) -> Path:
-        """Our compact fp32 for other runtimes: attention spelled out, nothing packed."""
-
-        def build(path: Path) -> None:
-            options = {"target": "portable", "precision": ("fp32",)}
-            _graphs.in_fresh_process(_graphs.export_ours, self.checkpoint(), path, options)
-
-        return self.once("portable", build) / "onnx" / "model.onnx"
-
-    def compact(self) -> Path:
-        """Our compact fp32 with ``Attention``, before any lowering."""
-        return self.once(
-            "compact.onnx", lambda path: _graphs.in_fresh_process(_graphs.export_compact, self.checkpoint(), path)
-        )
-
-    def quantized(self, source: Path) -> Path:
-        """``source`` through ``quantize_dynamic``."""
-        return self.once(
-            f"{self._stem(source)}-int8.onnx",
-            lambda path: _graphs.in_fresh_process(_graphs.quantize, source, path),
-        )
-
-    def fused(self, source: Path) -> Path:
-        """``source`` through ``optimize_model``."""
-
-        def build(path: Path) -> None:
-            say(f"fused: {_graphs.in_fresh_process(_graphs.fuse, source, path)}")
-
-        return self.once(f"{self._stem(source)}-fused.onnx", build)
-
-    def openvino(self, source: Path, python: str, *, static: bool = False) -> Path:
-        """``source`` converted for OpenVINO; with ``static``, quantized by NNCF. Raises ``BuildError``."""
-        calibration = self.calibration() if static else ()
-        return self.once(
-            f"{self._stem(source)}-openvino{'-int8' if static else ''}.xml",
-            lambda path: _graphs.prepare_openvino(python, source, path, calibration),
-        )
-
-    def quantized_with(self, python: str, source: Path) -> Path:
-        """``source`` through ``quantize_dynamic`` of another environment. Raises ``BuildError``."""
-        return self.once(f"{self._stem(source)}-int8.onnx", lambda path: _graphs.quantize_with(python, source, path))
-
-    def optimum(self, python: str, level: str) -> Path:
-        """The checkpoint as optimum exports and optimizes it at ``level`` (``O2``, ``O3``). Raises ``BuildError``."""
-        folder = self.once(
-            f"optimum-{level}", lambda path: _graphs.export_optimum(python, self.checkpoint(), path, level)
-        )
-        return folder / "model.onnx"
-
-    def ctranslate2(self, quantization: str) -> Path:
-        """The encoder as CTranslate2's own converter writes it. Raises ``BuildError``."""
-        return self.once(
-            f"ctranslate2-{quantization}",
-            lambda path: _graphs.in_fresh_process(_graphs.convert_ctranslate2, self.checkpoint(), path, quantization),
-        )
-
-    def calibration(self) -> list[Path]:
-        """Random batches for static quantization."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        files = [self.folder / f"calibration-{i}.npz" for i in range(CALIBRATION)]
-        for i, file in enumerate(files):
-            _graphs.write_batch(file, 1, 128, vocabulary=plant.VOCABULARY, seed=1000 + i)
-        return files
+    def graph(self, precision: str, target: str = "cpu", **options: Any) -> Path:
+        """The graph of our artefact in ``fp32``, ``fp16`` or ``int8``."""
+        return self.ours(target, **options) / GRAPHS[precision]
 
     def reference(self, cases: Sequence[Case]) -> dict[str, Outputs]:
         """What PyTorch gives on each batch of each case, in fp32."""
@@ -158,11 +115,7 @@ class Workshop(abc.ABC):
             say(f"running {self.folder.name} in PyTorch")
             _graphs.in_fresh_process(_graphs.write_reference, self.checkpoint(), missing, folder)
             index.write_text(json.dumps(known | names), encoding="utf-8")
-        return {case: [read_arrays(folder / f"{case}.{i}.npz") for i in range(len(files[case]))] for case in files}
-
-    def _stem(self, source: Path) -> str:
-        """What a graph of this entry is called: its file or its artefact's folder."""
-        return source.relative_to(self.folder).parts[0].removesuffix(".onnx")
+        return {case.id: read_outputs(folder, case) for case in cases}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,33 +123,28 @@ class Planted(Workshop):
     """A random model with the sizes of an entry of the paper.
 
     Attributes:
-        work: The folder of all models.
         entry: The sizes.
         task: Of the model; None takes that of the entry.
     """
 
-    work: Path
     entry: plant.Entry
     task: str | None = None
 
     @property
     def folder(self) -> Path:
-        """Where everything of this model goes."""
         return self.work / "-".join(filter(None, [self.entry.slug, self.task]))
 
     @property
     def dense(self) -> Planted:
         """The same model without zeros."""
-        return Planted(self.work, plant.dense_twin(self.entry), self.task)
+        return dataclasses.replace(self, entry=plant.dense_twin(self.entry))
 
     def checkpoint(self) -> Path:
-        """The random model, with its zeros."""
         return self.once(
             "checkpoint", lambda path: _graphs.in_fresh_process(plant.plant, path, self.entry, task=self.task)
         )
 
     def check_sizes(self, manifest: Mapping[str, Any]) -> None:
-        """Assert that an artefact has the sizes of the entry."""
         plant.check_sizes(self.entry, manifest["layers"])
 
 
@@ -205,24 +153,25 @@ class Given(Workshop):
     """A checkpoint that is there already.
 
     Attributes:
-        work: The folder of all models.
         path: The checkpoint.
     """
 
-    work: Path
     path: Path
 
     @property
     def folder(self) -> Path:
-        """Where everything of this model goes."""
         return self.work / self.path.name
 
     def checkpoint(self) -> Path:
-        """The one given."""
         return self.path
 
     def check_sizes(self, manifest: Mapping[str, Any]) -> None:
         """Nothing: what it should keep is not known."""
+
+
+def classifiers(work: Path, entry: plant.Entry) -> dict[str, Workshop]:
+    """What real sentences are given to: random weights with the sizes of an entry of the paper, and the example."""
+    return {"random weights": Planted(work, entry, TASK), "the example checkpoint": Given(work, EXAMPLE)}
 
 
 def synthetic_cases(work: Path, shapes: Sequence[tuple[int, int]]) -> list[Case]:
@@ -231,7 +180,7 @@ def synthetic_cases(work: Path, shapes: Sequence[tuple[int, int]]) -> list[Case]
     cases = []
     for batch, length in shapes:
         name, file = f"{batch}x{length}", work / f"case-{batch}x{length}.npz"
-        _graphs.write_batch(file, batch, length, vocabulary=plant.VOCABULARY, seed=batch * 10_000 + length)
+        _graphs.write_batch(file, batch, length, seed=batch * 10_000 + length)
         cases.append(Case(name, batch, length, (file,), batch, batch * length, batch * length))
     return cases
 
@@ -264,12 +213,12 @@ def relative_error(reference: Outputs, candidate: Outputs) -> float:
     return float(np.sqrt(difference / size))
 
 
-def relative_errors(reference: Mapping[str, Outputs], outputs: Mapping[str, Outputs]) -> dict[str, float]:
-    """``relative_error`` of each case."""
-    return {case: relative_error(reference[case], found) for case, found in outputs.items()}
+def read_outputs(folder: Path, case: Case) -> Outputs:
+    """What was given on each batch of a case: ``<case>.<batch>.npz``."""
+    return [read_arrays(folder / f"{case.id}.{i}.npz") for i in range(len(case.files))]
 
 
-def read_arrays(file: Path) -> dict[str, NDArray[Any]]:
+def read_arrays(file: Path) -> Arrays:
     """Everything in a ``.npz``."""
     with np.load(file) as arrays:
         return dict(arrays)

@@ -29,21 +29,14 @@ import numpy as np
 
 from benchmarks import _bart_page, _graphs, _record, _run
 from benchmarks._bart_shapes import PLANS, Plan, check_sizes, plant_bart
-from benchmarks._generation import (
-    FORWARD,
-    GENERATE,
-    Workload,
-    measure_variant,
-    profile_step,
-    write_reference,
-)
-from benchmarks._workshop import Workshop, read_arrays, relative_error, say
-from compactor.benching.plan import Case, Settings, Variant
+from benchmarks._generation import FORWARD, GENERATE, Workload, measure_variant, profile_step, write_reference
+from benchmarks._run import Row, Run
+from benchmarks._workshop import Arrays, Workshop, read_arrays, relative_error, say
+from compactor.benching.plan import Case, Settings
 from compactor.benching.processes import Measured, Measurements, abba
 from compactor.runtime.sampling import Clock
 
 PRECISIONS = ("fp32", "int8")
-TOLERANCES = {"fp32": _run.EXACT, "int8": _run.LOOSE}
 ARTEFACT = "ours-cpu"
 NO_BUILD = "not built, and --no-build was given"
 
@@ -53,22 +46,15 @@ class Bart(Workshop):
     """A random BART with the sizes of a plan.
 
     Attributes:
-        work: The folder of all models.
         plan: The sizes.
     """
 
-    work: Path
     plan: Plan
 
     @property
     def folder(self) -> Path:
         """Where everything of this model goes."""
         return self.work / f"bart-{self.plan.name}"
-
-    @property
-    def built(self) -> bool:
-        """Whether nothing is left to build."""
-        return (self.folder / ARTEFACT).exists()
 
     def checkpoint(self) -> Path:
         """The random model, with its zeros."""
@@ -84,112 +70,43 @@ class Bart(Workshop):
 
     def answers(self, inputs: Path, workload: Workload) -> Path:
         """What PyTorch gives: logits of the forward pass, tokens of the generation."""
-        return self.once(
-            f"reference-{workload.source}-{workload.tokens}-{workload.beams}.npz",
-            lambda path: _graphs.in_fresh_process(write_reference, self.checkpoint(), inputs, workload, path),
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A variant and whose it is.
-
-    Attributes:
-        shop: The model.
-        engine: ``onnxruntime`` or ``torch``.
-        precision: ``fp32`` or ``int8``.
-        missing: Why it is not run; None where it is.
-    """
-
-    shop: Bart
-    engine: str
-    precision: str
-    missing: str | None = None
-
-    @property
-    def id(self) -> str:
-        """Unique within a run."""
-        return f"{self.shop.plan.name}-{'torch' if self.engine == 'torch' else self.precision}"
-
-    @property
-    def name(self) -> str:
-        """For tables."""
-        how = "PyTorch eager fp32" if self.engine == "torch" else f"ours {self.precision}"
-        return f"{title(self.shop.plan)}: {how}"
-
-    def make(self) -> Variant:
-        """Build it."""
-        path = Path()
-        if self.missing is None:
-            path = self.shop.checkpoint() if self.engine == "torch" else self.shop.artefact()
-        return Variant(
-            id=self.id,
-            name=self.name,
-            target=self.shop.folder.name,
-            engine="torch" if self.engine == "torch" else "onnxruntime",
-            provider="torch" if self.engine == "torch" else "cpu",
-            precision=self.precision,
-            path=path,
-            reason=None if self.missing is None else f"not run: {self.missing}",
-        )
-
-
-@dataclasses.dataclass
-class Found:
-    """What came of the rows of one size.
-
-    Attributes:
-        measurements: For the harness's report.
-        parts: The split of a generation, one of each process, by row.
-        steps: The profile of a step, by row.
-        errors: ``relative_error`` of the logits, by row.
-        tokens: How many of the generated tokens are PyTorch's, from the first one on, by row.
-        duration_s: Of the measurement.
-    """
-
-    measurements: Measurements
-    parts: dict[str, list[dict[str, float]]] = dataclasses.field(default_factory=dict)
-    steps: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    errors: dict[str, float] = dataclasses.field(default_factory=dict)
-    tokens: dict[str, int] = dataclasses.field(default_factory=dict)
-    duration_s: float = 0.0
+        name = f"reference-{workload.source}-{workload.tokens}-{workload.beams}.npz"
+        return self.exported(name, write_reference, inputs, workload)
 
 
 def main(argv: Sequence[str] | None = None, plans: Sequence[Plan] = PLANS) -> int:
     """Build, time, check, and write what came of it."""
     args = _parse(argv, plans)
     workload = Workload(args.source, args.tokens, args.beams)
-    with tempfile.TemporaryDirectory(prefix="bart-") as temporary:
-        work = (args.work or Path(temporary)).resolve()
-        shops = [Bart(work, plan) for plan in plans]
-        rows = make_rows(shops, args.only, build=not args.no_build, with_torch=not args.no_torch)
+    how = _run.settings(args, clock=Clock(warm_up_s=0.0, warm_up_calls=1, measure_s=0.0, min_samples=args.samples))
+    with _run.work_folder(args.work, "bart-") as work:
+        rows = make_rows(
+            [Bart(work, plan) for plan in plans], args.only, build=not args.no_build, with_torch=not args.no_torch
+        )
         chosen = [row for row in rows if row.missing is None]
         if not chosen:
             sys.exit("error: there is nothing to measure: no model that was chosen is built")
-        inputs = write_inputs(work, workload, min(row.shop.plan.size.vocabulary for row in chosen))
+        inputs = write_inputs(work, workload, min(shop_of(row).plan.size.vocabulary for row in chosen))
         for row in chosen:
             row.make()
-        for shop in dict.fromkeys(row.shop for row in chosen):
+        for shop in dict.fromkeys(map(shop_of, chosen)):
             shop.answers(inputs, workload)
         if args.build_only:
             return 0
-        how = _settings(args)
         _record.warn_if_busy()
-        command = _run.command_line(_run.script_argv(argv, "bart.py"))
         result: dict[str, Any] = {"schema": 1, "kind": "compactor-bart", "workload": dataclasses.asdict(workload)}
         result |= {"plans": [plan.to_json() for plan in plans], "reports": {}, "details": {}}
         if args.out is not None and args.out.exists():
             _carry_over(result, json.loads(args.out.read_text(encoding="utf-8")))
-        for size in dict.fromkeys(row.shop.plan.size.name for row in chosen):
-            mine = [row for row in rows if row.shop.plan.size.name == size]
+        command = _run.command("bart.py", argv)
+        for size in dict.fromkeys(shop_of(row).plan.size.name for row in chosen):
+            mine = [row for row in rows if shop_of(row).plan.size.name == size]
 
-            def record(found: Found, size: str = size, mine: Sequence[Row] = tuple(mine)) -> None:
-                result["reports"][size] = make_report(size, mine, inputs, workload, how, found, command)
-                result["details"][size] = {
-                    field.name: getattr(found, field.name)
-                    for field in dataclasses.fields(Found)
-                    if field.name not in ("measurements", "duration_s")
-                }
+            def record(found: Run, details: dict[str, Any], size: str = size, mine: Sequence[Row] = mine) -> None:
+                result["reports"][size] = _record.make_report(
+                    f"BART-{size}: the paper's table 4", mine, found, baseline=f"{size}-dense-fp32", command=command
+                )
+                result["details"][size] = details
                 if args.out is not None:
                     _record.write_result(args.out, result, _bart_page.render(result))
 
@@ -224,11 +141,6 @@ def _parse(argv: Sequence[str] | None, plans: Sequence[Plan]) -> argparse.Namesp
     return args
 
 
-def _settings(args: argparse.Namespace) -> Settings:
-    clock = Clock(warm_up_s=0.0, warm_up_calls=1, measure_s=0.0, min_samples=args.samples)
-    return _run.settings(args, clock=clock)
-
-
 def make_rows(shops: Sequence[Bart], only: Sequence[str] | None, *, build: bool, with_torch: bool = True) -> list[Row]:
     """Each model in both precisions, the dense ones also in PyTorch; in front the dense one of each size.
 
@@ -242,15 +154,29 @@ def make_rows(shops: Sequence[Bart], only: Sequence[str] | None, *, build: bool,
     rows = []
     for shop in shops:
         plan, missing = shop.plan, None
+        name = f"BART-{plan.size.name} {'dense' if plan.factor == 1 else f'{plan.factor}×'}"
+        name += " with half-empty heads" if plan.half_empty is not None else ""
         if not (only is None or plan.name in only or (plan.factor == 1 and plan.size.name in sizes)):
             missing = "it was not chosen (--only)"
-        elif not (build or shop.built):
+        elif not (build or (shop.folder / ARTEFACT).exists()):
             missing = NO_BUILD
         if plan.factor == 1:
             unwanted = missing or (None if with_torch else "it was left out (--no-torch)")
-            rows.append(Row(shop, "torch", "fp32", unwanted))
-        rows += [Row(shop, "onnxruntime", precision, missing) for precision in PRECISIONS]
+            id, title = f"{plan.name}-torch", f"{name}: PyTorch eager fp32"
+            rows.append(Row(id, title, shop, shop.checkpoint, engine="torch", provider="torch", missing=unwanted))
+        rows += [
+            Row(
+                f"{plan.name}-{precision}", f"{name}: ours {precision}", shop, shop.artefact, precision, missing=missing
+            )
+            for precision in PRECISIONS
+        ]
     return rows
+
+
+def shop_of(row: Row) -> Bart:
+    """Whose a row of ``make_rows`` is."""
+    assert isinstance(row.shop, Bart)
+    return row.shop
 
 
 def write_inputs(work: Path, workload: Workload, vocabulary: int) -> Path:
@@ -265,107 +191,84 @@ def write_inputs(work: Path, workload: Workload, vocabulary: int) -> Path:
 
 
 def measure_rows(
-    rows: Sequence[Row], inputs: Path, workload: Workload, how: Settings, record: Callable[[Found], None]
+    rows: Sequence[Row],
+    inputs: Path,
+    workload: Workload,
+    how: Settings,
+    record: Callable[[Run, dict[str, Any]], None],
 ) -> None:
-    """Time, check and profile the rows of one size; ``record`` gets what there is after every round."""
+    """Time, check and profile the rows of one size.
+
+    Args:
+        rows: Of which those are measured that nothing is missing of.
+        inputs: What ``write_inputs`` wrote.
+        workload: What is asked.
+        how: Rounds, threads and clock.
+        record: Gets what there is after every round: the run, and by row ``parts`` (the split of a generation, one of
+            each process), ``steps`` (the profile of a step), ``errors`` (``relative_error`` of the logits) and
+            ``tokens`` (how many of the generated ones are PyTorch's, from the first one on).
+    """
     start = time.monotonic()
-    variants = {row.id: row.make() for row in rows}
+    cases = [
+        Case(name, 1, workload.source, (inputs,), 1, workload.tokens, workload.tokens) for name in (FORWARD, GENERATE)
+    ]
+    found = Run([row.make() for row in rows], cases, how)
+    variants = {variant.id: variant for variant in found.variants}
     able = {row.id: row for row in rows if row.missing is None}
-    found = Found(Measurements({name: Measured() for name in able}))
-    record(found)  # what cannot be written fails now, and not after hours
+    measurements = found.measurements = Measurements({name: Measured() for name in able})
+    details: dict[str, Any] = {"parts": {}, "steps": {}, "errors": {}, "tokens": {}}
+    record(found, details)  # what cannot be written fails now, and not after hours
     with tempfile.TemporaryDirectory(prefix="bart-answers-") as temporary:
         try:
             for number, order in enumerate(abba(list(able), how.rounds)):
                 for name in order:
-                    measured = found.measurements.variants[name]
+                    row, measured = able[name], measurements.variants[name]
                     if measured.error is not None:
                         continue
-                    say(f"round {number + 1} of {how.rounds}: {able[name].name}")
-                    answers = Path(temporary) / f"{name}.npz"
-                    result = _in_process(
-                        measure_variant,
-                        able[name].engine,
-                        variants[name].path,
-                        able[name].precision,
-                        inputs,
-                        workload,
-                        threads=how.threads,
-                        clocks={FORWARD: how.clock, GENERATE: how.clock},
-                        answers=answers if number == 0 else None,
-                    )
+                    say(f"round {number + 1} of {how.rounds}: {row.name}")
+                    answers = Path(temporary) / f"{name}.npz" if number == 0 else None
+                    asked = (row.engine, variants[name].path, row.precision, inputs, workload, how, answers)
+                    result = _in_process(measure_variant, *asked)
                     if isinstance(result, str):
                         measured.error = {"what": result, "where": None, "todo": None}
-                        say(f"{able[name].name} failed: {result}")
+                        say(f"{row.name} failed: {result}")
                         continue
                     measured.add(result)
-                    found.parts.setdefault(name, []).append(result["parts"])
-                    if number == 0:
-                        check(able[name], inputs, workload, answers, found)
+                    details["parts"].setdefault(name, []).append(result["parts"])
+                    if answers is not None:
+                        reference = read_arrays(shop_of(row).answers(inputs, workload))
+                        check(row, measured, reference, read_arrays(answers), details)
                 found.duration_s = time.monotonic() - start
-                record(found)
+                record(found, details)
             for name, row in able.items():
-                if row.engine != "torch" and found.measurements.variants[name].error is None:
+                if row.engine != "torch" and measurements.variants[name].error is None:
                     say(f"profiling a step: {row.name}")
                     result = _in_process(profile_step, variants[name].path, row.precision, workload, how.threads)
                     if not isinstance(result, str):
-                        found.steps[name] = result
+                        details["steps"][name] = result
         except KeyboardInterrupt:
             say("interrupted: keeping what is measured so far")
-            found.measurements.interrupted = True
+            measurements.interrupted = True
     found.duration_s = time.monotonic() - start
-    record(found)
+    record(found, details)
 
 
-def check(row: Row, inputs: Path, workload: Workload, answers: Path, found: Found) -> None:
-    """Compare what a row gave with PyTorch. One that is wrong gets an error in its measurement."""
-    reference, got = read_arrays(row.shop.answers(inputs, workload)), read_arrays(answers)
+def check(row: Row, measured: Measured, reference: Arrays, got: Arrays, details: dict[str, Any]) -> None:
+    """Compare what a row gave with PyTorch's. One that is wrong gets an error in its measurement."""
     error = relative_error([{"logits": reference["logits"]}], [{"logits": got["logits"]}])
     error = error if np.isfinite(error) else float("inf")
-    found.tokens[row.id] = agreement(reference["tokens"], got["tokens"])
-    tolerance = TOLERANCES[row.precision]
-    if error <= tolerance:
-        found.errors[row.id] = error
-        return
-    what = f"its logits are off PyTorch's by {error:.2g}, more than {tolerance:g}"
-    say(f"{row.name} failed: {what}")
-    found.measurements.variants[row.id].error = {
-        "what": what,
-        "where": None,
-        "todo": "its times are not worth quoting",
-    }
+    details["tokens"][row.id] = agreement(reference["tokens"], got["tokens"])
+    if error <= row.tolerance:
+        details["errors"][row.id] = error
+    else:
+        what = f"its logits are off PyTorch's by {error:.2g}, more than {row.tolerance:g}"
+        _run.mark_wrong(row, measured, what)
 
 
 def agreement(expected: Any, got: Any) -> int:
     """How many tokens are the same, from the first one on; the one that every generation starts with does not count."""
     same = expected[0, : got.shape[1]] == got[0, : expected.shape[1]]
     return int(np.argmin(same) if not same.all() else len(same)) - 1
-
-
-def make_report(
-    size: str, rows: Sequence[Row], inputs: Path, workload: Workload, how: Settings, found: Found, command: str
-) -> dict[str, Any]:
-    """The harness's report of one size."""
-    cases = [
-        Case(name, 1, workload.source, (inputs,), 1, workload.tokens, workload.tokens) for name in (FORWARD, GENERATE)
-    ]
-    run = _run.Run([row.make() for row in rows], found.measurements, {}, found.duration_s)
-    return _record.make_report(
-        f"BART-{size}: the paper's table 4",
-        rows,  # type: ignore[arg-type] # of the rows it reads their ids
-        baseline=f"{size}-dense-fp32",
-        cases=cases,
-        how=how,
-        found=run,
-        command=command,
-    )
-
-
-def title(plan: Plan) -> str:
-    """For tables: size, and what was done to it."""
-    if plan.factor == 1:
-        return f"BART-{plan.size.name} dense"
-    how = " with half-empty heads" if plan.half_empty is not None else ""
-    return f"BART-{plan.size.name} {plan.factor}×{how}"
 
 
 def _carry_over(result: dict[str, Any], earlier: Mapping[str, Any]) -> None:

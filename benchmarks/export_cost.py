@@ -9,7 +9,6 @@ as far as ``compactor export`` does in one: export, optimize, quantize. Only our
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import statistics
@@ -24,19 +23,8 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that it runs by its path, and not only with -m
 
 from benchmarks import _graphs, _record, _run, plant
-from benchmarks._workshop import say
-from compactor.benching.card import machine_card
-from compactor.benching.processes import abba
 
 OURS, OPTIMUM = "compactor export", "optimum-cli"
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """Of one command: seconds of wall time, and bytes of memory at the peak of its largest process."""
-
-    wall_s: float
-    peak_bytes: int
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,18 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="result, JSON; a table is written beside it")
     args = parser.parse_args(argv)
     _record.warn_if_busy()
-    head = {
-        "schema": 1,
-        "kind": "compactor-export-cost",
-        "command": _run.command_line(_run.script_argv(argv, "export_cost.py")),
-        "machine": machine_card(),
-    }
+    head = _record.head("compactor-export-cost", "export_cost.py", argv)
     with tempfile.TemporaryDirectory(prefix="export-cost-") as temporary:
         result = head | compare(Path(temporary), args)
-    table = render(result)
-    print(table)
-    if args.out is not None:
-        _record.write_result(args.out, result, table)
+    _record.publish(result, render(result), args.out)
     return 0
 
 
@@ -67,18 +47,17 @@ def compare(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     model = folder / "model"
     entry = plant.find_entry(plant.read_entries(), score=87.709)
     _graphs.in_fresh_process(plant.plant, model, plant.dense_twin(entry))
-    tools = {OURS: our_commands(model, folder)}
-    absent = {}
+    out = folder / "ours"
+    export = [sys.executable, "-m", "compactor", "export", str(model), str(out), "--overwrite", "--quiet"]
+    tools, absent = {OURS: {"export": export}}, {}  # fp32 and int8
     if args.optimum_python:
         tools[OPTIMUM] = optimum_commands(args.optimum_python, model, folder)
     else:
         absent[OPTIMUM] = "no interpreter given: --optimum-python"
     costs: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in tools}
-    for number, order in enumerate(abba(list(tools), args.rounds)):
-        for name in order:
-            say(f"round {number + 1} of {args.rounds}: {name}")
-            costs[name].append([dataclasses.asdict(measure_command(command)) for command in tools[name].values()])
-    manifest = json.loads((folder / "ours" / "compactor.json").read_text(encoding="utf-8"))
+    for name in _run.turns(list(tools), args.rounds):
+        costs[name].append([measure_command(command) for command in tools[name].values()])
+    manifest = json.loads((out / "compactor.json").read_text(encoding="utf-8"))
     if not manifest["verification"]["passed"]:
         raise AssertionError("the export was not verified")
     return {
@@ -86,12 +65,6 @@ def compare(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         "tools": {name: {"steps": list(tools[name]), "rounds": rounds} for name, rounds in costs.items()},
         "absent": absent,
     }
-
-
-def our_commands(model: Path, folder: Path) -> dict[str, list[str]]:
-    """``compactor export``, fp32 and int8."""
-    out = str(folder / "ours")
-    return {"export": [sys.executable, "-m", "compactor", "export", str(model), out, "--overwrite", "--quiet"]}
 
 
 def optimum_commands(python: str, model: Path, folder: Path) -> dict[str, list[str]]:
@@ -111,10 +84,13 @@ def optimum_commands(python: str, model: Path, folder: Path) -> dict[str, list[s
     }
 
 
-def measure_command(command: Sequence[str]) -> Cost:
+def measure_command(command: Sequence[str]) -> dict[str, Any]:
     """Run ``command`` to its end.
 
     Linux counts the memory of the process that starts the command into its peak, so this one must stay small.
+
+    Returns:
+        ``wall_s`` of wall time, and ``peak_bytes`` of memory, of its largest process.
 
     Raises:
         RuntimeError: It failed.
@@ -131,7 +107,7 @@ def measure_command(command: Sequence[str]) -> Cost:
             output.seek(0)
             tail = output.read().decode(errors="replace").strip().splitlines()[-5:]
             raise RuntimeError("\n".join([f"{' '.join(command)} exited with {process.returncode}:", *tail]))
-    return Cost(wall, usage.ru_maxrss * 1024)
+    return {"wall_s": wall, "peak_bytes": usage.ru_maxrss * 1024}
 
 
 def render(result: Mapping[str, Any]) -> str:
@@ -149,13 +125,11 @@ def render(result: Mapping[str, Any]) -> str:
             ]
         )
     rows += [[name, "-", "-", why] for name, why in result["absent"].items()]
-    return "\n\n".join(
-        [
-            "# Cost of exporting a dense BERT-base, fp32 and int8",
-            f"Model of {result['model_bytes'] / 1e6:.0f} MB; the median of {rounds} rounds [least, largest].",
-            _record.markdown_table(["command", "wall time", "peak memory", "of the model's bytes"], rows),
-            _record.machine_line(result),
-        ]
+    return _record.page(
+        "# Cost of exporting a dense BERT-base, fp32 and int8",
+        f"Model of {result['model_bytes'] / 1e6:.0f} MB; the median of {rounds} rounds [least, largest].",
+        _record.markdown_table(["command", "wall time", "peak memory", "of the model's bytes"], rows),
+        _record.machine_line(result),
     )
 
 

@@ -13,29 +13,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that it runs by its path, and not only with -m
 
-from benchmarks import _record, _run, plant
-from benchmarks._figure import Group, Point, draw_figure
+from benchmarks import _paper_figure, _record, _run, plant
+from benchmarks._paper_figure import PAPER_HARDWARE, PRECISIONS
 from benchmarks._workshop import Planted, parse_shapes, say, synthetic_cases
-from compactor.benching.plan import Case, Settings
 from compactor.runtime.providers import not_run_reason
 
 ENTRIES = "0-13"  # Table 2 of the paper and a filled one more; BERT-large at the end
 SHAPES = {"cpu": "1x128,8x128", "cuda": "1x128,8x128,128x384"}  # 128 x 384 is what the paper timed
-DENSE_F1 = 88.5  # of BERT-base on SQuAD v1.1, in the paper
-PAPER_HARDWARE = "RTX 3090, batch 128"
-FIGURE_TASK = "squadv1"
-DENSE_BASE = "squadv1-dense-768"
 BASELINE = {"cpu": "fp32", "cuda": "fp16"}  # the precision of the dense model that all others are compared with
-PRECISIONS = {"cpu": ("fp32", "int8"), "cuda": ("fp16",)}
-FILES = {"fp32": "model.onnx", "int8": "model_quantized.onnx", "fp16": "model_fp16.onnx"}
-TOLERANCES = {"fp32": _run.EXACT, "int8": _run.LOOSE, "fp16": _run.HALF}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,50 +36,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     _run.add_run_options(parser, shapes="")
     args = parser.parse_args(argv)
-    shops_of = plant.read_entries()
-    with tempfile.TemporaryDirectory(prefix="paper-") as temporary:
-        work = (args.work or Path(temporary)).resolve()
-        shops = [Planted(work, shops_of[i]) for i in parse_entries(args.entries, len(shops_of))]
+    entries = plant.read_entries()
+    with _run.work_folder(args.work, "paper-") as work:
+        shops = [Planted(work, entries[i]) for i in parse_entries(args.entries, len(entries))]
         cases = synthetic_cases(work, parse_shapes(args.shapes or SHAPES[args.provider]))
-        rows = make_rows(shops, args.provider)
+        rows, how = make_rows(shops, args.provider), _run.settings(args)
+        if not args.build_only:
+            _record.warn_if_busy()
+        built = _run.build(rows, cases, how)
         if args.build_only:
-            _run.build(rows, cases)
             return 0
-        how = _run.settings(args)
-        _record.warn_if_busy()
-        command = _run.command_line(_run.script_argv(argv, "paper.py"))
-        render(make_result(shops, rows, cases, how, _run.rehearse(rows), args.provider, command))  # fails now or never
-        result = make_result(shops, rows, cases, how, _run.run(rows, cases, how), args.provider, command)
-    reports = result["reports"]
-    text = render(result)
-    print(text)
+        command = _run.command("paper.py", argv)
+        render(make_result(shops, rows, built, args.provider, command))  # fails now or never
+        result = make_result(shops, rows, _run.run(rows, cases, how), args.provider, command)
+    _record.publish(result, render(result), args.out)
     if args.out is not None:
-        _record.write_result(args.out, result, text)
-        points, figure = figure_points(result), args.out.with_suffix(".svg")
-        if any(point.case is not None for point in points):
-            draw_figure(points, figure_groups(result), [case.id for case in cases], figure, title=figure_title(result))
+        figure = args.out.with_suffix(".svg")
+        if _paper_figure.draw(result, figure):
             say(f"wrote {figure.name}")
-    return 1 if _record.failures(reports.values()) else 0
+    return 1 if _record.failures(result["reports"].values()) else 0
 
 
 def make_result(
-    shops: Sequence[Planted],
-    rows: Sequence[_run.Row],
-    cases: Sequence[Case],
-    how: Settings,
-    found: _run.Run,
-    provider: str,
-    command: str,
+    shops: Sequence[Planted], rows: Sequence[_run.Row], found: _run.Run, provider: str, command: str
 ) -> dict[str, Any]:
     """What is recorded: one report of the harness for each dense model and what was pruned from it."""
     reports = {
         dense.folder.name: _record.make_report(
             f"The paper's shapes beside {title(dense.entry)}",
             [row for row in rows if row.shop in (dense, *(shop for shop in shops if shop.dense == dense))],
+            found,
             baseline=row_id(dense, BASELINE[provider]),
-            cases=cases,
-            how=how,
-            found=found,
             command=command,
         )
         for dense in dense_shops(shops)
@@ -98,7 +76,7 @@ def make_result(
         "kind": "compactor-paper",
         "provider": provider,
         "entries": [describe(shop) for shop in shops],
-        "relative_error": _record.plain_errors(found.errors),
+        "relative_error": found.errors,
         "reports": reports,
     }
 
@@ -106,18 +84,16 @@ def make_result(
 def make_rows(shops: Sequence[Planted], provider: str) -> list[_run.Row]:
     """Dense models first, each before what was pruned from it."""
     reason = not_run_reason(provider)
-    missing = None if reason is None else reason.removeprefix("not run: ")
 
     def ours(shop: Planted, precision: str) -> _run.Row:
         return _run.Row(
             row_id(shop, precision),
             f"{title(shop.entry)}: ours {precision}",
             shop,
-            lambda: shop.ours(provider) / FILES[precision],
+            lambda: shop.graph(precision, provider),
             precision=precision,
             provider="cuda" if provider == "cuda" else "cpu",
-            tolerance=TOLERANCES[precision],
-            missing=missing,
+            missing=None if reason is None else reason.removeprefix("not run: "),
         )
 
     rows = []
@@ -192,71 +168,32 @@ def render(result: Mapping[str, Any]) -> str:
         "significant difference.",
         *_record.provenance(first),
     ]
-    return "\n\n".join(parts)
+    return _record.page(*parts)
 
 
 def _table(report: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], provider: str) -> list[str]:
     cases = [case["id"] for case in report["workload"]["cases"]]
     found = {variant["id"]: variant for variant in report["variants"]}
-    precisions = PRECISIONS[provider]
+    columns = [(case, precision) for case in cases for precision in PRECISIONS[provider]]
     header = ["model", "heads", "neurons", "score", "GPU, paper"]
-    header += [f"{case}: {precision}" for case in cases for precision in precisions]
     rows = []
     for entry in entries:
-        cells = [_record.speed_cell(found[f"{entry['id']}-{p}"], case) for case in cases for p in precisions]
+        cells = [_record.speed_cell(found[f"{entry['id']}-{precision}"], case) for case, precision in columns]
         kept = [str(sum(entry["kept_heads"])), f"{sum(entry['kept_ffn']):,}"]
         rows.append([entry["title"], *kept, f"{entry['score']:g}", f"{entry['gpu_speedup']:.2f}×", *cells])
+
+    def line(variant: Mapping[str, Any], cell: Callable[[Mapping[str, Any], str], str]) -> str:
+        return f"{variant['name']}: {', '.join(f'{cell(variant, case)} at {case}' for case in cases)}."
+
     base = found[report["baseline"]]
-    times = [f"{_record.time_cell(base, case)} at {case}" for case in cases]
-    lines = [f"## Against {base['name']}", f"{base['name']}: {', '.join(times)}.", _record.markdown_table(header, rows)]
     others = [variant for variant in found.values() if variant["target"] == base["target"] and variant is not base]
-    lines += [
-        f"{variant['name']}: {', '.join(f'{_record.speed_cell(variant, case)} at {case}' for case in cases)}."
-        for variant in others
-    ]
-    return [*lines, *_record.remarks(report)]
-
-
-def figure_points(result: Mapping[str, Any]) -> list[Point]:
-    """F1 against speed-up, of every entry on SQuAD v1.1 and of the dense BERT-base."""
-    found = {variant["id"]: variant for report in result["reports"].values() for variant in report["variants"]}
-    dense = {"id": DENSE_BASE, "method": plant.DENSE, "score": DENSE_F1, "gpu_speedup": 1.0}
-    drawn = [entry for entry in result["entries"] if entry["task"] == FIGURE_TASK]
-    points = []
-    for entry in [*drawn, dense] if DENSE_BASE in result["reports"] else drawn:
-        points.append(Point(entry["id"], entry["method"], entry["score"], None, "paper", entry["gpu_speedup"]))
-        for precision in PRECISIONS[result["provider"]]:
-            for measured in found[f"{entry['id']}-{precision}"]["results"]:
-                ratio = measured["ratio"]
-                if ratio is not None:
-                    points.append(
-                        Point(
-                            entry["id"],
-                            entry["method"],
-                            entry["score"],
-                            measured["case"],
-                            precision,
-                            ratio["value"],
-                            ratio["low"],
-                            ratio["high"],
-                        )
-                    )
-    return points
-
-
-def figure_groups(result: Mapping[str, Any]) -> list[Group]:
-    """What the marks of the figure stand for."""
-    device = "this GPU" if result["provider"] == "cuda" else "this CPU"
     return [
-        Group("paper", f"paper: {PAPER_HARDWARE}"),
-        *(Group(precision, f"{device}, {precision}") for precision in PRECISIONS[result["provider"]]),
+        f"## Against {base['name']}",
+        line(base, _record.time_cell),
+        _record.markdown_table([*header, *(f"{case}: {precision}" for case, precision in columns)], rows),
+        *(line(variant, _record.speed_cell) for variant in others),
+        *_record.remarks(report),
     ]
-
-
-def figure_title(result: Mapping[str, Any]) -> str:
-    """The machine, and what the figure shows."""
-    report = next(iter(result["reports"].values()))
-    return f"F1 (quoted) against speed-up: the paper's checkpoints on {_record.device_name(report)}"
 
 
 if __name__ == "__main__":

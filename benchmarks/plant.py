@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -35,7 +34,7 @@ _SPREAD = 0.02  # standard deviation, as BERT is initialised
 Mask = NDArray[np.bool_]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
     """Sizes of one checkpoint of the paper.
 
@@ -65,9 +64,9 @@ class Entry:
     kept_heads: tuple[int, ...]
     kept_ffn: tuple[int, ...]
     attention_nnz: tuple[int, ...]
-    attention_block: tuple[int, int]
-    metrics: dict[str, float] = dataclasses.field(hash=False)
-    gpu_speedup: float
+    attention_block: tuple[int, int] = (1, 1)
+    metrics: dict[str, float] = dataclasses.field(hash=False, default_factory=dict)
+    gpu_speedup: float = 1.0
 
     @property
     def large(self) -> bool:
@@ -111,7 +110,12 @@ class Entry:
 
 def read_entries(path: Path = SHAPES) -> list[Entry]:
     """The entries of ``paper_shapes.json``, in its order."""
-    return [_entry(raw) for raw in json.loads(path.read_text(encoding="utf-8"))["checkpoints"]]
+    names = [field.name for field in dataclasses.fields(Entry) if field.name != "gpu_speedup"]
+    entries = []
+    for raw in json.loads(path.read_text(encoding="utf-8"))["checkpoints"]:
+        fields: dict[str, Any] = {n: tuple(raw[n]) if isinstance(raw[n], list) else raw[n] for n in names}
+        entries.append(Entry(**fields, gpu_speedup=raw["gpu_speedup_vs_bert_base"]))
+    return entries
 
 
 def find_entry(entries: Sequence[Entry], *, index: int | None = None, score: float | None = None) -> Entry:
@@ -159,9 +163,9 @@ def plant(folder: Path, entry: Entry, *, task: str | None = None, seed: int = 0)
     import transformers
     from safetensors.torch import save_file
 
-    answering = (
-        task or ("question-answering" if entry.task.startswith("squad") else "text-classification")
-    ) == "question-answering"
+    task = task or ("question-answering" if entry.task.startswith("squad") else "text-classification")
+    answering = task == "question-answering"
+    kind = transformers.BertForQuestionAnswering if answering else transformers.BertForSequenceClassification
     config = transformers.BertConfig(
         vocab_size=VOCABULARY,
         hidden_size=entry.hidden,
@@ -169,7 +173,6 @@ def plant(folder: Path, entry: Entry, *, task: str | None = None, seed: int = 0)
         num_attention_heads=entry.heads,
         intermediate_size=entry.intermediate,
     )
-    kind = transformers.BertForQuestionAnswering if answering else transformers.BertForSequenceClassification
     torch.manual_seed(seed)
     model = kind(config).eval()
     tensors = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
@@ -193,42 +196,38 @@ def layer_masks(entry: Entry, layer: int, random: np.random.Generator) -> dict[s
     neurons = np.zeros(entry.intermediate, dtype=bool)
     neurons[random.choice(entry.intermediate, entry.kept_ffn[layer], replace=False)] = True
     up = np.repeat(neurons[:, None], entry.hidden, axis=1)
+    q, k, v, o = _attention_masks(entry, heads, entry.attention_nnz[layer], random)
     return {
-        **_attention_masks(entry, heads, entry.attention_nnz[layer], random),
+        "attention.self.query": q,
+        "attention.self.key": k,
+        "attention.self.value": v,
+        "attention.output.dense": np.ascontiguousarray(o.T),
         "intermediate.dense": up,
         "output.dense": np.ascontiguousarray(up.T),
     }
 
 
-def _attention_masks(entry: Entry, heads: NDArray[np.int64], live: int, random: np.random.Generator) -> dict[str, Mask]:
-    """Masks of Q, K, V and O that keep about ``live`` weights inside ``heads``, in whole blocks.
+def _attention_masks(entry: Entry, heads: NDArray[np.int64], live: int, random: np.random.Generator) -> Mask:
+    """Masks of Q, K, V and the transposed O, (4, out, in), with about ``live`` weights in whole blocks of ``heads``.
 
     One block of every strip of rows stays alive, so that exactly ``heads`` survive and each at full width: which
     channels died in the published checkpoints is not known. A count beyond what ``heads`` can hold means full.
     """
-    names = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
-    rows, columns = (
-        min(size, limit) for size, limit in zip(entry.attention_block, (entry.head_size, entry.hidden), strict=True)
-    )
+    rows, columns = np.minimum(entry.attention_block, (entry.head_size, entry.hidden))
     strips, across = entry.head_size // rows, entry.hidden // columns
-    alive = np.zeros((len(names), len(heads) * strips, across), dtype=bool)
+    alive = np.zeros((4, len(heads) * strips, across), dtype=bool)
     if live >= alive.size * rows * columns:
         alive[:] = True
     else:
-        for matrix, strip in itertools.product(range(len(names)), range(alive.shape[1])):
+        for matrix, strip in np.ndindex(alive.shape[:2]):
             alive[matrix, strip, random.integers(across)] = True
         missing = max(0, round(live / (rows * columns)) - int(alive.sum()))
         alive.reshape(-1)[random.permutation(np.flatnonzero(~alive))[:missing]] = True
 
-    masks = {}
-    for name, blocks in zip(names, alive, strict=True):
-        mask = np.zeros((entry.heads, entry.head_size, entry.hidden), dtype=bool)
-        mask[heads] = (
-            blocks.repeat(rows, axis=0).repeat(columns, axis=1).reshape(len(heads), entry.head_size, entry.hidden)
-        )
-        flat = mask.reshape(entry.heads * entry.head_size, entry.hidden)
-        masks[name] = np.ascontiguousarray(flat.T) if name == names[-1] else flat
-    return masks
+    masks = np.zeros((4, entry.heads, entry.head_size, entry.hidden), dtype=bool)
+    weights = alive.repeat(rows, axis=1).repeat(columns, axis=2)
+    masks[:, heads] = weights.reshape(4, len(heads), entry.head_size, entry.hidden)
+    return masks.reshape(4, -1, entry.hidden)
 
 
 def check_sizes(entry: Entry, layers: Sequence[dict[str, Any]]) -> None:
@@ -254,24 +253,6 @@ def chosen_entry(args: argparse.Namespace) -> Entry:
         return find_entry(read_entries(), index=args.entry, score=87.709 if args.f1 is None else args.f1)
     except LookupError as error:
         sys.exit(f"error: {error}")
-
-
-def _entry(raw: dict[str, Any]) -> Entry:
-    return Entry(
-        task=raw["task"],
-        method=raw["method"],
-        teacher=raw["teacher"],
-        hidden=raw["hidden"],
-        heads=raw["heads"],
-        head_size=raw["head_size"],
-        intermediate=raw["intermediate"],
-        kept_heads=tuple(raw["kept_heads"]),
-        kept_ffn=tuple(raw["kept_ffn"]),
-        attention_nnz=tuple(raw["attention_nnz"]),
-        attention_block=(raw["attention_block"][0], raw["attention_block"][1]),
-        metrics=raw["metrics"],
-        gpu_speedup=raw["gpu_speedup_vs_bert_base"],
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

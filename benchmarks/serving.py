@@ -18,13 +18,14 @@ Two models: a random BERT with the sizes of an entry of the paper, and the bundl
 from __future__ import annotations
 
 import argparse
-import csv
+import collections
+import contextlib
+import itertools
 import os
 import shutil
 import signal
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,25 +38,12 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that it runs by 
 
 from benchmarks import _graphs, _record, _run, plant
 from benchmarks._served import Server, memory_bytes
-from benchmarks._workshop import Given, Planted, Workshop, say
-from compactor.benching.card import machine_card
-from compactor.benching.processes import abba
-from compactor.benching.server.http_load import (
-    Exchanges,
-    closed_loop,
-    open_loop,
-    plain_body,
-    post_once,
-    run,
-    v2_body,
-)
+from benchmarks._workshop import EXAMPLE, SENTENCES, TASK, Workshop, classifiers, say
+from compactor.benching.server.http_load import Exchanges, closed_loop, open_loop, plain_body, post_once, run, v2_body
 from compactor.benching.server.queueing import percentile, poisson_arrivals
+from compactor.evaluation.datafiles import read_table
 from compactor.runtime.threads import usable_cores
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-EXAMPLE = EXAMPLES / "sst2-small"
-SENTENCES = EXAMPLES / "sst2.tsv"
-TASK = "text-classification"
 NAME = "films"
 BARE, LOADED, SERVED = "bare session loop", "runtime.load", "served"
 STEADY = 0.8  # of the rate under clients that wait for their answers
@@ -82,27 +70,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="result, JSON; a table is written beside it")
     args = parser.parse_args(argv)
     _record.warn_if_busy()
-    head = {
-        "schema": 1,
-        "kind": "compactor-serving",
-        "command": _run.command_line(_run.script_argv(argv, "serving.py")),
-        "machine": machine_card(),
-        "settings": {"clients": args.clients, "rounds": args.rounds, "seconds": args.seconds, "cores": usable_cores()},
-    }
-    with tempfile.TemporaryDirectory(prefix="serving-") as temporary:
-        work = (args.work or Path(temporary)).resolve()
-        shops: dict[str, Workshop] = {
-            "random weights": Planted(work, plant.chosen_entry(args), TASK),
-            "the example checkpoint": Given(work, EXAMPLE),
-        }
-        found: dict[str, Any] = {}
-        for title, shop in shops.items():
+    settings = {"clients": args.clients, "rounds": args.rounds, "seconds": args.seconds, "cores": usable_cores()}
+    head = {**_record.head("compactor-serving", "serving.py", argv), "settings": settings}
+    with _run.work_folder(args.work, "serving-") as work:
+        result: dict[str, Any] = {**head, "models": {}}
+        for title, shop in classifiers(work, plant.chosen_entry(args)).items():
             if args.only in (None, title):
-                found[title] = measure(artefact(shop), args)
-                result = {**head, "models": found}
+                result["models"][title] = measure(artefact(shop), args)
                 if args.out is not None:  # after each model: a later one may be cut off
                     _record.write_result(args.out, result, render(result))
-    print(render({**head, "models": found}))
+    print(render(result))
     return 0
 
 
@@ -122,31 +99,32 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     texts = read_sentences()
     rates: dict[str, list[float]] = {kind: [] for kind in (BARE, LOADED, SERVED)}
     latencies = []
-    for number, order in enumerate(abba(list(rates), args.rounds)):
-        for kind in order:
-            say(f"round {number + 1} of {args.rounds}: {kind}")
-            if kind == SERVED:
-                with Server(folder, *options()) as server:
-                    exchanges = _load(server, texts, args.clients, args.seconds)
-                rates[kind].append(exchanges.answered_per_s)
-                latencies.append(_latencies(exchanges))
-            else:
-                function = bare_rate if kind == BARE else loaded_rate
-                rates[kind].append(_graphs.in_fresh_process(function, folder, texts, args.seconds))
+    for kind in _run.turns(list(rates), args.rounds):
+        if kind == SERVED:
+            with Server(folder, *options()) as server:
+                exchanges = _load(server, texts, args.clients, args.seconds)
+            rates[kind].append(exchanges.answered_per_s)
+            latencies.append(_latencies(exchanges))
+        else:
+            function = bare_rate if kind == BARE else loaded_rate
+            rates[kind].append(_graphs.in_fresh_process(function, folder, texts, args.seconds))
     capacity = statistics.median(rates[SERVED])
+    bodies = [v2_body([text]) for text in texts]
     found: dict[str, Any] = {"rates": rates, "latency_ms": latencies}
     with Server(folder, *options()) as server:
         _load(server, texts, args.clients, 2.0)
         say(f"{args.steady_s:g} s at {STEADY:.0%} of {capacity:.0f}/s")
-        found["steady"] = steady(server, texts, STEADY * capacity, args.steady_s)
+        found["steady"] = steady(server, bodies, STEADY * capacity, args.steady_s)
         say("malformed requests")
         found["malformed"] = malformed(server)
         say("overload")
-        found["overload"] = overload(server, texts, args)
+        found["overload"] = overload(server, bodies, args.seconds)
+        after = _load(server, texts, args.clients, args.seconds)
+        found["overload"] |= {"afterwards_per_s": after.answered_per_s, "afterwards_statuses": _statuses(after)}
     with Server(folder, *options(2)) as server:
         say("a replica is killed")
         _load(server, texts, args.clients, 2.0)
-        found["killed"] = killed(server, texts, KILLED_AT * capacity)
+        found["killed"] = killed(server, bodies, KILLED_AT * capacity)
     return found
 
 
@@ -158,8 +136,7 @@ def options(replicas: int | None = None) -> list[str]:
 
 def read_sentences() -> list[str]:
     """SST-2's, in the order of the file."""
-    with SENTENCES.open(encoding="utf-8", newline="") as file:
-        return [row["sentence"] for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
+    return read_table(SENTENCES).texts("sentence")
 
 
 def bare_rate(folder: Path, texts: Sequence[str], seconds: float) -> float:
@@ -179,11 +156,8 @@ def bare_rate(folder: Path, texts: Sequence[str], seconds: float) -> float:
         feeds.append({name: np.array([values[name]], np.int64) for name in wanted})
     for each in feeds[:_WARM_UP]:
         session.run(None, each)
-    count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        session.run(None, feeds[count % len(feeds)])
-        count += 1
-    return count / (time.perf_counter() - start)
+    each_in_turn = itertools.cycle(feeds)
+    return _calls_per_s(lambda: session.run(None, next(each_in_turn)), seconds)
 
 
 def loaded_rate(folder: Path, texts: Sequence[str], seconds: float) -> float:
@@ -192,21 +166,25 @@ def loaded_rate(folder: Path, texts: Sequence[str], seconds: float) -> float:
 
     model = compactor.runtime.load(folder, truncate=True)
     model(texts[:_WARM_UP])
+    return len(texts) * _calls_per_s(lambda: model(texts), seconds)
+
+
+def _calls_per_s(call: Callable[[], object], seconds: float) -> float:
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
-        model(texts)
-        count += len(texts)
+        call()
+        count += 1
     return count / (time.perf_counter() - start)
 
 
-def steady(server: Server, texts: Sequence[str], rate: float, seconds: float) -> dict[str, Any]:
+def steady(server: Server, bodies: Sequence[bytes], rate: float, seconds: float) -> dict[str, Any]:
     """Random arrivals at a rate: what failed, and how long answers took from when they were due."""
     arrivals = poisson_arrivals(rate, round(rate * seconds), seed=17)
-    exchanges = run(open_loop(_infer(server), _v2(texts), arrivals))
+    exchanges = run(open_loop(_infer(server), bodies, arrivals))
     return {"rate": rate, "seconds": seconds, **_outcome(exchanges)}
 
 
-def killed(server: Server, texts: Sequence[str], rate: float) -> dict[str, Any]:
+def killed(server: Server, bodies: Sequence[bytes], rate: float) -> dict[str, Any]:
     """Kill one of two replicas in the middle; repeat what failed, as a client would."""
     events: dict[str, float] = {}
     stop = threading.Event()
@@ -226,12 +204,9 @@ def killed(server: Server, texts: Sequence[str], rate: float) -> dict[str, Any]:
     thread = threading.Thread(target=kill)
     thread.start()
     arrivals = poisson_arrivals(rate, round(rate * _KILL_S), seed=18)
-    bodies = _v2(texts)
     exchanges = run(open_loop(_infer(server), bodies, arrivals))
     lost = sum(not _repeat(server, bodies[which]) for which in exchanges.bodies[~exchanges.ok].tolist())
-    deadline = time.perf_counter() + _PATIENCE_S
-    while thread.is_alive() and time.perf_counter() < deadline:
-        time.sleep(0.1)
+    thread.join(_PATIENCE_S)
     stop.set()
     thread.join()
     calm = percentile((exchanges.done - exchanges.due)[exchanges.ok & (exchanges.due < _KILL_AFTER_S)], 99.0)
@@ -264,30 +239,24 @@ def malformed(server: Server) -> dict[str, Any]:
         v2_body(["a"] * 1000),
         b'{"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["' + b"a" * (2 << 20) + b'"]}]}',
     ]
-    statuses: dict[str, int] = {}
+    statuses: collections.Counter[str] = collections.Counter()
     memory = []
     for _ in range(4):  # the first thousand warms up
-        exchanges = run(closed_loop(_infer(server), bodies, 8, 600.0, most=_MALFORMED))
-        for status, count in exchanges.count_statuses().items():
-            statuses[str(status)] = statuses.get(str(status), 0) + count
+        statuses.update(_statuses(run(closed_loop(_infer(server), bodies, 8, 600.0, most=_MALFORMED))))
         memory.append(sum(memory_bytes(pid) for pid in server.replicas()))
     answered = run(post_once(_infer(server), v2_body(["good"]))).status
     return {"statuses": statuses, "replica_bytes": memory, "answered_afterwards": answered}
 
 
-def overload(server: Server, texts: Sequence[str], args: argparse.Namespace) -> dict[str, Any]:
-    """More clients than replicas and queues take; then as many as before."""
-    exchanges = run(closed_loop(_infer(server), _v2(texts), _OVERLOAD_CLIENTS, args.seconds))
-    refused = exchanges.statuses == 503
-    took = 1e3 * (exchanges.done - exchanges.sent)[refused]
-    after = _load(server, texts, args.clients, args.seconds)
+def overload(server: Server, bodies: Sequence[bytes], seconds: float) -> dict[str, Any]:
+    """More clients than replicas and queues take."""
+    exchanges = run(closed_loop(_infer(server), bodies, _OVERLOAD_CLIENTS, seconds))
+    took = 1e3 * (exchanges.done - exchanges.sent)[exchanges.statuses == 503]
     return {
         "clients": _OVERLOAD_CLIENTS,
         "statuses": _statuses(exchanges),
         "answered_per_s": exchanges.answered_per_s,
         "refusal_ms": {"p50": percentile(took, 50.0), "p99": percentile(took, 99.0)} if len(took) else None,
-        "afterwards_per_s": after.answered_per_s,
-        "afterwards_statuses": _statuses(after),
     }
 
 
@@ -301,21 +270,15 @@ def _load(server: Server, texts: Sequence[str], clients: int, seconds: float) ->
 def _repeat(server: Server, body: bytes) -> bool:
     """Whether a request is answered when it is sent again, a few times if need be."""
     for _ in range(_REPEATS):
-        try:
+        with contextlib.suppress(OSError):
             if run(post_once(_infer(server), body, timeout_s=10.0)).status == 200:
                 return True
-        except OSError:
-            pass
         time.sleep(0.2)
     return False
 
 
 def _infer(server: Server) -> str:
     return f"{server.url}/v2/models/{NAME}/infer"
-
-
-def _v2(texts: Sequence[str]) -> list[bytes]:
-    return [v2_body([text]) for text in texts]
 
 
 def _outcome(exchanges: Exchanges) -> dict[str, Any]:
@@ -351,21 +314,18 @@ def render(result: Mapping[str, Any]) -> str:
     pieces.append(_record.markdown_table(header, rows))
     for title, found in result["models"].items():
         pieces += [f"## {title}", "\n".join(f"- {line}" for line in _lines(found))]
-    return "\n\n".join([*pieces, _record.machine_line(result), f"`{result['command']}`"])
+    return _record.page(*pieces, _record.machine_line(result), f"`{result['command']}`")
 
 
 def _rates_row(title: str, rates: Mapping[str, Sequence[float]]) -> list[str]:
-    def cell(values: Sequence[float], form: Callable[[float], str]) -> str:
-        return f"{form(statistics.median(values))} [{form(min(values))}, {form(max(values))}]"
-
-    def whole(value: float) -> str:
-        return f"{value:,.0f}"
-
-    def share(value: float) -> str:
-        return f"{value:.0%}"
+    def cell(values: Sequence[float], form: str) -> str:
+        middle, least, largest = (
+            format(value, form) for value in (statistics.median(values), min(values), max(values))
+        )
+        return f"{middle} [{least}, {largest}]"
 
     ratios = ([a / b for a, b in zip(rates[SERVED], rates[kind], strict=True)] for kind in (BARE, LOADED))
-    return [title, *(cell(rates[kind], whole) for kind in (BARE, LOADED, SERVED)), *(cell(r, share) for r in ratios)]
+    return [title, *(cell(rates[kind], ",.0f") for kind in (BARE, LOADED, SERVED)), *(cell(r, ".0%") for r in ratios)]
 
 
 def _lines(found: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import json
 import shutil
@@ -26,29 +27,27 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that it runs by its path, and not only with -m
 
-from benchmarks import _graphs, _minilm, _record, _run, _sst2_figure, _sst2_page
+from benchmarks import _graphs, _record, _run, _sst2_figure, _sst2_page, _training
 from benchmarks._sst2_runs import DENSE, OTHERS, PEER, RUNS, Run, chosen_runs
-from benchmarks._workshop import Given, parse_shapes, say, synthetic_cases
-from compactor.benching.card import machine_card
+from benchmarks._workshop import TASK, Given, parse_shapes, read_outputs, say, synthetic_cases
 from compactor.benching.counters import file_bytes, model_hash
 from compactor.benching.plan import Case, Settings, Variant
 from compactor.benching.processes import run_worker
 from compactor.benching.workload import Workload, from_data
 from compactor.errors import CompactorError
-from compactor.evaluation.answers import predict, read_outputs
+from compactor.evaluation.answers import predict
 from compactor.evaluation.inputs import InputSpec
 from compactor.evaluation.quality import difference, evaluate
 from compactor.trainer.config import PruneConfig
-from compactor.trainer.pruning import prune
 from compactor.trainer.records import RECORD
 
-TASK = "text-classification"
 DEV_HEAD = 1000  # sentences that runs are watched on while they train
-BATCHES = {"int8": "scoring", "int8 alone": "batch 1"}  # the two batch sizes of which int8's answers are read
-GRAPHS = {"fp32": "model.onnx", "int8": "model_quantized.onnx"}
+WAYS = {"fp32": ["fp32"], "int8": ["int8", "int8 alone"]}  # how graphs are asked: in batches, and one by one
 
 _EVALUATIONS = 5  # in each run, with as many checkpoints
 _LABELS = "0123456789"
+
+UNMEASURED: dict[str, Any] = {"latency": None, "relative_error": {}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +57,7 @@ class Bench:
     Attributes:
         work: Runs, graphs and answers, kept.
         data: ``train.tsv``, ``dev.tsv`` and ``test.tsv``.
-        given: A dense model to start from; None where this script makes it.
-        peer: A checkpoint that nn_pruning's own code made; None where there is none.
+        given: Models that are there already: a dense one to start from, a checkpoint that nn_pruning's own code made.
         common: The settings of all runs.
         dense_steps: Of the dense model, which has a budget of its own.
         threads: Of training and of every process.
@@ -67,26 +65,21 @@ class Bench:
 
     work: Path
     data: Path
-    given: Path | None
-    peer: Path | None
+    given: Mapping[str, Path]
     common: Mapping[str, Any]
     dense_steps: int
     threads: int
 
     def config(self, run: Run) -> PruneConfig:
         """The settings of a run."""
-        config = run.config(self.common)
-        return dataclasses.replace(config, steps=self.dense_steps, eval_steps=None) if run.id == DENSE else config
+        own = {name: run.budget * self.common[name] for name in ("steps", "eval_steps")}
+        if run.id == DENSE:
+            own = {"steps": self.dense_steps, "eval_steps": None}
+        return PruneConfig(**{**self.common, **own, **run.settings})
 
     def folder(self, run: Run) -> Path:
         """Where a run is, or would be."""
-        elsewhere = {DENSE: self.given, PEER: self.peer}.get(run.id)
-        return self.work / "runs" / run.id if elsewhere is None else elsewhere
-
-    @property
-    def dense(self) -> Path:
-        """Where the dense model is."""
-        return self.folder(RUNS[0])
+        return self.given.get(run.id, self.work / "runs" / run.id)
 
     def shop(self, run: Run) -> Given:
         """Where its graphs are made; all kinds of runs may have their folder's name."""
@@ -94,8 +87,12 @@ class Bench:
 
     def is_finished(self, run: Run) -> bool:
         """Whether it has been trained to its end; of a model that was given, whether it is there."""
-        elsewhere = {DENSE: self.given, PEER: self.peer}.get(run.id)
-        return (self.folder(run) / (RECORD if elsewhere is None else "model.safetensors")).is_file()
+        return (self.folder(run) / ("model.safetensors" if run.id in self.given else RECORD)).is_file()
+
+    def read(self, run: Run, name: str = "config.json") -> dict[str, Any]:
+        """One of its JSON files."""
+        content: dict[str, Any] = json.loads((self.folder(run) / name).read_text(encoding="utf-8"))
+        return content
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,22 +103,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.dense is not None and not (args.dense / "model.safetensors").is_file():
         parser.error(f"--dense: there is no finished model in {args.dense}")
     how = _run.settings(args)
-    with tempfile.TemporaryDirectory(prefix="sst2-") as temporary:
-        work = (args.work or Path(temporary)).resolve()
+    with _run.work_folder(args.work, "sst2-") as work:
         bench = Bench(
             work=work,
             data=args.data.resolve(),
-            given=None if args.dense is None else args.dense.resolve(),
-            peer=None if args.peer is None else args.peer.resolve(),
+            given={id: path.resolve() for id, path in ((DENSE, args.dense), (PEER, args.peer)) if path is not None},
             common=common_settings(args),
             dense_steps=args.dense_steps,
             threads=how.threads,
         )
-        head: dict[str, Any] = {
-            "schema": 1,
-            "kind": "compactor-sst2",
-            "command": _run.command_line(_run.script_argv(argv, "sst2.py")),
-            "machine": machine_card(),
+        head = {
+            **_record.head("compactor-sst2", "sst2.py", argv),
             "budget": {**bench.common, "dense_steps": bench.dense_steps, "threads": how.threads},
             "data": describe_data(bench.data),
         }
@@ -147,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What can be chosen."""
     parser.add_argument("--data", type=Path, required=True, help="folder with train.tsv, dev.tsv and test.tsv")
-    parser.add_argument("--model", type=Path, help=f"what to fine-tune (default: {_minilm.NAME}, of {_minilm.PACKAGE})")
+    _training.add_model_option(parser)
     parser.add_argument("--dense", type=Path, help="a fine-tuned dense model to start from, instead of making one")
     parser.add_argument("--peer", type=Path, help="a checkpoint of nn_pruning's own code, to compare with")
     parser.add_argument("--steps", type=int, default=600, help="optimizer steps of each run (default: %(default)s)")
@@ -181,7 +173,7 @@ def prepare(bench: Bench, args: argparse.Namespace) -> None:
     lines = (bench.data / "dev.tsv").read_text(encoding="utf-8").split("\n")
     (bench.work / "dev-head.tsv").write_text("\n".join(lines[: DEV_HEAD + 1]) + "\n", encoding="utf-8")
     if not bench.is_finished(RUNS[0]):
-        _minilm.plain_model(bench.work, args.model)
+        _training.plain_model(bench.work, args.model)
 
 
 def describe_data(folder: Path) -> dict[str, Any]:
@@ -198,16 +190,24 @@ def describe_data(folder: Path) -> dict[str, Any]:
 
 def train_or_say_why(bench: Bench, run: Run) -> dict[str, str]:
     """Make a run. Returns why it failed, by its id; nothing where it did not: hours of other runs are waiting."""
+    first = next((each for each in RUNS if each.id == run.first), None)
     try:
         if run.id != DENSE and not bench.is_finished(RUNS[0]):
             raise CompactorError("not run: there is no dense model to start from")
-        first = None if run.first is None else next(each for each in RUNS if each.id == run.first)
         if first is not None and not bench.is_finished(first):
             raise CompactorError(f"not run: it goes on from {first.id}, which was not run")
-        say(f"training {run.id}")
         shutil.rmtree(bench.shop(run).folder, ignore_errors=True)  # of an earlier run of that name
-        _graphs.in_fresh_process(train, bench, run)
-        shutil.rmtree(bench.folder(run) / "checkpoints", ignore_errors=True)  # the run is finished: gigabytes of it
+        _training.train(
+            run.id,
+            bench.folder(run),
+            bench.threads,
+            model=bench.work / _training.NAME if run.id == DENSE else bench.folder(RUNS[0]),
+            data=bench.data / "train.tsv",
+            evaluation=bench.work / "dev-head.tsv",
+            config=bench.config(run),
+            first_run=None if first is None else bench.folder(first),
+            command=f"python benchmarks/sst2.py --only {run.id}",
+        )
     except CompactorError as error:
         say(f"{run.id}: {error}")
         return {run.id: error.what}
@@ -217,72 +217,47 @@ def train_or_say_why(bench: Bench, run: Run) -> dict[str, str]:
     return {}
 
 
-def train(bench: Bench, run: Run) -> None:
-    """One run, or what is left to do of it."""
-    import torch
-
-    torch.set_num_threads(bench.threads)
-    prune(
-        bench.work / _minilm.NAME if run.id == DENSE else bench.dense,
-        bench.data / "train.tsv",
-        bench.work / "dev-head.tsv",
-        bench.folder(run),
-        config=bench.config(run),
-        first_run=None if run.first is None else bench.work / "runs" / run.first,
-        resume=True,
-        command=f"python benchmarks/sst2.py --only {run.id}",
-        progress=lambda message: say(f"{run.id}: {message}"),
-    )
-
-
 # Judging
 
 
 def collect(bench: Bench, how: Settings, failed: Mapping[str, str]) -> dict[str, Any]:
     """A row for each run, of what is there: how it was trained, what is left of it, and what it answers."""
-    rows = []
-    dense = RUNS[0]
-    if not bench.is_finished(dense):
-        return {"references": "", "rows": [_absent(run, failed) for run in (*RUNS, OTHERS)]}
+    if not bench.is_finished(RUNS[0]):
+        return {"references": "", "rows": [_absent(run, failed.get(run.id)) for run in (*RUNS, OTHERS)]}
     workload = sentences(bench)
     assert workload.labelled is not None and workload.labelled.references is not None
     references = _digits(workload.labelled.references)
-    baseline = ""
+    rows, baseline = [], ""
     for run in (*RUNS, OTHERS):
         if not bench.is_finished(run):
-            rows.append(_absent(run, failed))
+            rows.append(_absent(run, failed.get(run.id)))
             continue
-        if run.id == PEER and not _same_vocabulary(bench.folder(run), bench.dense):
-            rows.append(_absent(run, {run.id: "not run: it reads other tokens than the dense model"}))
+        if run.id == PEER and bench.read(run)["vocab_size"] != bench.read(RUNS[0])["vocab_size"]:
+            rows.append(_absent(run, "not run: it reads other tokens than the dense model"))
             continue
         try:
             judged = judge(bench, run, workload, how)
         except CompactorError as error:
             say(f"{run.id}: {error}")
-            rows.append(_absent(run, {run.id: error.what}))
+            rows.append(_absent(run, error.what))
             continue
-        baseline = judged["answers"]["masked"] if run.id == DENSE else baseline
+        if run.id == DENSE:
+            baseline = judged["answers"]["masked"]
         facts = {**describe_weights(bench.folder(run)), **describe_training(bench, run)}
         rows.append(make_row(run, facts, judged, references, baseline))
     return {"references": references, "rows": rows}
 
 
-def _absent(run: Run, failed: Mapping[str, str]) -> dict[str, Any]:
-    absent = "no checkpoint given: --peer" if run.id == PEER else "it was not trained"
-    why = failed.get(run.id, f"not run: {absent}")
+def _absent(run: Run, why: str | None) -> dict[str, Any]:
+    """The row of a run that is not there, or cannot be judged."""
+    why = why or f"not run: {'no checkpoint given: --peer' if run.id == PEER else 'it was not trained'}"
     status = "not run" if why.startswith("not run") else "failed"
     return {"id": run.id, "family": run.family, "status": status, "why": why.removeprefix("not run: ")}
 
 
-def _same_vocabulary(folder: Path, other: Path) -> bool:
-    sizes = [json.loads((path / "config.json").read_text(encoding="utf-8"))["vocab_size"] for path in (folder, other)]
-    return bool(sizes[0] == sizes[1])
-
-
 def sentences(bench: Bench) -> Workload:
     """``test.tsv`` in batches of 32, and one by one."""
-    config = json.loads((bench.dense / "config.json").read_text(encoding="utf-8"))
-    spec = InputSpec.from_config(config, task=TASK, folder=bench.dense)
+    spec = InputSpec.from_config(bench.read(RUNS[0]), task=TASK, folder=bench.folder(RUNS[0]))
     return from_data(bench.work / "sentences", bench.data / "test.tsv", spec, batches=[1])
 
 
@@ -292,10 +267,9 @@ def describe_training(bench: Bench, run: Run) -> dict[str, Any]:
     ``settings`` are those that are not the trainer's defaults; ``other_settings`` names those that the run should not
     have had, such as fewer steps.
     """
-    path = bench.folder(run) / RECORD
-    if not path.is_file():
+    if not (bench.folder(run) / RECORD).is_file():
         return {}
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    record = bench.read(run, RECORD)
     final, expected, usual = record["final"], bench.config(run).to_json(), PruneConfig().to_json()
     found = {
         "steps": record["steps"],
@@ -318,16 +292,17 @@ def describe_weights(folder: Path) -> dict[str, Any]:
     from compactor.exporting.inspecting import AttentionSummary, FeedForwardSummary, inspect
 
     layers = inspect(folder).layers
-    attentions = [layer for layer in layers if isinstance(layer, AttentionSummary)]
-    widths = [layer.width for layer in layers if isinstance(layer, FeedForwardSummary)]
     left = sum(layer.density * layer.weights[0] for layer in layers)
     everything = sum(layer.weights[0] for layer in layers)
-    heads = [layer.heads for layer in attentions]
+    heads = [layer.heads for layer in layers if isinstance(layer, AttentionSummary)]
+    widths = [layer.width for layer in layers if isinstance(layer, FeedForwardSummary)]
     return {
         "density": left / everything,
         "weights": [round(left), everything],
-        "heads": [sum(after for _, after in heads), sum(before for before, _ in heads)],
-        "neurons": [sum(after for _, after in widths), sum(before for before, _ in widths)],
+        **{
+            name: [sum(after for _, after in changes), sum(before for before, _ in changes)]
+            for name, changes in (("heads", heads), ("neurons", widths))
+        },
         "heads_by_layer": [after for _, after in heads],
     }
 
@@ -338,33 +313,32 @@ def judge(bench: Bench, run: Run, workload: Workload, how: Settings) -> dict[str
     Raises:
         CompactorError: It cannot be exported, or a graph cannot be run.
     """
+    shop = bench.shop(run)
     digest = hashlib.sha256((bench.folder(run) / "model.safetensors").read_bytes()).hexdigest()
     kept = bench.work / "judged" / f"{run.id}.json"
     if kept.is_file():
         known: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
         if known["sha256"] == digest:
             return known
-        shutil.rmtree(bench.shop(run).folder, ignore_errors=True)  # made of other weights
+        shutil.rmtree(shop.folder, ignore_errors=True)  # made of other weights
     assert workload.scoring is not None
     say(f"judging {run.id}")
-    shop, cases = bench.shop(run), {case.id: case for case in (workload.scoring, workload.cases[0])}
+    batches, one_by_one = workload.scoring, workload.cases[0]
     answers, sizes, graphs = {}, {}, {}
     with tempfile.TemporaryDirectory(prefix="sst2-answers-") as temporary:
         folder = Path(temporary)
-        _graphs.in_fresh_process(
-            _graphs.write_reference, shop.checkpoint(), {"scoring": list(workload.scoring.files)}, folder / "masked"
-        )
-        answers["masked"] = _read_answers(workload, folder / "masked", workload.scoring)
-        for precision, name in GRAPHS.items():
-            variant = Variant(precision, precision, run.id, "onnxruntime", "cpu", precision, shop.ours() / name)
-            wanted = [cases[case] for way, case in BATCHES.items() if way.startswith(precision)] or [workload.scoring]
-            error = run_worker("outputs", variant, wanted, how, outputs=folder / precision).get("error")
+        files = {batches.id: list(batches.files)}
+        _graphs.in_fresh_process(_graphs.write_reference, shop.checkpoint(), files, folder / "masked")
+        answers["masked"] = _read_answers(workload, folder / "masked", batches)
+        for precision, ways in WAYS.items():
+            graph = shop.graph(precision)
+            variant = Variant(precision, precision, run.id, "onnxruntime", "cpu", precision, graph)
+            cases = dict(zip(ways, (batches, one_by_one), strict=False))
+            error = run_worker("outputs", variant, list(cases.values()), how, outputs=folder / precision).get("error")
             if error is not None:
                 raise CompactorError(f"its {precision} graph does not run: {error['what']}", where=error["where"])
             sizes[precision], graphs[precision] = file_bytes(variant), model_hash(variant)
-            for case in wanted:
-                way = precision if case is workload.scoring else f"{precision} alone"
-                answers[way] = _read_answers(workload, folder / precision, case)
+            answers |= {way: _read_answers(workload, folder / precision, case) for way, case in cases.items()}
     judged = {"sha256": digest, "answers": answers, "bytes": sizes, "graphs": graphs}
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(judged), encoding="utf-8")
@@ -374,8 +348,7 @@ def judge(bench: Bench, run: Run, workload: Workload, how: Settings) -> dict[str
 def _read_answers(workload: Workload, folder: Path, case: Case) -> str:
     """A digit for each sentence."""
     assert workload.labelled is not None
-    files = [folder / f"{case.id}.{i}.npz" for i in range(len(case.files))]
-    return _digits(predict(workload.spec, workload.labelled, read_outputs(files)))
+    return _digits(predict(workload.spec, workload.labelled, read_outputs(folder, case)))
 
 
 def make_row(
@@ -420,38 +393,25 @@ def make_variants(bench: Bench) -> list[_run.Row]:
     dense = bench.shop(RUNS[0])
     rows = [
         _run.Row("dense-plain", "dense: plain export, fp32", dense, dense.plain),
-        _run.Row("dense-fp32", "dense: compactor fp32", dense, lambda: dense.ours() / GRAPHS["fp32"]),
+        _run.Row("dense-fp32", "dense: compactor fp32", dense, lambda: dense.graph("fp32")),
     ]
     for run in (*RUNS, OTHERS):
         if bench.is_finished(run):
             shop = bench.shop(run)
-
-            def build(shop: Given = shop) -> Path:
-                return shop.ours() / GRAPHS["int8"]
-
+            build = functools.partial(shop.graph, "int8")
             # As lossy as int8 may be on random tokens: what it answers to sentences is judged apart.
-            row = _run.Row(f"{run.id}-int8", f"{run.id}: int8", shop, build, precision="int8", tolerance=_run.STATIC)
-            rows.append(row)
+            rows.append(_run.Row(f"{run.id}-int8", f"{run.id}: int8", shop, build, "int8", bound=_run.STATIC))
     return rows
 
 
 def measure(bench: Bench, args: argparse.Namespace, how: Settings, command: str) -> dict[str, Any]:
     """Time all variants in one run."""
     if not bench.is_finished(RUNS[0]):
-        return {"latency": None, "relative_error": {}}
+        return UNMEASURED
     rows = make_variants(bench)
-    cases = synthetic_cases(bench.work, parse_shapes(args.shapes))
-    found = _run.run(rows, cases, how)
-    report = _record.make_report(
-        "MiniLM on SST-2, pruned",
-        rows,
-        baseline="dense-plain",
-        cases=cases,
-        how=how,
-        found=found,
-        command=command,
-    )
-    return {"latency": report, "relative_error": _record.plain_errors(found.errors)}
+    found = _run.run(rows, synthetic_cases(bench.work, parse_shapes(args.shapes)), how)
+    report = _record.make_report("MiniLM on SST-2, pruned", rows, found, baseline="dense-plain", command=command)
+    return {"latency": report, "relative_error": found.errors}
 
 
 def kept_measurement(out: Path | None) -> dict[str, Any]:
@@ -459,8 +419,8 @@ def kept_measurement(out: Path | None) -> dict[str, Any]:
     if out is not None and out.is_file():
         before = json.loads(out.read_text(encoding="utf-8"))
         if before.get("kind") == "compactor-sst2":
-            return {name: before[name] for name in ("latency", "relative_error")}
-    return {"latency": None, "relative_error": {}}
+            return {name: before[name] for name in UNMEASURED}
+    return UNMEASURED
 
 
 def publish(result: Mapping[str, Any], out: Path | None) -> str:

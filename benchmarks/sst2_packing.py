@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,14 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that it runs by its path, and not only with -m
 
 from benchmarks import _record, _run, plant
-from benchmarks._workshop import Given, Planted, Workshop
+from benchmarks._workshop import EXAMPLE, SENTENCES, TASK, Workshop, classifiers
 from compactor.benching.workload import Workload, from_lengths
 from compactor.evaluation.inputs import InputSpec
 from compactor.reporting.numbers import digits, times
+from compactor.reporting.words import result_of
 from compactor.runtime.sampling import Clock
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-EXAMPLE = EXAMPLES / "sst2-small"
-SENTENCES = EXAMPLES / "sst2.tsv"
 BATCH = 32
-TASK = "text-classification"
-KINDS = {"unpacked": False, "packed": True}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,45 +37,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--passes", type=int, default=2, help="samples in each process (default: %(default)s)")
     _run.add_common_options(parser)
     args = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory(prefix="sst2-packing-") as temporary:
-        work = (args.work or Path(temporary)).resolve()
+    clock = Clock(warm_up_s=0, warm_up_calls=1, measure_s=0, min_samples=args.passes, max_samples=args.passes)
+    how = _run.settings(args, scenario="offline", clock=clock)
+    with _run.work_folder(args.work, "sst2-packing-") as work:
         workload = sentences(work / f"sst2-{args.batch}", args.batch)
-        models = {
-            "random weights": Planted(work, plant.chosen_entry(args), TASK),
-            "the example checkpoint": Given(work, EXAMPLE),
-        }
-        rows = [row for title, shop in models.items() for row in make_rows(title, shop)]
+        models = classifiers(work, plant.chosen_entry(args))
+        rows = {title: make_rows(title, shop) for title, shop in models.items()}
+        every = [row for own in rows.values() for row in own]
         if args.build_only:
-            _run.build(rows, workload.cases)
+            _run.build(every, workload.cases, how)
             return 0
-        clock = Clock(warm_up_s=0, warm_up_calls=1, measure_s=0, min_samples=args.passes, max_samples=args.passes)
-        how = _run.settings(args, scenario="offline", clock=clock)
         _record.warn_if_busy()
-        found = _run.run(rows, workload.cases, how)
+        found = _run.run(every, workload.cases, how)
         reports = {
             title: _record.make_report(
                 f"Token packing on SST-2: {title}",
-                [row for row in rows if row.shop == shop],
-                baseline=f"{shop.folder.name}-unpacked",
-                cases=workload.cases,
-                how=how,
-                found=found,
-                command=_run.command_line(_run.script_argv(argv, "sst2_packing.py")),
+                own,
+                found,
+                baseline=own[0].id,
+                command=_run.command("sst2_packing.py", argv),
                 workload=workload.to_json(),
             )
-            for title, shop in models.items()
+            for title, own in rows.items()
         }
     result = {
         "schema": 1,
         "kind": "compactor-packing",
         "batch": args.batch,
-        "relative_error": _record.plain_errors(found.errors),
+        "relative_error": found.errors,
         "reports": reports,
     }
-    text = render(result)
-    print(text)
-    if args.out is not None:
-        _record.write_result(args.out, result, text)
+    _record.publish(result, render(result), args.out)
     return 1 if _record.failures(reports.values()) else 0
 
 
@@ -95,66 +82,43 @@ def make_rows(title: str, shop: Workshop) -> list[_run.Row]:
     """One model, not packed and packed."""
 
     def row(kind: str, pack: bool) -> _run.Row:
-        return _run.Row(
-            f"{shop.folder.name}-{kind}",
-            f"{title}: {kind}",
-            shop,
-            lambda: shop.ours(pack=pack) / "model_quantized.onnx",
-            precision="int8",
-            tolerance=_run.LOOSE,
-        )
+        id, name = f"{shop.folder.name}-{kind}", f"{title}: {kind}"
+        return _run.Row(id, name, shop, lambda: shop.graph("int8", pack=pack), precision="int8")
 
-    return [row(kind, pack) for kind, pack in KINDS.items()]
+    return [row("unpacked", False), row("packed", True)]
 
 
 def render(result: Mapping[str, Any]) -> str:
     """The table: sentences per second, packed and not."""
     reports = result["reports"]
-    first = next(iter(reports.values()))
+    header = ["model and batches", "positions per real token", "unpacked", "packed", "gain of packing"]
     rows = []
     for title, report in reports.items():
         unpacked, packed = report["variants"]
         cases = report["workload"]["cases"]
-        plain = _record.find_result(unpacked, cases[0]["id"])  # what one gets without knowing of either
+        plain = _speed(unpacked, cases[0]["id"])  # what one gets without knowing of either
         for case in cases:
-            cells = [_speed(variant, case["id"]) for variant in (unpacked, packed)]
-            padding = case["positions"] / case["tokens"]
-            gain = _record.speed_cell(packed, case["id"])
-            both = _times_as_fast(_record.find_result(packed, case["id"]), plain)
-            rows.append([f"{title}, {case['id']}", times(padding), *cells, gain, both])
-    return "\n\n".join(
-        [
-            f"# Token packing on SST-2, int8, batches of {result['batch']}",
-            f"{first['workload']['examples']} sentences. Sentences per second; a sample is one pass over all of them, "
-            f"{first['settings']['clock']['max_samples']} in each process. In brackets: 95 % bootstrap interval; "
-            "≈ stands for no significant difference.",
-            _record.markdown_table(
-                [
-                    "model and batches",
-                    "positions per real token",
-                    "unpacked",
-                    "packed",
-                    "gain of packing",
-                    "packed, against unpacked in file order",
-                ],
-                rows,
-            ),
-            *(f"{title}: {line}" for title, report in reports.items() for line in _record.remarks(report)),
-            *_record.provenance(first),
-        ]
+            speeds = [_speed(variant, case["id"]) for variant in (unpacked, packed)]
+            cells = ["-" if speed is None else digits(speed) for speed in speeds]
+            both = "-" if speeds[1] is None or plain is None else times(speeds[1] / plain)
+            padding, gain = times(case["positions"] / case["tokens"]), _record.speed_cell(packed, case["id"])
+            rows.append([f"{title}, {case['id']}", padding, *cells, gain, both])
+    first = next(iter(reports.values()))
+    return _record.page(
+        f"# Token packing on SST-2, int8, batches of {result['batch']}",
+        f"{first['workload']['examples']} sentences. Sentences per second; a sample is one pass over all of them, "
+        f"{first['settings']['clock']['max_samples']} in each process. In brackets: 95 % bootstrap interval; "
+        "≈ stands for no significant difference.",
+        _record.markdown_table([*header, "packed, against unpacked in file order"], rows),
+        *(f"{title}: {line}" for title, report in reports.items() for line in _record.remarks(report)),
+        *_record.provenance(first),
     )
 
 
-def _times_as_fast(found: Mapping[str, Any] | None, plain: Mapping[str, Any] | None) -> str:
-    """The ratio of two throughputs of the same examples."""
-    if found is None or plain is None:
-        return "-"
-    return times(found["throughput"]["examples_per_s"] / plain["throughput"]["examples_per_s"])
-
-
-def _speed(variant: Mapping[str, Any], case: str) -> str:
-    found = _record.find_result(variant, case)
-    return "-" if found is None else digits(found["throughput"]["examples_per_s"])
+def _speed(variant: Mapping[str, Any], case: str) -> float | None:
+    """Sentences per second."""
+    found = result_of(variant, case)
+    return None if found is None else float(found["throughput"]["examples_per_s"])
 
 
 if __name__ == "__main__":

@@ -15,13 +15,12 @@ not timed: it is the same every time.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,6 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that it runs by 
 
 from benchmarks import _graphs, _record, _run
 from benchmarks._workshop import say
-from compactor.benching.card import machine_card
-from compactor.benching.processes import abba
 from compactor.benching.statistics import Ratio, ratio
 from compactor.reporting.numbers import bytes_text, duration
 from compactor.runtime.sampling import peak_memory_bytes
@@ -46,43 +43,23 @@ COUNTED_STEPS = 4
 _SETTLING = 2  # steps of a process that are not timed: memory is allocated, code is loaded
 
 
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """Sizes of the model and of its batches.
+SHAPE = {  # sizes of the batches and of the model, as they are where nothing else is asked for
+    "batch": 32,  # sequences of a step
+    "length": 64,  # tokens of each
+    "width": 384,
+    "layers": 6,
+    "heads": 12,  # of each layer
+    "inner": 1536,  # neurons of each layer
+    "vocabulary": 30_522,  # tokens that it knows
+}
 
-    Attributes:
-        batch: Sequences of a step.
-        length: Tokens of each.
-        width: Of the model.
-        layers: Of the model.
-        heads: Of each layer.
-        inner: Neurons of each layer.
-        vocabulary: Tokens that it knows.
-        frozen: Whether the embeddings are left as they are.
-    """
-
-    batch: int
-    length: int
-    width: int
-    layers: int
-    heads: int
-    inner: int
-    vocabulary: int
-    frozen: bool
+Shape = Mapping[str, int]  # those, and whether the embeddings are ``frozen``
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Time, count and report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    for name, default in (
-        ("batch", 32),
-        ("length", 64),
-        ("width", 384),
-        ("layers", 6),
-        ("heads", 12),
-        ("inner", 1536),
-        ("vocabulary", 30_522),
-    ):
+    for name, default in SHAPE.items():
         parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
     parser.add_argument("--freeze-embeddings", action="store_true", help="train everything but the embeddings")
     parser.add_argument("--steps", type=int, default=20, help="of each process (default: %(default)s)")
@@ -92,34 +69,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.steps <= _SETTLING + 2:
         parser.error(f"--steps: expected more than {_SETTLING + 2}, got {args.steps}")
-    names = (field.name for field in dataclasses.fields(Shape) if field.name != "frozen")
-    shape = Shape(**{name: getattr(args, name) for name in names}, frozen=args.freeze_embeddings)
-    plan = explain_threads(args.threads)
+    shape = {**{name: getattr(args, name) for name in SHAPE}, "frozen": args.freeze_embeddings}
+    threads = explain_threads(args.threads).threads
     _record.warn_if_busy()
-    head = {
-        "schema": 1,
-        "kind": "compactor-training-cost",
-        "command": _run.command_line(_run.script_argv(argv, "training_cost.py")),
-        "machine": machine_card(),
-        "threads": plan.threads,
-        "shape": dataclasses.asdict(shape),
-        "steps": args.steps,
-    }
-    result = head | compare(shape, args.steps, args.rounds, plan.threads)
-    table = render(result)
-    print(table)
-    if args.out is not None:
-        _record.write_result(args.out, result, table)
+    head = _record.head("compactor-training-cost", "training_cost.py", argv)
+    head |= {"threads": threads, "shape": shape, "steps": args.steps}
+    result = head | compare(shape, args.steps, args.rounds, threads)
+    _record.publish(result, render(result), args.out)
     return 0
 
 
 def compare(shape: Shape, steps: int, rounds: int, threads: int) -> dict[str, Any]:
     """Run both in every round, and count the memory of each once."""
     timed: dict[str, list[dict[str, Any]]] = {PLAIN: [], HYBRID: []}
-    for number, order in enumerate(abba(list(timed), rounds)):
-        for name in order:
-            say(f"round {number + 1} of {rounds}: {name}")
-            timed[name].append(_graphs.in_fresh_process(time_steps, name, shape, steps, threads))
+    for name in _run.turns(list(timed), rounds):
+        timed[name].append(_graphs.in_fresh_process(time_steps, name, shape, steps, threads))
     counted = {}
     for name in timed:
         say(f"counting memory: {name}")
@@ -129,25 +93,12 @@ def compare(shape: Shape, steps: int, rounds: int, threads: int) -> dict[str, An
 
 def time_steps(name: str, shape: Shape, steps: int, threads: int) -> dict[str, Any]:
     """One process: the milliseconds from each step's begin to the next one's, and the peak of its memory."""
-    import torch
-    from transformers import TrainerCallback
-
     starts: list[float] = []
 
-    class Watch(TrainerCallback):  # type: ignore[misc] # transformers is not followed by mypy
-        """Notes when steps begin, and when the last one has ended."""
+    def note(*_: Any, **__: Any) -> None:
+        starts.append(time.perf_counter())
 
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            starts.append(time.perf_counter())
-
-        def on_train_end(self, *_: Any, **__: Any) -> None:
-            starts.append(time.perf_counter())
-
-    torch.set_num_threads(threads)
-    with tempfile.TemporaryDirectory(prefix="training-cost-") as folder:
-        trainer = make_trainer(name, shape, steps, Path(folder))
-        trainer.add_callback(Watch())
-        trainer.train()
+    trainer = train(name, shape, steps, threads, on_step_begin=note, on_train_end=note)
     samples = [1e3 * (after - before) for before, after in itertools.pairwise(starts)]
     return {
         "step_ms": [round(sample, 3) for sample in samples[_SETTLING:]],
@@ -163,33 +114,41 @@ def count_memory(name: str, shape: Shape, threads: int) -> dict[str, int]:
         ``standing_bytes`` between steps: weights, scores, the teacher, the optimizer's state; ``forward_bytes`` at the
         end of the forward pass and ``peak_bytes`` at the highest point of the step, with what stands.
     """
-    import torch
     from torch.profiler import ProfilerActivity, profile
+
+    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+
+    def begin(args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == COUNTED_STEP:
+            profiler.start()
+
+    def end(args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == COUNTED_STEP + 1:
+            profiler.stop()
+
+    trainer = train(name, shape, COUNTED_STEPS, threads, on_step_begin=begin, on_step_end=end)
+    events: Sequence[Any] = profiler.profiler.kineto_results.events()  # type: ignore[union-attr] # it was started
+    forward, peak = read_trace([(event.name(), event.start_ns(), event.nbytes()) for event in events])
+    models = (trainer.model, trainer.teacher)
+    tensors = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
+    tensors += [value for values in trainer.optimizer.state.values() for value in values.values()]
+    standing = tensor_bytes(tensors)
+    return {"standing_bytes": standing, "forward_bytes": standing + forward, "peak_bytes": standing + peak}
+
+
+def train(name: str, shape: Shape, steps: int, threads: int, **watch: Callable[..., None]) -> Any:
+    """The trainer, after a whole run; ``watch`` are methods of its callback."""
+    import torch
     from transformers import TrainerCallback
 
     torch.set_num_threads(threads)
-    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-
-    class Count(TrainerCallback):  # type: ignore[misc]
-        """Profiles one step."""
-
-        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == COUNTED_STEP:
-                profiler.start()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == COUNTED_STEP + 1:
-                profiler.stop()
-
     with tempfile.TemporaryDirectory(prefix="training-cost-") as folder:
-        trainer = make_trainer(name, shape, COUNTED_STEPS, Path(folder))
-        trainer.add_callback(Count())
+        trainer = make_trainer(name, shape, steps, Path(folder))
+        callback = TrainerCallback()
+        vars(callback).update(watch)
+        trainer.add_callback(callback)
         trainer.train()
-    events: Sequence[Any] = profiler.profiler.kineto_results.events()  # type: ignore[union-attr] # it was started
-    forward, peak = read_trace([(event.name(), event.start_ns(), event.nbytes()) for event in events])
-    state = [value for values in trainer.optimizer.state.values() for value in values.values()]
-    standing = tensor_bytes([*_tensors(trainer.model), *_tensors(trainer.teacher), *state])
-    return {"standing_bytes": standing, "forward_bytes": standing + forward, "peak_bytes": standing + peak}
+    return trainer
 
 
 def read_trace(events: Sequence[tuple[str, int, int]]) -> tuple[int, int]:
@@ -206,10 +165,6 @@ def read_trace(events: Sequence[tuple[str, int, int]]) -> tuple[int, int]:
         if moment <= end:
             forward = held
     return forward, peak
-
-
-def _tensors(model: Any) -> list[Any]:
-    return [*model.parameters(), *model.buffers()]
 
 
 def tensor_bytes(tensors: Sequence[Any]) -> int:
@@ -242,19 +197,19 @@ def make_trainer(name: str, shape: Shape, steps: int, folder: Path) -> Any:
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.width,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=shape.inner,
-        max_position_embeddings=max(512, shape.length),
+        vocab_size=shape["vocabulary"],
+        hidden_size=shape["width"],
+        num_hidden_layers=shape["layers"],
+        num_attention_heads=shape["heads"],
+        intermediate_size=shape["inner"],
+        max_position_embeddings=max(512, shape["length"]),
     )
     model, teacher = (transformers.BertForSequenceClassification(config) for _ in range(2))
-    ids = torch.randint(0, shape.vocabulary, (steps * shape.batch, shape.length))
-    labels = torch.randint(0, 2, (steps * shape.batch,))
-    if shape.frozen:
+    ids = torch.randint(0, shape["vocabulary"], (steps * shape["batch"], shape["length"]))
+    labels = torch.randint(0, 2, (steps * shape["batch"],))
+    if shape["frozen"]:
         model.bert.embeddings.requires_grad_(False)
-    settings = PruneConfig(method="hybrid" if name == HYBRID else "dense", steps=steps, batch_size=shape.batch)
+    settings = PruneConfig(method="hybrid" if name == HYBRID else "dense", steps=steps, batch_size=shape["batch"])
     if name == HYBRID:
         method = find_method("hybrid")
         plan = Plan(
@@ -266,7 +221,7 @@ def make_trainer(name: str, shape: Shape, steps: int, folder: Path) -> Any:
         Pruner.install(model, find_blocks(model, {"input_ids": ids[:1]}), plan)
     arguments = Seq2SeqTrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=shape.batch,
+        per_device_train_batch_size=shape["batch"],
         max_steps=steps,
         learning_rate=settings.learning_rate,
         optim="adamw_torch",
@@ -292,11 +247,11 @@ def make_trainer(name: str, shape: Shape, steps: int, folder: Path) -> Any:
 
 def cost(result: Mapping[str, Any], name: str) -> Ratio:
     """How many times more of a measured thing hybrid takes."""
-    rounds = {
-        kind: [found[name] if isinstance(found[name], list) else [found[name]] for found in processes]
-        for kind, processes in result["rounds"].items()
-    }
-    return ratio(rounds[HYBRID], rounds[PLAIN])
+    plain, hybrid = (
+        [found[name] if isinstance(found[name], list) else [found[name]] for found in result["rounds"][kind]]
+        for kind in (PLAIN, HYBRID)
+    )
+    return ratio(hybrid, plain)
 
 
 def render(result: Mapping[str, Any]) -> str:
@@ -304,48 +259,40 @@ def render(result: Mapping[str, Any]) -> str:
     timed, memory, shape = result["rounds"], result["memory"], result["shape"]
     steps = [statistics.median(statistics.median(found["step_ms"]) for found in timed[kind]) for kind in timed]
     resident = [statistics.median(found["peak_rss_bytes"] for found in timed[kind]) for kind in timed]
+
+    def counted(title: str, field: str, wanted: str) -> list[str]:
+        sizes = [bytes_text(memory[kind][field]) for kind in memory]
+        return [title, *sizes, f"{memory[HYBRID][field] / memory[PLAIN][field]:.3f}×", wanted]
+
+    memory_target = f"at most {MEMORY_TARGET:g}×"
     rows = [
         ["time of a step", *map(duration, steps), _ratio_cell(cost(result, "step_ms")), f"at most {TIME_TARGET:g}×"],
-        *(
-            [
-                title,
-                *(bytes_text(memory[kind][field]) for kind in memory),
-                f"{memory[HYBRID][field] / memory[PLAIN][field]:.3f}×",
-                target,
-            ]
-            for title, field, target in (
-                ("tensors between steps", "standing_bytes", ""),
-                ("tensors at the end of the forward pass", "forward_bytes", f"at most {MEMORY_TARGET:g}×"),
-                ("tensors at the peak of a step", "peak_bytes", f"at most {MEMORY_TARGET:g}×"),
-            )
-        ),
+        counted("tensors between steps", "standing_bytes", ""),
+        counted("tensors at the end of the forward pass", "forward_bytes", memory_target),
+        counted("tensors at the peak of a step", "peak_bytes", memory_target),
         [
             "peak memory of the process",
             *(bytes_text(round(value)) for value in resident),
             _ratio_cell(cost(result, "peak_rss_bytes")),
-            f"at most {MEMORY_TARGET:g}×",
+            memory_target,
         ],
     ]
-    processes = len(timed[HYBRID])
     frozen = ", embeddings frozen" if shape["frozen"] else ""
-    return "\n\n".join(
-        [
-            "# What pruning adds to training",
-            f"A random BERT of {shape['layers']} layers, {shape['width']} wide, with {shape['heads']} heads and "
-            f"{shape['inner']:,} neurons{frozen}, and a teacher of its size; batches of {shape['batch']} × "
-            f"{shape['length']} tokens. {processes} processes of {result['steps']} steps each, in ABBA order; medians, "
-            "and 95 % bootstrap intervals of ratios.",
-            _record.markdown_table(["", PLAIN, HYBRID, "ratio", "wanted"], rows),
-            f"{result['threads']} threads. {_record.machine_line(result)}",
-            f"`{result['command']}`",
-        ]
+    return _record.page(
+        "# What pruning adds to training",
+        f"A random BERT of {shape['layers']} layers, {shape['width']} wide, with {shape['heads']} heads and "
+        f"{shape['inner']:,} neurons{frozen}, and a teacher of its size; batches of {shape['batch']} × "
+        f"{shape['length']} tokens. {len(timed[HYBRID])} processes of {result['steps']} steps each, in ABBA order; "
+        "medians, and 95 % bootstrap intervals of ratios.",
+        _record.markdown_table(["", PLAIN, HYBRID, "ratio", "wanted"], rows),
+        f"{result['threads']} threads. {_record.machine_line(result)}",
+        f"`{result['command']}`",
     )
 
 
 def _ratio_cell(found: Ratio) -> str:
-    if found.low is None or found.high is None:
-        return f"{found.value:.3f}×"
-    return f"{found.value:.3f}× [{found.low:.3f}, {found.high:.3f}]"
+    interval = "" if found.low is None or found.high is None else f" [{found.low:.3f}, {found.high:.3f}]"
+    return f"{found.value:.3f}×{interval}"
 
 
 if __name__ == "__main__":

@@ -22,12 +22,11 @@ import numpy as np
 
 import compactor
 from benchmarks import _record, _run
-from benchmarks._graphs import in_fresh_process
-from benchmarks._workshop import say
+from benchmarks._graphs import export_ours, in_fresh_process
+from benchmarks._workshop import EXAMPLE, say
 from compactor.benching.statistics import NO_DIFFERENCE
 from compactor.reporting.numbers import digits, with_interval
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "sst2-small"
 SHAPES: Mapping[str, Sequence[int]] = {"batch": [1, 8], "seq": [128]}
 SLOWED_BY = 600  # width of the square product that is added: 0.7 of the graph's multiply-adds at 1x128
 
@@ -42,12 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=8, help="processes of each variant (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="result, JSON; its tables are written beside it")
     args = parser.parse_args(argv)
-    command = _run.command_line(_run.script_argv(argv, "trust.py"))
+    command = _run.command("trust.py", argv)
     _record.warn_if_busy()
     with tempfile.TemporaryDirectory(prefix="trust-") as temporary:
         work = Path(temporary)
-        artefact = in_fresh_process(export_example, work / "compact")
-        graph = work / "model.onnx"
+        artefact, graph = work / "compact", work / "model.onnx"
+        in_fresh_process(export_ours, EXAMPLE, artefact, {})
         graph.write_bytes((artefact / "onnx" / "model.onnx").read_bytes())
         slowed = work / "slowed" / "model.onnx"
         in_fresh_process(slow_down, graph, slowed)
@@ -59,16 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "identical": [compare_with_itself(graph, number, args.rounds) for number in range(args.identical)],
             "compare": compare_slowed(graph, slowed, artefact / "onnx" / "model_quantized.onnx", args.rounds),
         }
-    text = render(result)
-    print(text)
-    if args.out is not None:
-        _record.write_result(args.out, result, text)
+    _record.publish(result, render(result), args.out)
     return 0 if all(judge(result).values()) else 1
-
-
-def export_example(folder: Path) -> Path:
-    """``compactor export`` of the bundled checkpoint. Returns its folder."""
-    return compactor.export(EXAMPLE, folder).path
 
 
 def slow_down(source: Path, path: Path) -> None:
@@ -113,11 +104,11 @@ def compare_with_itself(graph: Path, number: int, rounds: int) -> dict[str, Any]
     """The verdict on a graph against itself, with the samples."""
     say(f"a graph against itself, run {number + 1}")
     report = compactor.bench([graph, graph], batch=[1], seq=[128], duration_s=0.3, seed=number, rounds=rounds)
-    base, other = (variant["results"][0] for variant in report["variants"])
+    results = [variant["results"][0] for variant in report["variants"]]
     return {
-        "ratio": other["ratio"],
+        "ratio": results[1]["ratio"],
         "valid": report["verdict"],
-        "rounds_ms": [base["rounds_ms"], other["rounds_ms"]],
+        "rounds_ms": [result["rounds_ms"] for result in results],
     }
 
 
@@ -145,14 +136,17 @@ def without_places(report: dict[str, Any]) -> dict[str, Any]:
 
 def judge(result: Mapping[str, Any]) -> dict[str, bool]:
     """The known answers, and whether they were found."""
-    found = result["identical"]
-    same = sum(entry["ratio"]["verdict"] == NO_DIFFERENCE for entry in found)
     return {
         "the intervals of repeated runs overlap": all(overlaps(ratios) for ratios in ratios_by_cell(result).values()),
-        "identical graphs: no significant difference in 19 of 20 runs": same >= 0.95 * len(found),
+        "identical graphs: no significant difference in 19 of 20 runs": same(result) >= 0.95 * len(result["identical"]),
         "--compare finds the slowed graph": bool(result["compare"]["slowed"]["slower"]),
         "--compare leaves the same graph alone": not result["compare"]["same"]["slower"],
     }
+
+
+def same(result: Mapping[str, Any]) -> int:
+    """How often a graph was not told apart from itself."""
+    return sum(entry["ratio"]["verdict"] == NO_DIFFERENCE for entry in result["identical"])
 
 
 def ratios_by_cell(result: Mapping[str, Any]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
@@ -173,29 +167,24 @@ def overlaps(ratios: Sequence[Mapping[str, Any]]) -> bool:
 
 def render(result: Mapping[str, Any]) -> str:
     """The tables."""
-    repeats = result["repeats"]
-    cells = ratios_by_cell(result)
+    repeats, found, compared = (result[part] for part in ("repeats", "identical", "compare"))
     header = ["variant", "case", *(f"run {i + 1}" for i in range(len(repeats)))]
-    rows = [[*cell, *(with_interval(ratio) for ratio in ratios)] for cell, ratios in cells.items()]
-    verdicts = ["verdict", "", *("VALID" if report["verdict"]["valid"] else "INVALID" for report in repeats)]
-    found = result["identical"]
-    same = sum(entry["ratio"]["verdict"] == NO_DIFFERENCE for entry in found)
+    rows = [[*cell, *map(with_interval, ratios)] for cell, ratios in ratios_by_cell(result).items()]
+    rows.append(["verdict", "", *("VALID" if report["verdict"]["valid"] else "INVALID" for report in repeats)])
     values = [entry["ratio"]["value"] for entry in found]
     valid = sum(entry["valid"]["valid"] for entry in found)
-    before, again, slower = map(digits, result["compare"]["medians_ms"])
-    return "\n\n".join(
-        [
-            "# Can `compactor bench` be believed here?",
-            "The example's artefact against its checkpoint in PyTorch, times faster with 95 % intervals:",
-            _record.markdown_table(header, [*rows, verdicts]),
-            f"A graph against itself, {len(found)} runs: no significant difference in {same}; ratios from "
-            f"{min(values):.3f} to {max(values):.3f}; {valid} of the runs VALID.",
-            f"`--compare`: {before} ms before; the same graph again, {again} ms: "
-            f"{'slower' if result['compare']['same']['slower'] else 'not slower'}; with one more matrix product, "
-            f"{slower} ms: {'slower' if result['compare']['slowed']['slower'] else 'not slower'}.",
-            "\n".join(f"- {question}: {'yes' if held else '**no**'}" for question, held in judge(result).items()),
-            *_record.provenance(repeats[0]),
-        ]
+    before, again, slower = map(digits, compared["medians_ms"])
+    told = ["slower" if compared[which]["slower"] else "not slower" for which in ("same", "slowed")]
+    return _record.page(
+        "# Can `compactor bench` be believed here?",
+        "The example's artefact against its checkpoint in PyTorch, times faster with 95 % intervals:",
+        _record.markdown_table(header, rows),
+        f"A graph against itself, {len(found)} runs: no significant difference in {same(result)}; ratios from "
+        f"{min(values):.3f} to {max(values):.3f}; {valid} of the runs VALID.",
+        f"`--compare`: {before} ms before; the same graph again, {again} ms: {told[0]}; with one more matrix "
+        f"product, {slower} ms: {told[1]}.",
+        "\n".join(f"- {question}: {'yes' if held else '**no**'}" for question, held in judge(result).items()),
+        *_record.provenance(repeats[0]),
     )
 
 

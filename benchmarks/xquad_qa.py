@@ -14,27 +14,23 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import shutil
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that it runs by its path, and not only with -m
 
-from benchmarks import _graphs, _minilm, _record, _run
-from benchmarks._workshop import say
-from compactor.benching.card import machine_card
+from benchmarks import _record, _run, _training
 from compactor.reporting.numbers import percent, score
 from compactor.runtime.threads import explain_threads
 from compactor.trainer.config import PruneConfig
-from compactor.trainer.pruning import prune
 from compactor.trainer.records import RECORD
 
 DENSE, HYBRID = "dense", "hybrid"
 TASK = "question-answering"
 SEED = 17
+METRICS = ("exact_match", "squad_f1")
 
 _EVALUATIONS = 4
 _SHOWN = 10  # lines of a loss curve
@@ -46,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Split, train both, and write what came of it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="questions in SQuAD's form")
-    parser.add_argument("--model", type=Path, help=f"what to fine-tune (default: {_minilm.NAME}, of {_minilm.PACKAGE})")
+    _training.add_model_option(parser)
     parser.add_argument("--steps", type=int, default=200, help="optimizer steps of each run (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=16, help="windows of a step (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=1e-4, help="of the weights (default: %(default)s)")
@@ -57,26 +53,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="result, JSON; its tables are written beside it")
     args = parser.parse_args(argv)
     threads = explain_threads(args.threads).threads
-    with tempfile.TemporaryDirectory(prefix="xquad-qa-") as temporary:
-        work = (args.work or Path(temporary)).resolve()
+    with _run.work_folder(args.work, "xquad-qa-") as work:
         sizes = write_split(args.data, work)
-        plain = _minilm.plain_model(work, args.model)
-        result: dict[str, Any] = {
-            "schema": 1,
-            "kind": "compactor-xquad-qa",
-            "command": _run.command_line(_run.script_argv(argv, "xquad_qa.py")),
-            "machine": machine_card(),
-            "threads": threads,
-            "data": sizes,
-            "runs": {},
-        }
+        plain = _training.plain_model(work, args.model)
+        head = _record.head("compactor-xquad-qa", "xquad_qa.py", argv)
+        result: dict[str, Any] = {**head, "threads": threads, "data": sizes, "runs": {}}
         for name, config in configs(args).items():
-            folder = work / "runs" / name
+            folder, teacher = work / "runs" / name, None if name == DENSE else work / "runs" / DENSE
             if not (folder / RECORD).is_file():
-                say(f"training {name}")
-                teacher = None if name == DENSE else work / "runs" / DENSE
-                _graphs.in_fresh_process(train, name, plain, work, config, teacher, threads)
-                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+                _training.train(
+                    name,
+                    folder,
+                    threads,
+                    model=teacher or plain,  # the hybrid one starts from its teacher
+                    data=work / "train.json",
+                    evaluation=work / "eval.json",
+                    config=config,
+                    teacher=teacher,
+                    command="python benchmarks/xquad_qa.py",
+                )
             result["runs"][name] = describe(json.loads((folder / RECORD).read_text(encoding="utf-8")))
             table = render(result)
             if args.out is not None:
@@ -121,41 +116,16 @@ def split(articles: Sequence[Article]) -> tuple[list[Article], list[Article]]:
     order = list(range(len(articles)))
     random.Random(SEED).shuffle(order)
     cut = round(len(order) * 2 / 3)
-    first, second = sorted(order[:cut]), sorted(order[cut:])
-    return [articles[i] for i in first], [articles[i] for i in second]
-
-
-def train(name: str, model: Path, work: Path, config: PruneConfig, teacher: Path | None, threads: int) -> None:
-    """One run, or what is left to do of it; the hybrid one starts from its teacher."""
-    import torch
-
-    torch.set_num_threads(threads)
-    prune(
-        model if teacher is None else teacher,
-        work / "train.json",
-        work / "eval.json",
-        work / "runs" / name,
-        config=config,
-        teacher=teacher,
-        resume=True,
-        command="python benchmarks/xquad_qa.py",
-        progress=lambda message: say(f"{name}: {message}"),
-    )
+    learned, asked = ([articles[i] for i in sorted(part)] for part in (order[:cut], order[cut:]))
+    return learned, asked
 
 
 def describe(record: Mapping[str, Any]) -> dict[str, Any]:
     """Of a run's record what the tables and a reader need."""
-    final = record["final"]
     names = ("density", "heads", "neurons", "lambda", "seconds", "metrics", "teacher_metrics")
-    return {
-        "steps": record["steps"],
-        "settings": record["settings"],
-        "log": record["log"],
-        "evaluations": record["evaluations"],
-        "final": {name: final[name] for name in names},
-        "notes": record["notes"],
-        "warnings": record["warnings"],
-    }
+    final = {name: record["final"][name] for name in names}
+    kept = ("steps", "settings", "log", "evaluations", "final", "notes", "warnings")
+    return {name: final if name == "final" else record[name] for name in kept}
 
 
 def render(result: Mapping[str, Any]) -> str:
@@ -177,45 +147,34 @@ def render(result: Mapping[str, Any]) -> str:
         f"{result['threads']} threads. {_record.machine_line(result)}",
         f"`{result['command']}`",
     ]
-    return "\n\n".join(parts)
+    return _record.page(*parts)
 
 
 def _summary(name: str, run: Mapping[str, Any]) -> list[str]:
     final, losses = run["final"], [line["task_loss"] for line in run["log"] if line["task_loss"] is not None]
     loss = f"{losses[0]:.2f} to {losses[-1]:.2f}" if losses else "-"
-    metrics = [
-        score(final["metrics"][key]["value"], final["metrics"][key]["se"]) for key in ("exact_match", "squad_f1")
-    ]
-    if not final["heads"][1]:  # nothing was pruned
-        return [name, loss, *metrics, percent(1.0), "all", "all", f"{final['seconds'] / 60:.0f}"]
-    heads, neurons = (f"{alive:,} of {count:,}" for alive, count in (final["heads"], final["neurons"]))
-    return [name, loss, *metrics, percent(final["density"]), heads, neurons, f"{final['seconds'] / 60:.0f}"]
+    found = [final["metrics"][key] for key in METRICS]
+    left = [percent(1.0), "all", "all"]
+    if final["heads"][1]:  # something was pruned
+        counts = (f"{alive:,} of {count:,}" for alive, count in (final["heads"], final["neurons"]))
+        left = [percent(final["density"]), *counts]
+    scores = [score(metric["value"], metric["se"]) for metric in found]
+    return [name, loss, *scores, *left, f"{final['seconds'] / 60:.0f}"]
 
 
 def _curve(run: Mapping[str, Any]) -> str:
     """Some lines of the log, with what the evaluation of that step said."""
-    log = run["log"]
-    shown = [log[round(i * (len(log) - 1) / max(1, _SHOWN - 1))] for i in range(_SHOWN)] if log else []
-    steps = [evaluation["step"] for evaluation in run["evaluations"]]
-    shown += [line for line in log if line["step"] in steps]
-    judged = {evaluation["step"]: evaluation["metrics"] for evaluation in run["evaluations"]}
+    log, judged = run["log"], {evaluation["step"]: evaluation["metrics"] for evaluation in run["evaluations"]}
+    some = {round(i * (len(log) - 1) / max(1, _SHOWN - 1)) for i in range(_SHOWN)}
     rows = []
-    for line in sorted({line["step"]: line for line in shown}.values(), key=lambda line: int(line["step"])):
-        metrics = judged.get(line["step"], {})
-        rows.append(
-            [
-                str(line["step"]),
-                _number(line["task_loss"]),
-                _number(line["distillation_loss"]),
-                "-" if line["density"] is None else percent(line["density"]),
-                *(percent(metrics[key]) if key in metrics else "" for key in ("exact_match", "squad_f1")),
-            ]
-        )
+    for index, line in enumerate(log):
+        if index in some or line["step"] in judged:
+            losses = ("-" if line[name] is None else f"{line[name]:.3f}" for name in ("task_loss", "distillation_loss"))
+            density = "-" if line["density"] is None else percent(line["density"])
+            metrics = judged.get(line["step"], {})
+            scores = (percent(metrics[key]) if key in metrics else "" for key in METRICS)
+            rows.append([str(line["step"]), *losses, density, *scores])
     return _record.markdown_table(["step", "loss", "distillation", "linear weights", "exact match", "F1"], rows)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 if __name__ == "__main__":

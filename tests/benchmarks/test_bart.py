@@ -14,8 +14,10 @@ import pytest
 from benchmarks import _bart_page, _bart_shapes, _generation, _graphs, bart
 from benchmarks._bart_shapes import BASE, LARGE, PLANS, Plan, Size
 from benchmarks._generation import FORWARD, GENERATE, HEAD, PARTS, Workload
+from benchmarks._workshop import read_arrays
 from compactor.benching.report import report_problems
 from compactor.runtime.profiling import NodeEvent
+from tests.benchmarks.made_up import SETTINGS, in_this_process
 
 TINY = Size("tiny", width=64, layers=2, heads=4, inner=64, vocabulary=99, positions=64)
 TINY_PLANS = (Plan(TINY), Plan(TINY, 2.0), Plan(TINY, 2.0, half_empty=0.75))
@@ -28,7 +30,7 @@ OPTIONS = ["--source", "12", "--tokens", "5", "--beams", "2", "--rounds", "2", "
 def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where all tests of this file build their models, in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_graphs, "in_fresh_process", lambda function, *args, **kwargs: function(*args, **kwargs))
+        patch.setattr(_graphs, "in_fresh_process", in_this_process)
         yield tmp_path_factory.mktemp("bart")
 
 
@@ -55,9 +57,9 @@ def test_the_dense_models_are_those_of_the_paper() -> None:
 
 def test_half_empty_heads_are_as_many_as_published_and_hold_fewer_weights() -> None:
     plan = next(plan for plan in PLANS if plan.half_empty is not None)
-    assert sum(sum(stack.heads) for stack in plan.stacks.values()) == 155
+    assert sum(sum(stack.kept_heads) for stack in plan.stacks.values()) == 155
     for stack in plan.stacks.values():
-        for heads, weights in zip(stack.heads, stack.weights, strict=True):
+        for heads, weights in zip(stack.kept_heads, stack.attention_nnz, strict=True):
             assert weights < heads * plan.size.head_weights
 
 
@@ -93,12 +95,12 @@ def test_the_planted_model_has_the_zeros_of_its_plan_and_no_zero_bias(plan: Plan
             weights = [attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj]
             rows = [weight.weight if i < 3 else weight.weight.T for i, weight in enumerate(weights)]
             for matrix in rows:
-                assert int(matrix.reshape(4, -1).any(dim=1).sum()) == stack.heads[index]
+                assert int(matrix.reshape(4, -1).any(dim=1).sum()) == stack.kept_heads[index]
             live = sum(int(torch.count_nonzero(matrix)) for matrix in rows)
-            assert live == pytest.approx(stack.weights[index], abs=16 * 32 if plan.half_empty is not None else 0)
-            if stack.neurons:
-                assert int(layer.fc1.weight.any(dim=1).sum()) == stack.neurons[index]
-                assert int(layer.fc2.weight.any(dim=0).sum()) == stack.neurons[index]
+            assert live == pytest.approx(stack.attention_nnz[index], abs=16 * 32 if plan.half_empty is not None else 0)
+            if kind != "cross":
+                assert int(layer.fc1.weight.any(dim=1).sum()) == stack.kept_ffn[index]
+                assert int(layer.fc2.weight.any(dim=0).sum()) == stack.kept_ffn[index]
     biases = [tensor for name, tensor in model.state_dict().items() if name.endswith("bias")]
     assert all(bool(bias.any()) for bias in biases)
     assert model.state_dict()["final_logits_bias"].any()
@@ -174,16 +176,8 @@ def test_a_process_times_both_cases_and_splits_a_generation(
     shop = bart.Bart(work, PRUNED)
     path = shop.checkpoint() if engine == "torch" else shop.artefact()
     clock = bart.Clock(warm_up_s=0.0, warm_up_calls=0, measure_s=0.0, min_samples=2)
-    found = _generation.measure_variant(
-        engine,
-        path,
-        "fp32",
-        inputs,
-        WORKLOAD,
-        threads=1,
-        clocks={FORWARD: clock, GENERATE: clock},
-        answers=tmp_path / "answers.npz",
-    )
+    how = dataclasses.replace(SETTINGS, clock=clock)
+    found = _generation.measure_variant(engine, path, "fp32", inputs, WORKLOAD, how, tmp_path / "answers.npz")
     assert {case: len(result["samples_ms"]) for case, result in found["cases"].items()} == {FORWARD: 2, GENERATE: 2}
     assert all(found["parts"][part] > 0 for part in PARTS)
     assert found["parts"]["steps"] == WORKLOAD.tokens - 1
@@ -195,7 +189,7 @@ def test_a_process_times_both_cases_and_splits_a_generation(
 
 
 def test_what_is_watched_works_as_before_afterwards(work: Path, inputs: Path) -> None:
-    model = _generation.open_model("onnxruntime", bart.Bart(work, PRUNED).artefact(), "fp32", 1)
+    model = _generation.Model("onnxruntime", bart.Bart(work, PRUNED).artefact(), threads=1)
     ids = np.load(inputs)["ids"]
     before = model.generate(ids, WORKLOAD)
     first = _generation.split(model, ids, WORKLOAD)
@@ -297,18 +291,15 @@ def test_the_bar_is_judged_by_the_ratio(out: Path, monkeypatch: pytest.MonkeyPat
     assert _bart_page.bar_line(report, "int8", 1.0) is None
 
 
-def test_wrong_answers_fail_the_row(work: Path, inputs: Path, tmp_path: Path) -> None:
+def test_wrong_answers_fail_the_row(work: Path, inputs: Path) -> None:
     shop = bart.Bart(work, PRUNED)
-    row = bart.Row(shop, "onnxruntime", "fp32")
-    found = bart.Found(bart.Measurements({row.id: bart.Measured()}))
-    with np.load(shop.answers(inputs, WORKLOAD)) as reference:
-        np.savez(tmp_path / "wrong.npz", logits=reference["logits"] * 1.01, tokens=reference["tokens"])
-    bart.check(row, inputs, WORKLOAD, tmp_path / "wrong.npz", found)
-    error = found.measurements.variants[row.id].error
-    assert error is not None
-    assert "its logits are off PyTorch's by 0.01" in str(error["what"])
-    assert found.tokens[row.id] == WORKLOAD.tokens
-    assert found.errors == {}
+    row, measured = bart.make_rows([shop], None, build=True)[0], bart.Measured()
+    reference = read_arrays(shop.answers(inputs, WORKLOAD))
+    details: dict[str, Any] = {"errors": {}, "tokens": {}}
+    bart.check(row, measured, reference, reference | {"logits": reference["logits"] * 1.01}, details)
+    assert measured.error is not None
+    assert "its logits are off PyTorch's by 0.01" in str(measured.error["what"])
+    assert details == {"errors": {}, "tokens": {row.id: WORKLOAD.tokens}}
 
 
 def test_a_process_that_fails_is_a_row_that_says_so(work: Path) -> None:

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks import _graphs, _record, paper, plant
-from benchmarks._figure import Group, Point, draw_figure
+from benchmarks import _graphs, _paper_figure, _record, paper, plant
 from benchmarks._run import EXACT, LOOSE, Row
 from benchmarks._workshop import Planted
 from compactor.benching.report import report_problems
-from tests.benchmarks.made_up import CASE, ENTRY, SETTINGS, run_of
+from tests.benchmarks.made_up import CASE, ENTRY, in_this_process, run_of
 
 BASE, LARGE = plant.read_entries()[0], plant.read_entries()[12]
 
@@ -78,10 +77,8 @@ def _result(times: dict[str, float]) -> dict[str, Any]:
         shop.dense.folder.name: _record.make_report(
             "A title",
             [row for row in rows if row.shop in (shop, shop.dense)],
+            run,
             baseline=paper.row_id(shop.dense, "fp32"),
-            cases=[CASE],
-            how=SETTINGS,
-            found=run,
             command="python benchmarks/paper.py",
         )
         for shop in shops
@@ -117,8 +114,8 @@ def test_each_is_compared_with_its_own_dense_model_and_the_paper_beside_it() -> 
 
 
 def test_the_figure_holds_what_was_measured_and_the_paper() -> None:
-    points = paper.figure_points(_result(TIMES))
-    speeds = {(point.checkpoint, point.group, point.case): round(point.speed, 2) for point in points}
+    points = _paper_figure.points(_result(TIMES))
+    speeds = {(entry["id"], group, case): round(ratio["value"], 2) for entry, group, case, ratio in points}
     assert speeds == {
         ("squadv1-hybrid-filled-87.709", "paper", None): 2.44,
         ("squadv1-hybrid-filled-87.709", "fp32", "1x8"): 4.0,
@@ -133,31 +130,35 @@ def test_the_figure_holds_what_was_measured_and_the_paper() -> None:
 def test_other_tasks_have_no_place_among_f1_scores() -> None:
     result = _result(TIMES)
     result["entries"] = [{**entry, "task": "mnli"} for entry in result["entries"]]
-    assert {point.checkpoint for point in paper.figure_points(result)} == {"squadv1-dense-768"}
+    assert {entry["id"] for entry, *_ in _paper_figure.points(result)} == {"squadv1-dense-768"}
 
 
 def test_the_figure_is_the_same_for_the_same_points_and_marks_each(tmp_path: Path) -> None:
-    points = [
-        Point("a", "hybrid", 88.0, None, "paper", 2.0),
-        Point("a", "hybrid", 88.0, "1x8", "fp32", 3.0, 2.9, 3.1),
-        Point("a", "hybrid", 88.0, "2x8", "fp32", 4.0, 3.9, 4.1),
-    ]
-    groups = [Group("paper", "the paper's"), Group("fp32", "ours")]
+    result, other = _result(TIMES), dataclasses.replace(CASE, id="2x8")
+    for report in result["reports"].values():
+        report["workload"]["cases"].append({**report["workload"]["cases"][0], "id": other.id})
+        for variant in report["variants"]:
+            variant["results"] += [{**measured, "case": other.id} for measured in variant["results"]]
     for name in ("one.svg", "two.svg"):
-        draw_figure(points, groups, ["1x8", "2x8"], tmp_path / name, title="A title")
+        assert _paper_figure.draw(result, tmp_path / name)
     text = (tmp_path / "one.svg").read_text(encoding="utf-8")
     assert text == (tmp_path / "two.svg").read_text(encoding="utf-8")
-    assert len(re.findall(r'id="paper-a"', text)) == 2, "the paper's stands in both panels"
-    assert len(re.findall(r'id="fp32-a"', text)) == 2
+    for group in ("paper", "fp32"):  # the paper's stands in both panels
+        assert len(re.findall(f'id="{group}-squadv1-hybrid-filled-87.709"', text)) == 2
     assert "<dc:date>" not in text
+
+
+def test_there_is_no_figure_of_nothing(tmp_path: Path) -> None:
+    assert not _paper_figure.draw(_result({}), tmp_path / "none.svg")
+    assert not (tmp_path / "none.svg").exists()
 
 
 def test_the_whole_way_from_shapes_to_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = dataclasses.replace(ENTRY, hidden=32, kept_heads=(2,), kept_ffn=(7,), attention_nnz=(512,))
     monkeypatch.setattr(plant, "read_entries", lambda: [tiny])
-    monkeypatch.setattr(paper, "DENSE_BASE", plant.dense_twin(tiny).slug)
+    monkeypatch.setattr(_paper_figure, "DENSE_BASE", plant.dense_twin(tiny).slug)
     # Torch is here already: seven more processes would load it again.
-    monkeypatch.setattr(_graphs, "in_fresh_process", lambda function, *args, **kwargs: function(*args, **kwargs))
+    monkeypatch.setattr(_graphs, "in_fresh_process", in_this_process)
     monkeypatch.setattr(_graphs, "_quieten", lambda: None)
     out = tmp_path / "result.json"
     argv = ["--entries", "0", "--shapes", "1x8", "--rounds", "1", "--measure-s", "0", "--threads", "1"]

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from benchmarks import _record, peers
 from benchmarks._run import EXACT, LOOSE, STATIC, Row
 from benchmarks._workshop import Given, Planted
-from tests.benchmarks.made_up import CASE, ENTRY, SETTINGS, run_of
+from tests.benchmarks.made_up import ENTRY, run_of
 
 
 @pytest.fixture
@@ -88,10 +88,8 @@ def _text(rows: dict[str, Row], times: dict[str, float]) -> str:
     report: dict[str, Any] = _record.make_report(
         "A title",
         list(rows.values()),
+        run,
         baseline=peers.BASELINE,
-        cases=[CASE],
-        how=SETTINGS,
-        found=run,
         command="python benchmarks/peers.py",
     )
     return peers.render({"entry": ENTRY.to_json(), "relative_error": run.errors, "report": report})

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import _record
 from compactor.benching.report import report_problems
-from tests.benchmarks.made_up import CASE, SETTINGS, row, run_of
+from tests.benchmarks.made_up import CASE, row, run_of
 
 
 @pytest.fixture
@@ -18,9 +18,7 @@ def report(tmp_path: Path) -> dict[str, Any]:
     rows = [row(name, tmp_path) for name in ("base", "fast", "same", "absent", "wrong")]
     run = run_of(rows, {"base": 20.0, "fast": 5.0, "same": 20.0, "wrong": 1.0})
     run.measurements.variants["wrong"].error = {"what": "its answers are off", "where": None, "todo": None}
-    return _record.make_report(
-        "A title", rows, baseline="base", cases=[CASE], how=SETTINGS, found=run, command="python benchmarks/x.py"
-    )
+    return _record.make_report("A title", rows, run, baseline="base", command="python benchmarks/x.py")
 
 
 def _variant(report: dict[str, Any], name: str) -> dict[str, Any]:
@@ -34,7 +32,7 @@ def test_it_is_a_report_like_any_other(report: dict[str, Any]) -> None:
 def test_rows_that_were_not_asked_for_stay_out(tmp_path: Path) -> None:
     rows = [row(name, tmp_path) for name in ("base", "fast")]
     run = run_of(rows, {"base": 20.0, "fast": 5.0})
-    made = _record.make_report("A title", rows[:1], baseline="base", cases=[CASE], how=SETTINGS, found=run, command="x")
+    made = _record.make_report("A title", rows[:1], run, baseline="base", command="x")
     assert [variant["id"] for variant in made["variants"]] == ["base"]
 
 
@@ -67,10 +65,6 @@ def test_a_gpu_is_named_where_it_was_measured() -> None:
     machine = {"cpu_model": "A CPU", "gpus": [{"name": "A GPU"}]}
     assert _record.device_name({"settings": {"providers": ["cuda"]}, "machine": machine}) == "A GPU"
     assert _record.device_name({"settings": {"providers": ["cpu"]}, "machine": machine}) == "A CPU"
-
-
-def test_errors_that_are_no_numbers_are_none() -> None:
-    assert _record.plain_errors({"a": {"1x8": 0.5, "2x8": float("inf")}}) == {"a": {"1x8": 0.5, "2x8": None}}
 
 
 def test_json_keeps_samples_on_one_line_and_reads_back() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import _run
 from benchmarks._graphs import BuildError
-from benchmarks._workshop import Given, Outputs, parse_shapes, relative_error, relative_errors
+from benchmarks._workshop import Given, Outputs, parse_shapes, relative_error
 from compactor.benching.processes import Measurements
 from tests.benchmarks.made_up import CASE, SETTINGS, measured, row
 
@@ -22,9 +22,9 @@ def _checked(folder: Path, answers: dict[str, np.ndarray], **fields: object) -> 
     one = row("one", folder, **fields)
     (folder / "one").mkdir()
     np.savez(folder / "one" / f"{CASE.id}.0.npz", **answers)
-    measurements = Measurements({"one": measured([[1.0]])})
-    errors = _run.check([one], [one.make()], [CASE], SETTINGS, measurements, folder)
-    return errors, measurements
+    found = _run.Run([one.make()], [CASE], SETTINGS, Measurements({"one": measured([[1.0]])}))
+    _run.check([one], found, folder)
+    return found.errors, found.measurements
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,8 @@ def test_right_answers_keep_their_times(tmp_path: Path) -> None:
     ids=["wrong", "not a number", "another output"],
 )
 def test_wrong_answers_fail_the_row(tmp_path: Path, answers: dict[str, np.ndarray]) -> None:
-    _, measurements = _checked(tmp_path, answers)
+    errors, measurements = _checked(tmp_path, answers)
+    assert errors["one"][CASE.id] is None or errors["one"][CASE.id] > _run.EXACT
     error = measurements.variants["one"].error
     assert error is not None
     assert "off PyTorch's" in str(error["what"])
@@ -52,7 +53,7 @@ def test_wrong_answers_fail_the_row(tmp_path: Path, answers: dict[str, np.ndarra
 
 
 def test_a_row_is_judged_by_its_own_tolerance(tmp_path: Path) -> None:
-    _, measurements = _checked(tmp_path, {"logits": np.array([3.0, 4.1])}, tolerance=_run.LOOSE)
+    _, measurements = _checked(tmp_path, {"logits": np.array([3.0, 4.1])}, bound=_run.LOOSE)
     assert measurements.variants["one"].error is None
 
 
@@ -67,8 +68,9 @@ def test_a_row_that_failed_or_was_never_run_is_not_checked(tmp_path: Path) -> No
     one, two = row("one", tmp_path), row("two", tmp_path)
     failed = measured([[1.0]])
     failed.error = {"what": "it fell over", "where": None, "todo": None}
-    measurements = Measurements({"one": failed})
-    assert _run.check([one, two], [one.make(), two.make()], [CASE], SETTINGS, measurements, tmp_path) == {}
+    found = _run.Run([one.make(), two.make()], [CASE], SETTINGS, Measurements({"one": failed}))
+    _run.check([one, two], found, tmp_path)
+    assert found.errors == {}
     assert failed.error["what"] == "it fell over"
 
 
@@ -100,7 +102,6 @@ def test_relative_error_is_a_share_of_the_reference_over_all_outputs() -> None:
     other = [{"x": np.array([3.0]), "y": np.array([0.0])}, {"x": np.array([4.0]), "y": np.array([0.5])}]
     assert relative_error(reference, reference) == 0
     assert relative_error(reference, other) == pytest.approx(0.1)
-    assert relative_errors({"case": reference}, {"case": other}) == {"case": pytest.approx(0.1)}
 
 
 def test_an_output_that_is_missing_is_an_error() -> None:
@@ -116,17 +117,14 @@ def test_a_shape_that_is_none_is_refused(text: str) -> None:
 
 
 def test_the_recorded_command_names_no_place_of_this_machine() -> None:
-    argv = [
-        str(Path(_run.__file__).with_name("peers.py")),
-        "--work",
-        "/a/b",
-        "--f1",
-        "87.7",
-        "--optimum-python",
-        "/c/d",
-    ]
-    assert _run.command_line(argv) == "python benchmarks/peers.py --f1 87.7 --optimum-python OPTIMUM_PYTHON"
-    assert _run.command_line([argv[0], "--work=/a/b", "--rounds=3"]) == "python benchmarks/peers.py --rounds=3"
-    assert _run.command_line([argv[0], "--out", "/a/b.json"]) == "python benchmarks/peers.py --out b.json"
+    argv = ["--work", "/a/b", "--f1", "87.7", "--optimum-python", "/c/d"]
+    assert _run.command("peers.py", argv) == "python benchmarks/peers.py --f1 87.7 --optimum-python OPTIMUM_PYTHON"
+    assert _run.command("peers.py", ["--work=/a/b", "--rounds=3"]) == "python benchmarks/peers.py --rounds=3"
+    assert _run.command("peers.py", ["--out", "/a/b.json"]) == "python benchmarks/peers.py --out b.json"
     inside = str(Path(_run.__file__).parent / "results" / "b.json")
-    assert _run.command_line([argv[0], f"--out={inside}"]).endswith("--out benchmarks/results/b.json")
+    assert _run.command("peers.py", [f"--out={inside}"]).endswith("--out benchmarks/results/b.json")
+
+
+def test_turns_go_forwards_and_backwards(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(_run.turns(["a", "b"], 2)) == ["a", "b", "b", "a"]
+    assert capsys.readouterr().err.splitlines()[2] == "round 2 of 2: b"

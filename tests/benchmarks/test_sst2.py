@@ -1,152 +1,26 @@
-"""Pruned MiniLM on SST-2: which runs there are, what is kept of them, and what the tables say of a result."""
+"""Pruned MiniLM on SST-2: which runs there are, and what is kept of them."""
 
 from __future__ import annotations
 
-import argparse
-import copy
 import json
 import re
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from benchmarks import _graphs, _record, _sst2_figure, _sst2_page, sst2
-from benchmarks._run import Row
-from benchmarks._sst2_page import Page
-from benchmarks._workshop import Given
+from benchmarks import _graphs, _run, sst2
 from compactor.trainer.methods import METHODS
-from tests.benchmarks.made_up import CASE, SETTINGS, run_of
+from tests.benchmarks.made_up import SETTINGS, in_this_process
+from tests.benchmarks.made_up_sst2 import SENTENCES, made, options
 from tests.compactor.trainer.tiny import write_model, write_sentences
-
-SENTENCES = 400
-DENSITY = {"dense": 1.0, "nn-pruning": 0.429, "hybrid-filled-0.30": 0.41, "hybrid-filled-0.15": 0.24}
-RIGHT = {"dense": 360, "hybrid-0.45": 358, "hybrid-0.30": 350, "magnitude-0.30": 300, "hybrid-0.15": 330}
-MS = {"dense": 20.0, "hybrid-0.30": 8.0, "struct-0.30": 4.0, "block-32-0.30": 6.0, "block-4-0.30": 16.0}
-
-
-def options(*arguments: str) -> argparse.Namespace:
-    """As if they were typed."""
-    parser = argparse.ArgumentParser()
-    sst2.add_options(parser)
-    return parser.parse_args(["--data", "data", *arguments])
 
 
 def bench_in(folder: Path, **changes: Any) -> sst2.Bench:
     """Of runs in ``folder``, where nothing is yet."""
     common = sst2.common_settings(options())
-    values = {"given": None, "peer": None, "dense_steps": 1250, "threads": 1} | changes
+    values = {"given": {}, "dense_steps": 1250, "threads": 1} | changes
     return sst2.Bench(work=folder, data=folder / "data", common=common, **values)
-
-
-def answers(right: int) -> str:
-    """Of which the first ``right`` are right, where 1 is the right answer to all."""
-    return "1" * right + "0" * (SENTENCES - right)
-
-
-def made(run: sst2.Run) -> dict[str, Any]:
-    """The row of a run that nobody made."""
-    right = RIGHT.get(run.id, 340)
-    texts = {"masked": right, "fp32": right, "int8": right - 2, "int8 alone": right - 1}
-    judged = {
-        "answers": {way: answers(count) for way, count in texts.items()},
-        "bytes": {"fp32": 88_000_000, "int8": 22_000_000},
-        "graphs": {"fp32": None, "int8": None},
-    }
-    name = re.search(r"0\.\d\d$", run.id)
-    density = DENSITY.get(run.id, 0.75 if name is None else float(name[0]))
-    facts = {
-        "steps": 600,
-        "settings": {"method": "hybrid"},
-        "other_settings": [],
-        "dev": {"accuracy": {"value": right / SENTENCES, "se": 0.01, "n": 1000}},
-        "density": density,
-        "density_attention": 0.3,
-        "lambda": None if run.id == "dense" else 21.5,
-        "seconds": 600.0,
-        "weights": [round(density * 1000), 1000],
-        "heads": [40 if run.id == "attention-32x32" else 60, 72],
-        "neurons": [3000, 9216],
-        "heads_by_layer": [7, 7, 7, 7, 6, 6],
-        "warnings": [],
-    }
-    return sst2.make_row(run, facts, judged, "1" * SENTENCES, answers(RIGHT["dense"]))
-
-
-def run_called(name: str) -> sst2.Run:
-    return next(run for run in sst2.RUNS if run.id == name)
-
-
-def make_result(*, rows: Mapping[str, Mapping[str, Any]] | None = None, timed: bool = True) -> dict[str, Any]:
-    """Of all runs, those in ``rows`` changed."""
-    found = [{**made(run), **(rows or {}).get(run.id, {})} for run in (*sst2.RUNS, sst2.OTHERS)]
-    report = None
-    if timed:
-        shop = Given(Path("work"), Path("model"))
-        names = ["dense-plain", "dense-fp32", *(f"{row['id']}-int8" for row in found)]
-        variants = [Row(name, name, shop, lambda: Path("model.onnx")) for name in names]
-        times = {"dense-plain": 40.0, "dense-fp32": 38.0}
-        times |= {f"{row['id']}-int8": MS.get(row["id"], 10.0) for row in found if row["status"] == "measured"}
-        report = _record.make_report(
-            "A title",
-            variants,
-            baseline="dense-plain",
-            cases=[CASE],
-            how=SETTINGS,
-            found=run_of(variants, times),
-            command="python benchmarks/sst2.py",
-        )
-    machine = {"machine": a_machine() if report is None else report["machine"]}
-    return {
-        "kind": "compactor-sst2",
-        "command": "python benchmarks/sst2.py",
-        **machine,
-        "budget": {**sst2.common_settings(options()), "dense_steps": 1250, "threads": 2},
-        "data": {"train.tsv": {"sentences": 60_614}},
-        "references": "1" * SENTENCES,
-        "rows": found,
-        "latency": report,
-        "relative_error": {},
-    }
-
-
-def a_machine() -> dict[str, Any]:
-    """As much of a machine card as a page needs."""
-    return {
-        "isa": ["avx2"],
-        "virtualised": True,
-        "versions": {},
-        "dirty": False,
-        "physical_cores": 2,
-        "kernel": "6",
-        "commit": "abc",
-        "gpus": [],
-        "cpu_model": "a CPU",
-    }
-
-
-def in_this_process(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """In place of ``_graphs.in_fresh_process``, which takes seconds to import what is here already."""
-    return function(*args, **kwargs)
-
-
-def absent(why: str) -> dict[str, Any]:
-    return {"status": "not run", "why": why}
-
-
-def section(text: str, title: str) -> str:
-    """What stands below a heading."""
-    return text.split(f"## {title}")[1].split("\n## ")[0]
-
-
-def line(text: str, start: str) -> str:
-    """The table's line that begins so."""
-    return next(each for each in text.splitlines() if each.startswith(f"| {start} |"))
-
-
-# The runs
 
 
 def test_every_question_of_the_paper_has_its_runs() -> None:
@@ -225,7 +99,7 @@ def test_a_run_is_finished_when_its_record_is_there(tmp_path: Path) -> None:
 
 def test_a_dense_model_that_was_given_needs_no_record(tmp_path: Path) -> None:
     given = tmp_path / "elsewhere"
-    bench = bench_in(tmp_path / "work", given=given)
+    bench = bench_in(tmp_path / "work", given={"dense": given})
     assert not bench.is_finished(sst2.RUNS[0])
     given.mkdir()
     (given / "model.safetensors").touch()
@@ -322,7 +196,7 @@ def test_an_earlier_measurement_stays_until_there_is_a_new_one(tmp_path: Path) -
 
 def test_the_command_names_no_place_of_this_machine(tmp_path: Path) -> None:
     typed = ["--data", str(tmp_path), "--dense", str(tmp_path), "--peer", str(tmp_path), "--steps", "600"]
-    command = sst2._run.command_line(sst2._run.script_argv(typed, "sst2.py"))
+    command = _run.command("sst2.py", typed)
     assert command == "python benchmarks/sst2.py --data DATA --dense DENSE --peer PEER --steps 600"
 
 
@@ -367,131 +241,3 @@ def test_a_tiny_study_from_data_to_result(
     assert weights.stat().st_mtime_ns == trained
     again = json.loads(out.read_text(encoding="utf-8"))
     assert again["rows"] == result["rows"]
-
-
-# The tables
-
-
-def test_the_bar_is_met_or_missed_by_the_model_that_the_development_set_prefers() -> None:
-    text = section(_sst2_page.render(make_result()), "What the paper found")
-    assert "at most 1.5 points lost with at most 45.0 %: **yes**, hybrid-0.45: \N{MINUS SIGN}0.50 ± 0.35 with" in text
-    assert "at most 3 points lost with at most 30.0 %: **yes**, hybrid-0.30: \N{MINUS SIGN}2.50" in text
-    worse = make_result(rows={"hybrid-0.30": {"dev": {"accuracy": {"value": 0.1}}}})
-    text = section(_sst2_page.render(worse), "What the paper found")
-    assert "at most 3 points lost with at most 30.0 %: **no**, hybrid-longer-0.30: \N{MINUS SIGN}5.00" in text
-
-
-def test_a_claim_is_held_or_not_or_not_shown_by_paired_differences() -> None:
-    text = section(_sst2_page.render(make_result()), "What the paper found")
-    magnitude = line(text, "hybrid and magnitude")
-    assert "**yes** at 30.0 %: +12.50 ± 1.65 points, p < 0.001" in magnitude
-    assert "**yes** at 45.0 %: +4.50" in magnitude
-    equal = make_result(rows={"magnitude-0.30": {"answers": made(run_called("hybrid-0.30"))["answers"]}})
-    assert "not shown at 30.0 %: 0.00 ± 0.00 points, p = 1.00" in _sst2_page.render(equal)
-    reverse = make_result(
-        rows={
-            "hybrid-0.30": {"answers": made(run_called("magnitude-0.30"))["answers"]},
-            "magnitude-0.30": {"answers": made(run_called("hybrid-0.30"))["answers"]},
-        }
-    )
-    assert "**no** at 30.0 %: \N{MINUS SIGN}12.50" in line(_sst2_page.render(reverse), "hybrid and magnitude")
-
-
-def test_models_of_different_density_are_not_compared() -> None:
-    apart = make_result(rows={"magnitude-0.30": {"density": 0.34}, "magnitude-0.45": absent("no time")})
-    assert line(_sst2_page.render(apart), "hybrid and magnitude").endswith("| not run |")
-
-
-def test_faster_is_what_lies_outside_of_the_intervals() -> None:
-    text = section(_sst2_page.render(make_result()), "What the paper found")
-    assert re.search(r"\| struct is faster \| .*\*\*yes\*\* at 30\.0 %, 1x8: 10\.0× and 5\.00×", text)
-    assert "not shown at 45.0 %, 1x8: 4.00× and 4.00×" in text
-    assert "**no** at 30.0 %, 1x8: 5.00× and 6.67×" in line(text, "hybrid and blocks")
-    assert "**yes** at 1x8: 4×4 2.50×, 8×8 4.00×, 16×16 4.00×, 32×32 6.67×" in line(text, "block size")
-
-
-def test_heads_teachers_fillings_and_int8_have_their_lines() -> None:
-    text = section(_sst2_page.render(make_result()), "What the paper found")
-    assert "**yes**, of 72: 32x32 40, head 60, dim 60" in line(text, "heads")
-    assert "not shown at 15.0 %" not in line(text, "teacher")
-    assert "**no** at 15.0 %: \N{MINUS SIGN}2.50" in line(text, "teacher")
-    assert "**no** from 30.0 % to 41.0 %, 600 steps later" in line(text, "filled")
-    assert "hybrid-0.45: \N{MINUS SIGN}0.50 ± 0.35 points, p = 0.50, 4.0 times smaller" in line(text, "int8")
-    assert "hybrid-0.30 with 30.0 %, 350 right, against 340 with 42.9 %: +2.50" in line(text, "nn_pruning's code")
-
-
-def test_each_table_tells_what_is_left_and_how_fast_it_is() -> None:
-    text = _sst2_page.render(make_result())
-    overview = section(text, "1. ")
-    assert re.match(
-        r"\| hybrid-0\.30 \| 21\.5 \| 30\.0 % \| 60 of 72 \| 3,000 of 9,216 \| 87\.50 \| .2\.50 ± 0\.78 \| 5\.00× \[",
-        line(overview, "hybrid-0.30"),
-    )
-    assert line(overview, "hybrid-0.45").count("≈") == 1, "a difference of 2 sentences is not significant"
-    assert "| dense | - | 100.0 % |" in overview
-    assert line(section(text, "3. "), "32x32").startswith("| 32x32 | 30.0 % | 40 of 72 | 7 7 7 7 6 6 |")
-    assert [each.split(" |")[0] for each in section(text, "4. ").splitlines() if "×" in each[:10]] == [
-        "| 4×4",
-        "| 8×8",
-        "| 16×16",
-        "| 32×32",
-    ]
-    assert "differ from their masked models in 0 of 9,600 answers" in text
-    assert line(section(text, "5. "), "dense").startswith("| dense | 360 | 358 | \N{MINUS SIGN}0.50 ± 0.35 | 2 | 1 |")
-
-
-def test_a_run_that_was_not_made_is_a_row_in_its_table_and_a_remark() -> None:
-    missing = {
-        "struct-0.45": absent("it was not trained"),
-        "block-8-0.30": absent("it was not trained"),
-        "attention-dim": absent("it was not trained"),
-        "hybrid-nt-0.15": {"status": "failed", "why": "the loss is no number"},
-        "nn-pruning": absent("no checkpoint given: --peer"),
-    }
-    text = _sst2_page.render(make_result(rows=missing))
-    assert "| struct-0.45 | not run | - |" in section(text, "1. ")
-    assert "| 8×8 | not run | - |" in section(text, "4. ")
-    assert "| dim | not run | - |" in section(text, "3. ")
-    assert "| hybrid-0.15 | hybrid-nt-0.15: failed | - |" in section(text, "2. ")
-    assert "- struct-0.45: not run: it was not trained." in text
-    assert "- hybrid-nt-0.15: failed: the loss is no number." in text
-
-
-def test_what_was_trained_otherwise_is_a_remark() -> None:
-    other = {"other_settings": ["steps"], "settings": {"steps": 400}, "warnings": ["nothing was pruned"]}
-    text = _sst2_page.render(make_result(rows={"hybrid-0.45": other}))
-    assert "- hybrid-0.45: trained with other settings than the rest: steps 400." in text
-    assert "- hybrid-0.45: nothing was pruned." in text
-
-
-def test_times_of_another_graph_are_not_quoted() -> None:
-    result = make_result(rows={"hybrid-0.30": {"graphs": {"fp32": None, "int8": "another"}}})
-    assert line(section(_sst2_page.render(result), "1. "), "hybrid-0.30").endswith("| not measured | 10 |")
-
-
-@pytest.mark.parametrize("done", range(len(sst2.RUNS) + 1))
-def test_a_page_can_be_made_after_every_run(done: int, tmp_path: Path) -> None:
-    rows = {run.id: absent("it was not trained") for run in (*sst2.RUNS[done:], sst2.OTHERS)}
-    result = make_result(rows=rows, timed=False)
-    text = _sst2_page.render(result)
-    assert "Nothing was timed yet." in text
-    assert text.count(": not run: it was not trained.") == len(rows)
-    if done in (0, 1, len(sst2.RUNS)):  # a figure takes time
-        _sst2_figure.draw(result, tmp_path / "figure.svg")
-        assert (tmp_path / "figure.svg").exists() == (done > 0)
-
-
-def test_the_figure_has_a_mark_for_every_run_and_is_the_same_every_time(tmp_path: Path) -> None:
-    result = make_result(rows={"struct-0.45": absent("it was not trained")})
-    page = Page(result)
-    drawn = [row["id"] for places in _sst2_figure.drawn(page, None).values() for _, _, row in places]
-    assert len(drawn) == len(sst2.RUNS) - 1 - 3 - 3 + 1, "one not made, attention alone, small blocks; nn_pruning's"
-    densities = [x for x, _, _ in _sst2_figure.drawn(page, None)["hybrid"]]
-    assert densities == sorted(densities)
-    assert [x for x, _, _ in _sst2_figure.drawn(page, CASE.id)["struct"]] == pytest.approx([10.0])
-    for name in ("one.svg", "two.svg"):
-        _sst2_figure.draw(copy.deepcopy(result), tmp_path / name)
-    one, two = ((tmp_path / name).read_text(encoding="utf-8") for name in ("one.svg", "two.svg"))
-    assert one == two
-    assert {f"{case}-hybrid-0.30" for case in ("density", CASE.id)} <= set(re.findall(r'id="([^"]+)"', one))
-    assert np.isfinite([float(number) for number in re.findall(r'width="([\d.]+)pt"', one)]).all()

@@ -22,7 +22,7 @@ def test_sentences_come_in_file_order_with_its_padding_and_by_length_with_little
 
 
 def test_rows_are_the_same_model_packed_and_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Given, "ours", lambda self, **options: Path(f"pack-{options['pack']}"))
+    monkeypatch.setattr(Given, "ours", lambda self, *_, **options: Path(f"pack-{options['pack']}"))
     made = {row.id: row.make().path for row in sst2_packing.make_rows("a model", Given(tmp_path, Path("model")))}
     assert made == {
         "model-unpacked": Path("pack-False/model_quantized.onnx"),
@@ -37,10 +37,8 @@ def test_packing_is_given_as_sentences_per_second_and_as_a_ratio(tmp_path: Path)
     report = _record.make_report(
         "A title",
         rows,
+        run_of(rows, {"model-unpacked": 1000.0, "model-packed": 500.0}, case, how),
         baseline="model-unpacked",
-        cases=[case],
-        how=how,
-        found=run_of(rows, {"model-unpacked": 1000.0, "model-packed": 500.0}, case.id),
         command="python benchmarks/sst2_packing.py",
     )
     text = sst2_packing.render({"batch": 32, "reports": {"a model": report}})

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from benchmarks import training_cost
-from benchmarks.training_cost import HYBRID, MARKER, PLAIN, Shape
-from tests.benchmarks.test_sst2 import a_machine
+from benchmarks.training_cost import HYBRID, MARKER, PLAIN
+from tests.benchmarks.made_up import MACHINE
 
-TINY = Shape(batch=2, length=8, width=32, layers=2, heads=4, inner=64, vocabulary=50, frozen=False)
+TINY = dict(batch=2, length=8, width=32, layers=2, heads=4, inner=64, vocabulary=50, frozen=False)
 
 
 def test_memory_is_what_was_allocated_and_not_freed() -> None:
@@ -52,7 +52,7 @@ def test_the_counted_memory_holds_scores_and_activations() -> None:
 
 
 def test_frozen_embeddings_have_no_moments() -> None:
-    frozen = Shape(**{**vars(TINY), "frozen": True})
+    frozen = {**TINY, "frozen": True}
     free, fixed = (training_cost.count_memory(PLAIN, shape, 1)["standing_bytes"] for shape in (TINY, frozen))
     embeddings = (50 + 512 + 2 + 2) * 32
     assert free - fixed == pytest.approx(2 * 4 * embeddings, abs=100), "beside a count of steps for each"
@@ -64,9 +64,9 @@ def _result() -> dict[str, Any]:
 
     return {
         "command": "python benchmarks/training_cost.py",
-        "machine": a_machine(),
+        "machine": MACHINE,
         "threads": 2,
-        "shape": vars(TINY),
+        "shape": TINY,
         "steps": 20,
         "rounds": {
             PLAIN: [process(100.0 + i, 1_000_000_000) for i in range(4)],

