@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks import _record
 from benchmarks._generation import FORWARD, GENERATE, HEAD, NEXT_STEPS, PARTS
 from compactor.reporting.numbers import digits, duration, percent
-from compactor.reporting.words import result_of
+from compactor.reporting.rows import result_of
 
 BAR = {"fp32": 1.35, "int8": 2.5}  # times faster than dense fp32, of BAR_PLAN's generation
 BAR_PLAN = "base-3.4"

@@ -16,7 +16,7 @@ from compactor.benching.counters import file_bytes, model_hash, parameters
 from compactor.benching.plan import Case
 from compactor.benching.statistics import NO_DIFFERENCE
 from compactor.reporting.numbers import digits, times
-from compactor.reporting.words import result_of
+from compactor.reporting.rows import result_of
 
 BUSY = 0.5  # load average before a start beyond which the numbers are not worth keeping
 PACKAGES = ("onnxruntime", "torch", "transformers", "openvino", "nncf", "ctranslate2", "optimum-onnx")

@@ -13,7 +13,7 @@ from typing import Any
 
 from compactor.evaluation.quality import BETTER, WORSE, difference
 from compactor.reporting.numbers import percent, points, times
-from compactor.reporting.words import result_of
+from compactor.reporting.rows import result_of
 
 HYBRID = ("hybrid", "hybrid, longer", "hybrid, by λ", "hybrid, filled")
 NEAR = 0.02  # densities that differ by no more are equal

@@ -26,7 +26,7 @@ from benchmarks import _graphs, _record, _run, plant
 from benchmarks._run import LOOSE, STATIC, Row
 from benchmarks._workshop import Arrays, Planted, Workshop, parse_shapes, synthetic_cases
 from compactor.reporting.numbers import bytes_text, times
-from compactor.reporting.words import result_of
+from compactor.reporting.rows import result_of
 
 BASELINE = "dense-onnxruntime-fp32"
 OURS = "ours-int8"

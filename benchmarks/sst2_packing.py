@@ -23,7 +23,7 @@ from benchmarks._workshop import EXAMPLE, SENTENCES, TASK, Workshop, classifiers
 from compactor.benching.workload import Workload, from_lengths
 from compactor.evaluation.inputs import InputSpec
 from compactor.reporting.numbers import digits, times
-from compactor.reporting.words import result_of
+from compactor.reporting.rows import result_of
 from compactor.runtime.sampling import Clock
 
 BATCH = 32

@@ -37,9 +37,9 @@ def baseline_row(report: Report) -> Row | None:
     return next((row for row in measured(report) if row["id"] == report["baseline"]), None)
 
 
-def result_of(row: Row, case: str) -> Any:
-    """What a row measured in a case; None where it did not."""
-    return next((result for result in row["results"] if result["case"] == case), None)
+def result_of(row: Row | None, case: str) -> Any:
+    """What a row measured in a case; None where it did not, or where there is no row."""
+    return row and next((result for result in row["results"] if result["case"] == case), None)
 
 
 def best_probe(server: Mapping[str, Any] | None) -> Any:
