@@ -47,7 +47,7 @@ WINGS: dict[str, set[str]] = {
     "evaluation": {"companions"},
     "reporting": set(),
     "predicting": {"evaluation"},
-    "benching": {"checkpoint", "companions", "evaluation", "exporting", "importing", "reporting"},
+    "benching": {"checkpoint", "companions", "evaluation", "importing", "reporting"},
     "trainer": {"benching", "checkpoint", "evaluation", "reporting"},
     "commands": {"benching", "exporting", "predicting", "reporting", "trainer"},
 }

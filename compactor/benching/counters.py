@@ -29,7 +29,7 @@ MAX_BATCHES = 128
 # Tokens of a generated text: each is a run of a graph. Longer ones are neither profiled nor counted, for that reason.
 MAX_STEPS = 128
 
-_NOT_WEIGHTS = ("i64", "i32", "boolean", "string")  # as compactor.exporting.stages counts: indexes and flags are none
+_NOT_WEIGHTS = ("i64", "i32", "boolean", "string")  # as passes.graph.sizes counts: indexes and flags are none
 
 
 def profile(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -254,7 +254,7 @@ def _read_onnx(path: Path) -> tuple[int, list[Path]]:
 def _read_onnx_as_it_is(path: Path, modified: int, size: int) -> tuple[int, list[Path]]:
     import onnx_ir as ir
 
-    from compactor.exporting.stages import count_parameters
+    from compactor.passes.graph.sizes import count_parameters
 
     model = ir.load(path)
     values = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
@@ -289,7 +289,7 @@ def _shared_parameters(variant: Variant) -> int:
     from compactor.benching.engines.ort_generation import graph_files
     from compactor.runtime.decoding import ENCODER
 
-    indices = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)  # as compactor.exporting.stages counts
+    indices = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)  # as passes.graph.sizes counts
     found: dict[tuple[object, ...], int] = {}
     for graph, path in graph_files(variant).items():
         model = ir.load(path)

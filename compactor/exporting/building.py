@@ -23,11 +23,12 @@ from compactor.exporting.graphs import STAGES, graphs_of
 from compactor.exporting.layers import Sizes, measure_layers, pair_layers
 from compactor.exporting.recipe import Recipe
 from compactor.exporting.serialization import write_graph, write_graphs
-from compactor.exporting.stages import count_operators, describe_masked, describe_stage, macs_per_token
+from compactor.exporting.stages import count_operators, describe_masked, describe_stage
 from compactor.exporting.verifying import EXACT, HALF, Files, References, int8_tolerance, verify_files
 from compactor.importing.encoder import LoadedModel
 from compactor.importing.parts import WHOLE, load_parts
 from compactor.passes.caching.attach_caches import AttachCachesPass
+from compactor.passes.graph.sizes import macs_per_token
 from compactor.passes.lowering.pack_tokens import FILL_LOGITS
 from compactor.passes.pipeline import caching, canonicalisation, finishing, lowering, precision_passes, structure
 from compactor.passes.runner import Record, run_passes
