@@ -50,6 +50,7 @@ def running(
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         with own_sigterm():
             ray.init(
+                address="local",  # or it joins a cluster of somebody else, or waits for one that has died
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,

@@ -67,6 +67,24 @@ def test_the_config_is_what_serve_deploy_reads(artefact):
     assert application.deployments[0].autoscaling_config["max_replicas"] == 8
 
 
+def test_no_cluster_of_somebody_else_is_joined(artefact, monkeypatch):
+    import ray
+
+    from compactor.runtime.serving.launching import running
+    from compactor.runtime.serving.settings import ServeSettings
+
+    given = {}
+
+    def init(**options):
+        given.update(options)
+        raise RuntimeError("far enough")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(RuntimeError, match="far enough"), running(ServeSettings(str(artefact)), port=free_port()):
+        pass
+    assert given["address"] == "local"
+
+
 def test_two_nodes_run_the_same_application(artefact, tmp_path):
     """One replica on each, behind the proxies that a cluster has by default."""
     port = free_port()
