@@ -19,12 +19,16 @@ from compactor.passes.canonical.label_layers import LabelLayersPass
 from compactor.passes.canonical.normalize_attention import NormalizeAttentionPass
 from compactor.passes.canonical.raise_attention import RaiseAttentionPass
 from compactor.passes.canonical.simplify_masks import SimplifyMasksPass
+from compactor.passes.canonical.split_projections import SplitProjectionsPass
+from compactor.passes.canonical.tabulate_rotary import TabulateRotaryPass
 from compactor.passes.finishing.name_nodes import NameNodesPass
 from compactor.passes.finishing.share_transposed_weights import ShareTransposedWeightsPass
 from compactor.passes.lowering.align_widths import AlignWidthsPass
 from compactor.passes.lowering.decompose_attention import DecomposeAttentionPass
+from compactor.passes.lowering.decompose_rotary import DecomposeRotaryPass
 from compactor.passes.lowering.fuse_bias_gelu import FuseBiasGeluPass
 from compactor.passes.lowering.fuse_cuda_attention import FuseCudaAttentionPass
+from compactor.passes.lowering.fuse_cuda_rotary import FuseCudaRotaryPass
 from compactor.passes.lowering.fuse_skip_layer_norm import FuseSkipLayerNormPass
 from compactor.passes.lowering.lower_opset import LowerOpsetPass
 from compactor.passes.lowering.pack_tokens import PackTokensPass
@@ -43,7 +47,9 @@ AnyPass = ir.passes.PassBase
 
 PASSES: tuple[type[RewritePass], ...] = (
     FoldTransposedWeightsPass,
+    SplitProjectionsPass,
     RaiseAttentionPass,
+    TabulateRotaryPass,
     NormalizeAttentionPass,
     LabelLayersPass,
     SimplifyMasksPass,
@@ -58,9 +64,11 @@ PASSES: tuple[type[RewritePass], ...] = (
     WriteResidualsAsSumPass,
     WriteMasksAsFloatsPass,
     FuseCudaAttentionPass,
+    FuseCudaRotaryPass,
     FuseSkipLayerNormPass,
     FuseBiasGeluPass,
     DecomposeAttentionPass,
+    DecomposeRotaryPass,
     LowerOpsetPass,
     QuantizeEmbeddingsPass,
     QuantizeLinearsPass,
@@ -71,12 +79,19 @@ PASSES: tuple[type[RewritePass], ...] = (
 """Every pass, in the order in which a pipeline meets them; ``compactor passes`` shows them."""
 
 
-def canonicalisation(stack: str = "") -> list[AnyPass]:
-    """From what the exporter wrote to the canonical dialect; ``stack`` is what the layers' names begin with."""
+def canonicalisation(stack: str = "", positions: int | None = None) -> list[AnyPass]:
+    """From what the exporter wrote to the canonical dialect.
+
+    Args:
+        stack: What the layers' names begin with.
+        positions: How many tokens the model takes; None where nothing limits them.
+    """
     return [
         common.LiftConstantsToInitializersPass(),
         FoldTransposedWeightsPass(),  # of tied embeddings, which exporters leave transposed
+        SplitProjectionsPass(),  # one matrix for queries, keys and values, or for gate and value
         RaiseAttentionPass(),  # MatMul and Softmax into Attention, where a position bias kept them apart
+        TabulateRotaryPass(positions=positions),  # before the 3-D form, which takes tables alone
         NormalizeAttentionPass(),  # 3-D form: the head count becomes an attribute, the scale is pinned
         LabelLayersPass(stack=stack),  # from here on every node knows its sublayer
         SimplifyMasksPass(),  # one spelling of the padding mask; packing needs it proven
@@ -126,12 +141,13 @@ def lowering(target: str, *, pack: Mapping[str, float] | None) -> list[AnyPass]:
             AlignWidthsPass(head=8, neurons=8),  # what fp16 tensor cores and the memory-efficient attention ask for
             common.ShapeInferencePass(),
             FuseCudaAttentionPass(),
+            FuseCudaRotaryPass(),
             FuseSkipLayerNormPass(),
             FuseBiasGeluPass(),
             LowerOpsetPass(opset=20),  # CUDA kernels are registered by operator version: not newer than need be
         ]
     elif target == "portable":
-        passes += [DecomposeAttentionPass(), LowerOpsetPass()]
+        passes += [DecomposeAttentionPass(), DecomposeRotaryPass(), LowerOpsetPass()]
     return [*passes, *clean_up()]
 
 

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from onnx import numpy_helper
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
 Weights = dict[str, np.ndarray]
 
 VOCAB = 13
 LABELS = 3
+POSITIONS = 12  # of the tables of a rotary embedding
 EPSILON = 1e-12
 
 
@@ -39,6 +41,9 @@ class Architecture:
         norm: ``post`` (BERT) or ``pre`` (ViT).
         form: ``3d`` (canonical), ``4d`` (as exporters write Attention) or ``spelled`` (MatMul and Softmax).
         mask: A spelling of ``MASKS``.
+        rotary: ``""``, ``half`` or ``interleaved``: how queries and keys are turned by their positions.
+        rotated: How many channels of a head are turned; 0 stands for all.
+        angles: Write the angles into the graph, with a batch of one, as exporters do; else as tables read by position.
         front: ``ids`` (embeddings) or ``hidden`` (the graph reads ``hidden_states``).
         head: ``hidden``, ``classifier`` (position 0), ``tokens``, ``span`` (two logits a position), or one that mixes
             positions: ``mean``, ``pooled``, ``mixed``.
@@ -57,6 +62,9 @@ class Architecture:
     norm: str = "post"
     form: str = "3d"
     mask: str = "plain"
+    rotary: str = ""
+    rotated: int = 0
+    angles: bool = False
     front: str = "hidden"
     head: str = "hidden"
     dtype: Any = np.float64
@@ -178,8 +186,38 @@ def build(
     _Transformer(builder, arch, weights, {v.name: v for v in values}, frozenset(inputs)).write(outputs)
     model = ir.Model(builder.graph, ir_version=11)
     RemoveUnusedNodesPass()(model)
-    ShapeInferencePass()(model)
+    infer_shapes(model)
     return model
+
+
+def infer_shapes(model: ir.Model) -> ir.Model:
+    """Infer shapes, and return the model itself; or its float32 twin, where an operator is not defined in float64."""
+    rotary = any(node.op_type == "RotaryEmbedding" and not node.domain for node in model.graph)
+    if not rotary or not any(value.dtype == ir.DataType.DOUBLE for value in model.graph.initializers.values()):
+        ShapeInferencePass()(model)
+        return model
+    proto = ir.to_proto(model)
+    double, single = ir.DataType.DOUBLE.value, ir.DataType.FLOAT.value
+    for tensor in proto.graph.initializer:
+        if tensor.data_type == double:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+    for entry in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        if entry.type.tensor_type.elem_type == double:
+            entry.type.tensor_type.elem_type = single
+    for node in proto.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == double:
+                attribute.i = single
+    twin = ir.from_proto(proto)
+    ShapeInferencePass()(twin)
+    known = {value.name: value for node in twin.graph for value in node.outputs}
+    for node in model.graph:
+        for value in node.outputs:
+            found = known[value.name]
+            value.shape = found.shape
+            if found.dtype is not None:
+                value.type = ir.TensorType(ir.DataType.DOUBLE if found.dtype == ir.DataType.FLOAT else found.dtype)
+    return twin
 
 
 class _Transformer:
@@ -187,6 +225,7 @@ class _Transformer:
         self, b: Builder, arch: Architecture, weights: Weights, inputs: Mapping[str, ir.Value], free: frozenset[str]
     ):
         self.b, self.arch, self.weights, self.inputs, self.free = b, arch, weights, inputs, free
+        self.places: ir.Value | None = None  # of tokens, where queries and keys are turned by them
 
     def write(self, outputs: Sequence[str]) -> None:
         b, arch = self.b, self.arch
@@ -233,6 +272,11 @@ class _Transformer:
         b, arch = self.b, self.arch
         q = self.linear(f"{i}.query", x)
         k, v = (self.linear(f"{i}.{role}", x if states is None else states) for role in ("key", "value"))
+        if arch.rotary and arch.form == "3d":
+            q, k = (
+                self.turn(f"{i}.{role}.turned", value, num_heads=arch.heads)
+                for role, value in zip("qk", (q, k), strict=True)
+            )
         name = f"{i}.attention"
         masks = [mask] if mask is not None else []
         if arch.form == "3d":
@@ -243,6 +287,8 @@ class _Transformer:
             b.node("Transpose", b.node("Reshape", value, b.constant([0, 0, arch.heads, size])), perm=[0, 2, 1, 3])
             for value, size in ((q, arch.qk), (k, arch.qk), (v, arch.v))
         )
+        if arch.rotary:
+            q, k = (self.turn(f"{i}.{role}.turned", value) for role, value in zip("qk", (q, k), strict=True))
         if arch.form == "4d":
             y = b.node("Attention", q, k, v, *masks, name=name, scale=arch.scale)
         else:
@@ -253,6 +299,30 @@ class _Transformer:
             y = b.node("MatMul", b.node("Softmax", logits, axis=-1, name=f"{i}.probabilities"), v, name=name)
         merged = b.node("Transpose", y, perm=[0, 2, 1, 3])
         return self.linear(f"{i}.output", b.node("Reshape", merged, b.constant([0, 0, arch.heads * arch.v])))
+
+    def turn(self, name: str, x: ir.Value, **options: Any) -> ir.Value:
+        """A rotary embedding of ``x``."""
+        b, arch = self.b, self.arch
+        rotated = arch.rotated or arch.qk
+        options |= {"interleaved": int(arch.rotary == "interleaved"), "rotary_embedding_dim": arch.rotated}
+        given = {key: value for key, value in options.items() if value}
+        frequencies = (10.0 ** -np.arange(rotated // 2)).astype(arch.dtype)
+        source = next(value for value in self.inputs.values() if len(value.shape) == 2)
+        if self.places is None:
+            length = b.node("Squeeze", b.node("Shape", source, start=1, end=2))
+            span = b.node("Range", b.constant(0), length, b.constant(1))
+            span.type, span.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([source.shape[1]])
+            self.places = span if arch.angles else b.node("Expand", span, b.node("Shape", source))
+        if not arch.angles:
+            tables = [
+                b.constant(turn(np.outer(np.arange(POSITIONS), frequencies)).astype(arch.dtype))
+                for turn in (np.cos, np.sin)
+            ]
+            return b.node("RotaryEmbedding", x, *tables, self.places, name=name, **given)
+        places = b.node("Unsqueeze", b.node("Unsqueeze", self.places, b.constant([0])), b.constant([2]))
+        to = ir.DataType.DOUBLE.value if arch.dtype is np.float64 else ir.DataType.FLOAT.value
+        angles = b.node("Mul", b.node("Cast", places, to=to), b.constant(frequencies))
+        return b.node("RotaryEmbedding", x, b.node("Cos", angles), b.node("Sin", angles), name=name, **given)
 
     def feed_forward(self, i: int, x: ir.Value) -> ir.Value:
         y = self.activation(self.linear(f"{i}.up", x))
@@ -385,6 +455,15 @@ def _causal(b: Builder, inputs: Mapping[str, ir.Value]) -> ir.Value:
     return b.node("And", _plain(b, inputs), visible)
 
 
+def _window(b: Builder, inputs: Mapping[str, ir.Value]) -> ir.Value:
+    """Keys at most two places away, of those that are real."""
+    _, length = _sizes(b, inputs)
+    positions = b.node("Range", b.constant(0), b.node("Squeeze", length), b.constant(1))
+    rows, columns = b.node("Unsqueeze", positions, b.constant([1])), b.node("Unsqueeze", positions, b.constant([0]))
+    near = b.node("LessOrEqual", b.node("Abs", b.node("Sub", rows, columns)), b.constant(2))
+    return b.node("And", near, _gathered(b, inputs))
+
+
 def _visible(b: Builder, inputs: Mapping[str, ir.Value]) -> ir.Value:
     return b.node("Expand", b.constant(np.ones((1, 1, 1, 1), dtype=np.bool_)), _square(b, inputs))
 
@@ -403,6 +482,7 @@ MASKS: Mapping[str, Callable[[Builder, Mapping[str, ir.Value]], ir.Value | None]
     "gathered_additive": _gathered_additive,
     "inverted": lambda b, inputs: b.node("Not", _plain(b, inputs)),
     "causal": _causal,
+    "window": _window,
     "visible": _visible,
     "bias": _biased,
     "bias_only": lambda b, inputs: inputs["position_bias"],

@@ -107,7 +107,7 @@ def build(job: Job) -> Built:
     job.say("removing what cannot change the output")
     record = Record()
     for name, half in traced.items():
-        run_passes(half, canonicalisation(name), record)
+        run_passes(half, canonicalisation(name, max_tokens), record)
     before = _measure(traced)
     stages = [describe_masked(graph, name) for name, graph in _graphs(traced, job).items()]
     for half in traced.values():

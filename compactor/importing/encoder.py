@@ -175,14 +175,15 @@ def _keep_outputs(model: ir.Model, produced: list[str], loaded: LoadedModel) -> 
 
 def _image_shape(config: Any, where: str) -> tuple[int, int, int]:
     """Channels, height and width of the images that a model takes."""
-    size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", None)
+    told = config if hasattr(config, "image_size") else getattr(config, "vision_config", config)  # CLIP's, SigLIP's
+    size, channels = getattr(told, "image_size", None), getattr(told, "num_channels", None)
     sizes = [channels, *(size if isinstance(size, list | tuple) else (size, size))]
     if len(sizes) != 3 or not all(isinstance(number, int) and number > 0 for number in sizes):
         raise ModelDirectoryError(
             f"config.json of this {config.model_type} does not say which images it takes: "
             f"'image_size' is {size!r}, 'num_channels' is {channels!r}",
             where=where,
-            todo="models whose images are described elsewhere, such as in 'vision_config', are not built",
+            todo="models whose images are described elsewhere than there or in 'vision_config' are not built",
         )
     return sizes[0], sizes[1], sizes[2]
 

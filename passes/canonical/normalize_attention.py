@@ -1,9 +1,11 @@
 """Bring attention into the canonical 3-D form.
 
     Reshape, Transpose (x3) -> Attention (4-D) -> Transpose, Reshape   ==>   Attention (3-D; q_num_heads, scale)
+    Reshape, Transpose [-> c * ] -> RotaryEmbedding (4-D)              ==>   RotaryEmbedding (3-D; num_heads), c * scale
 
 In the 3-D form the head count is one attribute and everything else is the width of a matrix. The scale is pinned to
-the original 1/sqrt(d), so that later passes may narrow heads without moving the logits.
+the original 1/sqrt(d), so that later passes may narrow heads without moving the logits; a number that queries or keys
+are multiplied by on their way joins it.
 """
 
 from __future__ import annotations
@@ -15,19 +17,28 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compactor.passes.base import Applied, NoMatch, Refused, RewritePass, RewriteResult
-from compactor.passes.graph.matching import attribute, new_node, producer, redirect, sole_consumer
+from compactor.passes.graph.matching import attribute, new_node, producer, redirect, scalar, sole_consumer
 
 _SWAP = (0, 2, 1, 3)  # (B, S, H, d) <-> (B, H, S, d)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Wrapped:
-    """The 3-D values around a 4-D attention, its head counts and its scale."""
+class _Split:
+    """A (B, H, S, d) operand: the (B, S, H*d) value behind it, its factor, and the rotary embedding on its way."""
 
-    inputs: tuple[ir.Value, ir.Value, ir.Value]
+    source: ir.Value
+    heads: int
+    width: int
+    factor: float = 1.0
+    rotary: ir.Node | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wrapped:
+    """The operands of a 4-D attention, the 3-D value that it becomes, and its scale."""
+
+    operands: tuple[_Split, _Split, _Split]
     output: ir.Value
-    query_heads: int
-    kv_heads: int
     scale: float
 
 
@@ -36,8 +47,8 @@ class NormalizeAttentionPass(RewritePass):
     """Replace each 4-D ``Attention`` between Reshape and Transpose by the 3-D form.
 
     Left alone, with the reason: an attention whose operands are not heads split from one matrix by Reshape and
-    Transpose, whose result is not merged back the same way, whose head size is not static, or that has or exposes a
-    cache, or exposes its logits.
+    Transpose (a rotary embedding with positions and a factor may be between), whose result is not merged back the same
+    way, whose head size is not static, or that has or exposes a cache, or exposes its logits.
     """
 
     name: ClassVar[str] = "normalize-attention"
@@ -64,10 +75,10 @@ def _match(node: ir.Node) -> _Wrapped:
         raise NoMatch("the attention has a key/value cache")
     if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
         raise NoMatch("the attention exposes its cache or its logits")
-    splits = [_split_heads(value) for value in node.inputs[:3]]
-    (query, query_heads, width), (key, kv_heads, _), (value, value_heads, _) = splits
-    if kv_heads != value_heads:
-        raise NoMatch(f"{kv_heads} key heads but {value_heads} value heads")
+    query, key = (_rotated(value) for value in node.inputs[:2])
+    value = _split_heads(node.inputs[2])
+    if key.heads != value.heads:
+        raise NoMatch(f"{key.heads} key heads but {value.heads} value heads")
     transpose = sole_consumer(node.outputs[0])
     if transpose.op_type != "Transpose" or tuple(attribute(transpose, "perm", ())) != _SWAP:
         raise NoMatch("the heads are not merged by a Transpose")
@@ -75,14 +86,34 @@ def _match(node: ir.Node) -> _Wrapped:
     if reshape.op_type != "Reshape":
         raise NoMatch("the heads are not merged by a Reshape")
     merged = reshape.outputs[0]
-    value_width = splits[2][2]
-    if merged.shape is None or len(merged.shape) != 3 or merged.shape[-1] != query_heads * value_width:
+    if merged.shape is None or len(merged.shape) != 3 or merged.shape[-1] != query.heads * value.width:
         raise NoMatch(f"the merged heads have shape {merged.shape}")
-    scale = attribute(node, "scale", None)
-    return _Wrapped((query, key, value), merged, query_heads, kv_heads, width**-0.5 if scale is None else float(scale))
+    stated = attribute(node, "scale", None)
+    scale = query.width**-0.5 if stated is None else float(stated)
+    return _Wrapped((query, key, value), merged, scale * query.factor * key.factor)
 
 
-def _split_heads(value: ir.Value | None) -> tuple[ir.Value, int, int]:
+def _rotated(value: ir.Value | None) -> _Split:
+    """An operand behind a rotary embedding or not, and behind a factor or not."""
+    rotary = value.producer() if value is not None else None
+    if rotary is None or rotary.op_type != "RotaryEmbedding" or rotary.domain:
+        return _scaled(value)
+    if len(rotary.inputs) < 4 or rotary.inputs[3] is None:
+        raise NoMatch("the rotary embedding does not read its tables by position")
+    return dataclasses.replace(_scaled(rotary.inputs[0]), rotary=rotary)
+
+
+def _scaled(value: ir.Value | None) -> _Split:
+    node = value.producer() if value is not None else None
+    if node is not None and node.op_type == "Mul" and not node.domain:
+        for index in (0, 1):
+            factor = scalar(node.inputs[1 - index])
+            if factor is not None:
+                return dataclasses.replace(_split_heads(node.inputs[index]), factor=factor)
+    return _split_heads(value)
+
+
+def _split_heads(value: ir.Value | None) -> _Split:
     """The (B, S, H*d) value behind a (B, H, S, d) operand, with H and d."""
     transpose = producer(value, "Transpose")
     if tuple(attribute(transpose, "perm", ())) != _SWAP:
@@ -96,21 +127,22 @@ def _split_heads(value: ir.Value | None) -> tuple[ir.Value, int, int]:
         heads = total // width
     if not isinstance(heads, int) or not isinstance(width, int) or heads * width != total:
         raise NoMatch(f"the head count of '{split.name}' is not static")
-    return source, heads, width
+    return _Split(source, heads, width)
 
 
 def _rewrite(graph: ir.Graph, node: ir.Node, found: _Wrapped) -> None:
     causal = int(attribute(node, "is_causal", 0))
     softcap = float(attribute(node, "softcap", 0.0))
     options: dict[str, Any] = {
-        "q_num_heads": found.query_heads,
-        "kv_num_heads": found.kv_heads,
+        "q_num_heads": found.operands[0].heads,
+        "kv_num_heads": found.operands[1].heads,
         "scale": found.scale,
         "is_causal": causal,
         "softcap": softcap,
     }
     given = {name: value for name, value in options.items() if value}
-    attention = new_node("Attention", [*found.inputs, *node.inputs[3:4]], **given)
+    sources = [_rotate(graph, operand) for operand in found.operands]
+    attention = new_node("Attention", [*sources, *node.inputs[3:4]], **given)
     attention.name = node.name
     attention.outputs[0].type = found.output.type
     attention.outputs[0].shape = found.output.shape
@@ -120,3 +152,15 @@ def _rewrite(graph: ir.Graph, node: ir.Node, found: _Wrapped) -> None:
     transpose = producer(reshape.inputs[0], "Transpose")
     redirect(found.output, attention.outputs[0])
     graph.remove([reshape, transpose, node], safe=True)
+
+
+def _rotate(graph: ir.Graph, operand: _Split) -> ir.Value:
+    """The 3-D value that the attention reads."""
+    if operand.rotary is None:
+        return operand.source
+    given = {name: attribute(operand.rotary, name, 0) for name in ("interleaved", "rotary_embedding_dim")}
+    options = {name: value for name, value in given.items() if value}
+    node = new_node("RotaryEmbedding", [operand.source, *operand.rotary.inputs[1:]], num_heads=operand.heads, **options)
+    node.outputs[0].type, node.outputs[0].shape = operand.source.type, operand.source.shape
+    graph.insert_after(operand.rotary, node)
+    return node.outputs[0]

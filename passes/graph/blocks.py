@@ -28,6 +28,49 @@ from compactor.passes.graph.pointwise import is_pointwise
 
 
 @dataclasses.dataclass(frozen=True)
+class Rotary:
+    """The two ``RotaryEmbedding`` nodes (3-D) of an attention, which read the same tables by position."""
+
+    query: ir.Node
+    key: ir.Node
+
+    @property
+    def nodes(self) -> tuple[ir.Node, ir.Node]:
+        """Both."""
+        return self.query, self.key
+
+    @property
+    def tables(self) -> tuple[ir.Value, ir.Value]:
+        """Cosines and sines, ``(P, r/2)``."""
+        cosines, sines = self.query.inputs[1:3]
+        assert cosines is not None and sines is not None
+        return cosines, sines
+
+    def pairs(self, width: int) -> NDArray[np.int64]:
+        """``(r/2, 2)``: the channels of a head of ``width`` that are turned together, by their column in the tables."""
+        rotated = int(attribute(self.query, "rotary_embedding_dim", 0)) or width
+        numbers = np.arange(rotated, dtype=np.int64)
+        return numbers.reshape(-1, 2) if attribute(self.query, "interleaved", 0) else numbers.reshape(2, -1).T
+
+    def lay_out(self, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The channels of ``pairs`` (n, 2) in the order in which a head holds them, (2n,)."""
+        return pairs.reshape(-1) if attribute(self.query, "interleaved", 0) else pairs.T.reshape(-1)
+
+    def pin(self, width: int) -> None:
+        """State how many channels of a head of ``width`` are turned, so that others can stand behind them."""
+        for node in self.nodes:
+            if not attribute(node, "rotary_embedding_dim", 0):
+                node.attributes["rotary_embedding_dim"] = ir.AttrInt64("rotary_embedding_dim", width)
+
+    def partners(self, width: int) -> NDArray[np.int64]:
+        """``(width,)``: the channel that each is turned with, -1 for one that is not turned."""
+        found = np.full(width, -1, dtype=np.int64)
+        first, second = self.pairs(width).T
+        found[first], found[second] = second, first
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
 class AttentionBlock:
     """One canonical (3-D) attention block.
 
@@ -38,6 +81,7 @@ class AttentionBlock:
         value: ``(D, H*dv)`` projection.
         output: ``(H*dv, D)`` projection, the only reader of the attention's output.
         per_head_mask: Whether the mask carries a value per head on axis 1.
+        rotary: What turns queries and keys by their positions, where anything does.
     """
 
     node: ir.Node
@@ -46,6 +90,7 @@ class AttentionBlock:
     value: Linear
     output: Linear
     per_head_mask: bool
+    rotary: Rotary | None = None
 
     @property
     def heads(self) -> int:
@@ -61,7 +106,14 @@ class AttentionBlock:
     def liveness(self) -> HeadLiveness:
         """What can change the output."""
         return head_liveness(
-            self.query.weight, self.query.bias, self.key.weight, self.value.weight, self.output.weight, heads=self.heads
+            self.query.weight,
+            self.query.bias,
+            self.key.weight,
+            self.value.weight,
+            self.output.weight,
+            heads=self.heads,
+            key_bias=self.key.bias,
+            partners=None if self.rotary is None else self.rotary.partners(self.query.weight.shape[1] // self.heads),
         )
 
     @property
@@ -80,7 +132,8 @@ class AttentionBlock:
     @property
     def nodes(self) -> tuple[ir.Node, ...]:
         """Every node of the block."""
-        return (self.node, *self.query.nodes, *self.key.nodes, *self.value.nodes, *self.output.nodes)
+        rotary = () if self.rotary is None else self.rotary.nodes
+        return (self.node, *rotary, *self.query.nodes, *self.key.nodes, *self.value.nodes, *self.output.nodes)
 
 
 def match_attention(node: ir.Node) -> AttentionBlock:
@@ -98,15 +151,39 @@ def match_attention(node: ir.Node) -> AttentionBlock:
         value.uses() or value.is_graph_output() for value in node.outputs[1:]
     ):
         raise NoMatch("the attention keeps a key/value cache or exposes its logits")
+    rotary = _rotary(node)
+    operands = node.inputs[:3] if rotary is None else [rotary.query.inputs[0], rotary.key.inputs[0], node.inputs[2]]
     query, key, value = (
-        _projection(role, operand) for role, operand in zip(("query", "key", "value"), node.inputs[:3], strict=True)
+        _projection(role, operand) for role, operand in zip(("query", "key", "value"), operands, strict=True)
     )
     try:
         output = linear_from(node.outputs[0])
     except NoMatch as reason:
         raise NoMatch(f"output projection: {reason}") from None
     mask = node.inputs[3] if len(node.inputs) > 3 else None
-    return AttentionBlock(node, query, key, value, output, per_head_mask=_is_per_head(mask, heads))
+    return AttentionBlock(node, query, key, value, output, per_head_mask=_is_per_head(mask, heads), rotary=rotary)
+
+
+def _rotary(node: ir.Node) -> Rotary | None:
+    """What turns the queries and keys of an attention. Raises NoMatch where it does not turn both alike."""
+    query, key = (_turning(value) for value in node.inputs[:2])
+    if query is None and key is None:
+        return None
+    if query is None or key is None:
+        raise NoMatch("a rotary embedding turns the queries or the keys alone")
+    names = ("interleaved", "rotary_embedding_dim")
+    if list(query.inputs[1:]) != list(key.inputs[1:]) or any(
+        attribute(query, name, 0) != attribute(key, name, 0) for name in names
+    ):
+        raise NoMatch("rotary embeddings turn the queries and the keys in different ways")
+    for turned in (query, key):
+        sole_consumer(turned.outputs[0])
+    return Rotary(query, key)
+
+
+def _turning(value: ir.Value | None) -> ir.Node | None:
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == "RotaryEmbedding" and not node.domain else None
 
 
 def _projection(role: str, operand: ir.Value | None) -> Linear:

@@ -8,6 +8,8 @@ One attention head, with row vectors x (query side) and z (key and value side), 
   matters; neither does a Q channel that is identically zero (its column of ``Wq`` *and* its ``bq``).
 * softmax sums to one, so ``bv Wo`` is a constant of the output: a V channel whose column of ``Wv`` is zero is a
   constant, and one whose row of ``Wo`` is zero is never read.
+* a rotary embedding turns the channels of a pair into each other, by an angle of the position: a pair is alive when Q
+  and K both have something in it, in any of its two channels, and a constant ``bk`` is something.
 * a head without a live V channel is dead. A head without a live Q.K channel is *not*: it is the (masked) mean of V.
 
 Symbols: D model width, H heads, d head width, N feed-forward width; weights are (in, out).
@@ -58,23 +60,40 @@ class HeadLiveness:
 
 
 def head_liveness(
-    query: Array, query_bias: Array | None, key: Array, value: Array, output: Array, *, heads: int
+    query: Array,
+    query_bias: Array | None,
+    key: Array,
+    value: Array,
+    output: Array,
+    *,
+    heads: int,
+    key_bias: Array | None = None,
+    partners: NDArray[np.int64] | None = None,
 ) -> HeadLiveness:
     """Find the live channels of an attention block.
 
     Args:
         query: ``(D, H*d)`` weight of the query projection.
         query_bias: ``(H*d,)`` bias of the query projection, if it has one.
-        key: ``(D, H*d)`` weight of the key projection; its bias never matters.
+        key: ``(D, H*d)`` weight of the key projection; its bias matters in rotated channels alone.
         value: ``(D, H*dv)`` weight of the value projection.
         output: ``(H*dv, D)`` weight of the output projection.
         heads: H.
+        key_bias: ``(H*d,)`` bias of the key projection, if it has one.
+        partners: ``(d,)`` the channel of a head that each is rotated with, -1 for none; None without a rotary
+            embedding.
     """
     query_live = query.any(axis=0)
     if query_bias is not None:
         query_live = query_live | (query_bias != 0)
+    query_live, key_live = query_live.reshape(heads, -1), key.any(axis=0).reshape(heads, -1)
+    if partners is not None:
+        rotated = partners >= 0
+        if key_bias is not None:
+            key_live = key_live | ((key_bias != 0).reshape(heads, -1) & rotated)
+        query_live, key_live = (side | (side[:, partners] & rotated) for side in (query_live, key_live))
     return HeadLiveness(
-        qk=(query_live & key.any(axis=0)).reshape(heads, -1),
+        qk=query_live & key_live,
         v=(value.any(axis=0) & output.any(axis=1)).reshape(heads, -1),
     )
 

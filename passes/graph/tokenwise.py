@@ -12,6 +12,9 @@ from compactor.passes.graph.masks import zeroes_padding
 from compactor.passes.graph.matching import attribute, constant
 from compactor.passes.graph.pointwise import is_pointwise
 
+SPREAD = ("Attention", "RotaryEmbedding")
+"""Operators that need the place of every token, so that they work on (B, S, W), and give one row a token."""
+
 _VARIADIC = ("Sum", "Max", "Min", "Where", "Cast", "Identity", "Clip")
 
 
@@ -31,7 +34,8 @@ def _same_size(a: int | ir.SymbolicDim, b: int | ir.SymbolicDim) -> bool:
 def token_wise_nodes(graph: ir.Graph, mask: ir.Value) -> set[ir.Node]:
     """The nodes of the graph that work on token-wise values row by row.
 
-    The result of an ``Attention`` has one row per token, but the node itself mixes rows.
+    The result of an ``Attention`` has one row per token, but the node itself mixes rows; a ``RotaryEmbedding`` turns
+    each row by its place.
     """
     rows: set[ir.Value] = set()
     nodes: set[ir.Node] = set()
@@ -42,7 +46,7 @@ def token_wise_nodes(graph: ir.Graph, mask: ir.Value) -> set[ir.Node]:
         if zeroes_padding(node):  # left where padding is, for whoever adds up rows behind it
             rows.add(node.outputs[0])
             continue
-        if node.op_type == "Attention" and operands and operands[0] in rows:
+        if node.op_type in SPREAD and operands and operands[0] in rows:
             rows.add(node.outputs[0])
         elif operands and all(v in rows or token_shape(v, mask) for v in operands) and _treats_rows_alone(node):
             nodes.add(node)

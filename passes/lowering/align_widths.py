@@ -48,6 +48,8 @@ class AlignWidthsPass(RewritePass):
             if self.same:
                 new_qk = new_v = max(new_qk, new_v)
             if new_qk > qk:
+                if block.rotary is not None:
+                    block.rotary.pin(qk)
                 for layer in (block.query, block.key):
                     _widen_columns(layer, heads, new_qk)
             if new_v > v:

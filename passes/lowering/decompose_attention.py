@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compactor.passes.base import Applied, NoMatch, Refused, RewritePass, RewriteResult
-from compactor.passes.graph.additive_masks import AdditiveMasks, check_mask, hide_where_false
+from compactor.passes.graph.additive_masks import AdditiveMasks, check_mask, hide_where_false, may_hide_all
 from compactor.passes.graph.matching import add_initializer, attribute, is_read, last_dim, layer_of, new_node, redirect
 
 _SPLIT = (0, 2, 1, 3)  # (B, S, H, d) -> (B, H, S, d), and back
@@ -124,6 +124,9 @@ def _rewrite(graph: ir.Graph, found: _Attention, masks: AdditiveMasks) -> None:
     if found.mask is not None:
         logits = emit("Add", logits, masks.of(found.mask, found.dtype))
     mixed = emit("MatMul", emit("Softmax", logits, axis=-1), value)
+    if found.mask is not None and may_hide_all(found.mask):
+        last = add_initializer(graph, "last_axis", np.array([-1], dtype=np.int64))
+        mixed = emit("Mul", mixed, emit("Unsqueeze", masks.seeing(found.mask, found.dtype), last))
     if found.split:
         merge = add_initializer(graph, "merge_heads", np.array([0, 0, -1], dtype=np.int64))
         mixed = emit("Reshape", emit("Transpose", mixed, perm=_SPLIT), merge)

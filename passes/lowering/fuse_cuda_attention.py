@@ -20,7 +20,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compactor.passes.base import Applied, NoMatch, Refused, RewritePass, RewriteResult
-from compactor.passes.graph.additive_masks import AdditiveMasks, check_mask
+from compactor.passes.graph.additive_masks import AdditiveMasks, check_mask, may_hide_all
 from compactor.passes.graph.matching import (
     MICROSOFT,
     add_initializer,
@@ -162,5 +162,21 @@ def _rewrite(graph: ir.Graph, node: ir.Node, found: _Found, masks: AdditiveMasks
         new.type, new.shape = old.type, old.shape
         redirect(old, new)
     redirect(found.result, fused.outputs[0])
+    if mask is not None and may_hide_all(mask):
+        _zero_blind_queries(graph, fused, mask, masks)
     if found.split is None:
         graph.remove(node, safe=True)
+
+
+def _zero_blind_queries(graph: ir.Graph, fused: ir.Node, mask: ir.Value, masks: AdditiveMasks) -> None:
+    """Give queries that see no key zeros, as a bool mask does: (B, S, H*dv) times (B or 1, S, 1)."""
+    result = fused.outputs[0]
+    readers = list(result.uses())
+    rows = new_node("Transpose", [masks.seeing(mask, ir.DataType.FLOAT)], like=fused, perm=(0, 2, 1))
+    kept = new_node("Mul", [result, rows.outputs[0]], like=fused)
+    for node in (rows, kept):
+        node.outputs[0].type = result.type
+    kept.outputs[0].shape = result.shape
+    graph.insert_after(fused, [rows, kept])
+    for usage in readers:
+        usage.node.replace_input_with(usage.idx, kept.outputs[0])

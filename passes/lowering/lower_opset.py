@@ -1,6 +1,7 @@
 """Write the graph in an older version of the standard operators, which more runtimes read.
 
     Gelu(x)                      ==>   0.5 * x * (1 + Erf(x / sqrt 2))        below opset 20
+    RMSNormalization(x, w)       ==>   x / Sqrt(Mean(x * x) + epsilon) * w    below opset 23
     ReduceMean(x, axes)          ==>   ReduceMean(x; axes)                    below opset 18
     Cast(x; to, saturate)        ==>   Cast(x; to)                            below opset 19
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -24,7 +25,7 @@ from compactor.passes.graph.matching import add_initializer, attribute, constant
 OLDEST = 17  # LayerNormalization is the newest operator that no model can do without
 IR_VERSIONS = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10}
 
-# Operators by the opset that brought them. Gelu is rewritten, the others are refused.
+# Operators by the opset that brought them. Gelu and RMSNormalization are rewritten, the others are refused.
 INTRODUCED: Mapping[str, int] = {
     "AffineGrid": 20,
     "Attention": 23,
@@ -125,6 +126,8 @@ def _plan(graph: ir.Graph, node: ir.Node, opset: int) -> _Plan:
         raise NoMatch(f"{node.op_type} holds a graph of its own")
     if node.op_type == "Gelu" and opset < 20:
         return [("spelled-out-gelu", lambda: _write_gelu(graph, node))]
+    if node.op_type == "RMSNormalization" and opset < 23 and attribute(node, "axis", -1) == -1:
+        return [("spelled-out-norm", lambda: _write_norm(graph, node, opset))]
     if INTRODUCED.get(node.op_type, 0) > opset:
         raise NoMatch(f"{node.op_type} is newer than opset {opset}: it came with opset {INTRODUCED[node.op_type]}")
     plan = _dropped_attributes(node, opset)
@@ -208,6 +211,31 @@ def _write_gelu(graph: ir.Graph, node: ir.Node) -> None:
     else:
         share = emit("Erf", emit("Div", x, number("sqrt_2", math.sqrt(2))))
     final = emit("Mul", emit("Mul", x, emit("Add", share, number("one", 1))), number("half", 0.5))
+    graph.insert_before(node, nodes)
+    redirect(result, final)
+    graph.remove(node, safe=True)
+
+
+def _write_norm(graph: ir.Graph, node: ir.Node, opset: int) -> None:
+    x, weight = node.inputs[:2]
+    result = node.outputs[0]
+    assert x is not None and weight is not None
+    dtype = np.float32 if result.dtype is None else result.dtype.numpy()
+    nodes: list[ir.Node] = []
+
+    def emit(op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        nodes.append(new_node(op_type, inputs, like=node, **attributes))
+        nodes[-1].outputs[0].type = result.type
+        return nodes[-1].outputs[0]
+
+    square = emit("Mul", x, x)
+    if opset < 18:
+        mean = emit("ReduceMean", square, axes=[-1])
+    else:
+        mean = emit("ReduceMean", square, add_initializer(graph, "norm_axis", np.array([-1], dtype=np.int64)))
+    epsilon = add_initializer(graph, "norm_epsilon", np.array(attribute(node, "epsilon", 1e-5), dtype=dtype))
+    final = emit("Mul", emit("Div", x, emit("Sqrt", emit("Add", mean, epsilon))), weight)
+    final.shape = result.shape
     graph.insert_before(node, nodes)
     redirect(result, final)
     graph.remove(node, safe=True)

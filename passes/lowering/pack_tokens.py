@@ -27,7 +27,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from compactor.passes.base import Applied, NoMatch, Refused, RewritePass, RewriteResult
 from compactor.passes.graph.masks import PADDING_MASK, hides_padding, zeroes_padding
 from compactor.passes.graph.matching import add_initializer, attribute, constant, new_node, scalar
-from compactor.passes.graph.tokenwise import token_wise_nodes
+from compactor.passes.graph.tokenwise import SPREAD, token_wise_nodes
 
 FILL_LOGITS = float(np.finfo(np.float32).min / 2)  # below every logit; the sum of two is still finite
 
@@ -127,7 +127,8 @@ def _width(value: ir.Value) -> int:
 def _around_attention(graph: ir.Graph, attentions: tuple[ir.Node, ...], token_wise: set[ir.Node]) -> set[ir.Node]:
     """The token-wise nodes connected to an attention through token-wise nodes, less those better left outside."""
     region: set[ir.Node] = set()
-    pending = [neighbour for node in attentions for neighbour in _neighbours(node) if neighbour in token_wise]
+    borders = [node for node in graph if node in attentions or node.op_type in SPREAD]
+    pending = [neighbour for node in borders for neighbour in _neighbours(node) if neighbour in token_wise]
     while pending:
         node = pending.pop()
         if node is None or node in region:
@@ -155,7 +156,7 @@ def _check_readers(value: ir.Value, region: set[ir.Node]) -> None:
     """Raise NoMatch unless everything outside that reads ``value`` keeps positions apart."""
     for usage in value.uses():
         node = usage.node
-        if node in region or node.op_type == "Attention" or _reads_first_token(node) or zeroes_padding(node):
+        if node in region or node.op_type in SPREAD or _reads_first_token(node) or zeroes_padding(node):
             continue
         _check_keeps_positions(node)
 
@@ -240,7 +241,7 @@ class _Packer:
         producer = value.producer()
         assert producer is not None
         outside = [usage for usage in value.uses() if usage.node not in self.plan.region]
-        attention = [usage for usage in outside if usage.node.op_type == "Attention"]
+        attention = [usage for usage in outside if usage.node.op_type in SPREAD]
         first = [usage for usage in outside if _reads_first_token(usage.node)]
         rest = [usage for usage in outside if usage not in attention and usage not in first]
         if attention:

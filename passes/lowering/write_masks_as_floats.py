@@ -26,7 +26,7 @@ class WriteMasksAsFloatsPass(RewritePass):
 
     def call(self, model: ir.Model) -> RewriteResult:
         """Rewrite the main graph's masks."""
-        masks = AdditiveMasks(model.graph, narrow=False)
+        masks = AdditiveMasks(model.graph, narrow=False, infinite=True)
         applied = []
         for node in tuple(model.graph):
             mask = node.inputs[3] if node.op_type == "Attention" and len(node.inputs) > 3 else None

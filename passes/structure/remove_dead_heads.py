@@ -60,6 +60,9 @@ def _keep_heads(graph: ir.Graph, block: AttentionBlock, live: NDArray[np.bool_])
     block.output.refill(columns(block.output.weight.T).T, block.output.bias)
     for name in ("q_num_heads", "kv_num_heads"):
         block.node.attributes[name] = ir.AttrInt64(name, int(live.sum()))
+    for node in () if block.rotary is None else block.rotary.nodes:
+        node.attributes["num_heads"] = ir.AttrInt64("num_heads", int(live.sum()))
+        node.outputs[0].shape = None
     block.node.outputs[0].shape = None
     if block.per_head_mask:
         mask = block.node.inputs[3]

@@ -6,6 +6,9 @@
 
 Heads may keep different widths; the layer uses its widest head's and pads the others with zero columns, which is
 exact. Q.K and V widths are independent. A head left with no Q.K channel keeps one of zeros (uniform attention).
+
+A rotary embedding turns two channels of a head together, by the same tables in every head of a layer: such a pair goes
+where it is dead in all live heads, and its column of the tables with it.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from compactor.passes.base import Applied, NoMatch, Refused, RewritePass, RewriteResult
-from compactor.passes.graph.blocks import attention_blocks
-from compactor.passes.graph.matching import Array, Linear, layer_of
+from compactor.passes.graph.blocks import AttentionBlock, Rotary, attention_blocks
+from compactor.passes.graph.liveness import HeadLiveness
+from compactor.passes.graph.matching import Array, Linear, add_initializer, constant, layer_of, redirect
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,14 +31,16 @@ class TrimHeadChannelsPass(RewritePass):
     """Shrink Q.K and V of every attention block to the widest live head.
 
     A block is left alone, with the reason, where ``remove-dead-heads`` would leave it alone; so is a side that is
-    already as narrow as it can be, and V while it still has a bias (run ``fold-value-biases`` first).
+    already as narrow as it can be, V while it still has a bias (run ``fold-value-biases`` first), and rotated Q.K whose
+    tables are not constants.
     """
 
     name: ClassVar[str] = "trim-head-channels"
 
     def call(self, model: ir.Model) -> RewriteResult:
         """Trim the heads of the main graph."""
-        applied, refused = [], []
+        applied: list[Applied] = []
+        refused = []
         for node, block in attention_blocks(model.graph):
             if isinstance(block, NoMatch):
                 refused.append(Refused(layer_of(node), str(block)))
@@ -42,13 +48,15 @@ class TrimHeadChannelsPass(RewritePass):
             live = block.liveness
             if not live.heads.any():
                 continue
-            qk_width, v_width = max(live.qk_width, 1), max(live.v_width, 1)
-            removed_qk, removed_v = live.qk.shape[1] - qk_width, live.v.shape[1] - v_width
-            if removed_qk > 0:
-                index = channel_index(live.qk & live.heads[:, None], qk_width)
-                _narrow_columns(block.query, index)
-                _narrow_columns(block.key, index)
-                applied.append(Applied(block.layer, "dead-qk-channel", removed_qk * block.heads))
+            if block.rotary is None:
+                _trim_logits(block, channel_index(live.qk & live.heads[:, None], max(live.qk_width, 1)), applied)
+            else:
+                try:
+                    _trim_rotated(model.graph, block, block.rotary, live, applied)
+                except NoMatch as reason:
+                    refused.append(Refused(block.layer, str(reason)))
+            v_width = max(live.v_width, 1)
+            removed_v = live.v.shape[1] - v_width
             if removed_v > 0 and block.value.bias is not None:
                 refused.append(Refused(block.layer, "the value bias is not folded"))
             elif removed_v > 0:
@@ -58,6 +66,50 @@ class TrimHeadChannelsPass(RewritePass):
                 block.node.outputs[0].shape = None
                 applied.append(Applied(block.layer, "dead-v-channel", removed_v * block.heads))
         return RewriteResult.of(model, applied, refused)
+
+
+def _trim_logits(block: AttentionBlock, index: NDArray[np.int64], applied: list[Applied]) -> None:
+    removed = block.query.weight.shape[1] - len(index)
+    if removed > 0:
+        _narrow_columns(block.query, index)
+        _narrow_columns(block.key, index)
+        applied.append(Applied(block.layer, "dead-qk-channel", removed))
+
+
+def _trim_rotated(
+    graph: ir.Graph, block: AttentionBlock, rotary: Rotary, live: HeadLiveness, applied: list[Applied]
+) -> None:
+    """Narrow queries and keys to the pairs that some live head turns, and to the channels that nobody turns."""
+    heads, width = live.qk.shape
+    alive = live.qk & live.heads[:, None]
+    pairs = rotary.pairs(width)
+    kept = alive[:, pairs[:, 0]].any(axis=0)
+    turned = rotary.lay_out(pairs[kept])
+    others = np.setdiff1d(np.arange(width), pairs)
+    rest = channel_index(alive[:, others], int(alive[:, others].sum(axis=1).max(initial=0))).reshape(heads, -1)
+    size = len(others)
+    columns = [np.where(row >= 0, others[row % size] + head * width, -1) for head, row in enumerate(rest)]
+    index = np.stack([np.concatenate([turned + head * width, columns[head]]) for head in range(heads)])
+    if index.shape[1] == width:
+        return
+    tables = [constant(table) for table in rotary.tables]
+    if kept.any() and not kept.all():
+        if any(table is None for table in tables):
+            raise NoMatch("the tables of the rotary embedding are not constants, so rotated channels stay")
+        for place, table in enumerate(tables, start=1):
+            assert table is not None
+            narrow = add_initializer(graph, "rotary_table", np.ascontiguousarray(table[:, kept]))
+            for node in rotary.nodes:
+                node.replace_input_with(place, narrow)
+    for node in rotary.nodes:
+        node.outputs[0].shape = None
+        node.attributes["rotary_embedding_dim"] = ir.AttrInt64("rotary_embedding_dim", len(turned))
+    if not kept.any():
+        for node in rotary.nodes:
+            assert node.inputs[0] is not None
+            redirect(node.outputs[0], node.inputs[0])
+        graph.remove(rotary.nodes, safe=True)
+    _trim_logits(block, index.reshape(-1) if index.size else np.full(heads, -1), applied)
 
 
 def channel_index(live: NDArray[np.bool_], width: int) -> NDArray[np.int64]:

@@ -40,7 +40,9 @@ def _names(passes: list[ir.passes.PassBase]) -> list[str]:
 def test_structure_reads_as_the_design() -> None:
     assert _names(canonicalisation()) == [
         "fold-transposed-weights",
+        "split-projections",
         "raise-attention",
+        "tabulate-rotary",
         "normalize-attention",
         "label-layers",
         "simplify-masks",
@@ -62,9 +64,12 @@ def test_structure_reads_as_the_design() -> None:
         (
             "cuda",
             False,
-            ["align-widths", "fuse-cuda-attention", "fuse-skip-layer-norm", "fuse-bias-gelu", "lower-opset"],
+            [
+                *("align-widths", "fuse-cuda-attention", "fuse-cuda-rotary", "fuse-skip-layer-norm"),
+                *("fuse-bias-gelu", "lower-opset"),
+            ],
         ),
-        ("portable", False, ["decompose-attention", "lower-opset"]),
+        ("portable", False, ["decompose-attention", "decompose-rotary", "lower-opset"]),
     ],
 )
 def test_lowering(target: str, pack: bool, names: list[str]) -> None:

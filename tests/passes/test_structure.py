@@ -13,6 +13,7 @@ from compactor.passes.canonical.label_layers import LabelLayersPass
 from compactor.passes.canonical.normalize_attention import NormalizeAttentionPass
 from compactor.passes.canonical.raise_attention import RaiseAttentionPass
 from compactor.passes.canonical.simplify_masks import SimplifyMasksPass
+from compactor.passes.canonical.tabulate_rotary import TabulateRotaryPass
 from compactor.passes.lowering.align_widths import AlignWidthsPass
 from compactor.passes.lowering.pack_tokens import PackTokensPass
 from compactor.passes.lowering.write_residuals_as_sum import WriteResidualsAsSumPass
@@ -21,7 +22,7 @@ from compactor.passes.structure.remove_dead_heads import RemoveDeadHeadsPass
 from compactor.passes.structure.remove_dead_neurons import RemoveDeadNeuronsPass
 from compactor.passes.structure.remove_empty_sublayers import RemoveEmptySublayersPass
 from compactor.passes.structure.trim_head_channels import TrimHeadChannelsPass
-from tests.models import Architecture, build, random_weights
+from tests.models import POSITIONS, Architecture, build, random_weights
 from tests.passes.strategies import pruned
 from tests.planting import attention_node, columns, empty_feed_forward, kill_values, make_uniform
 from tests.running import PADDINGS, assert_same, check, operators, padding_mask, random_feeds, run32, run64
@@ -57,6 +58,28 @@ def test_the_pipeline_keeps_the_output_of_any_model(case, form, seed, padding, l
     for rewrite in STRUCTURE:
         if isinstance(rewrite, LabelLayersPass):
             continue  # its labels are those of the original model
+        assert not rewrite(model).modified, rewrite.name
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    pruned(qk=4, front="ids"),
+    st.sampled_from(["half", "interleaved"]),
+    st.sampled_from([0, 2]),
+    st.booleans(),
+    st.integers(0, 9),
+    st.sampled_from(PADDINGS),
+    st.integers(1, POSITIONS),
+)
+def test_the_pipeline_keeps_the_output_of_any_rotary_model(case, rotary, rotated, angles, seed, padding, length):
+    arch, weights = case
+    arch = dataclasses.replace(arch, rotary=rotary, rotated=rotated, angles=angles, form="4d" if angles else "3d")
+    model = build(arch, weights)
+    feeds = random_feeds(model, padding_mask(padding, length=length, seed=seed), seed)
+    before = run64(model, feeds)
+    compact(model, (TabulateRotaryPass(positions=POSITIONS), *STRUCTURE))
+    assert_same(run64(model, feeds), before)
+    for rewrite in STRUCTURE[4:]:
         assert not rewrite(model).modified, rewrite.name
 
 

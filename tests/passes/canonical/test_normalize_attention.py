@@ -224,3 +224,38 @@ def test_keeps_the_output_of_any_model(arch, seed, padding):
     before = run64(model, feeds)
     assert_rewrites_once(NormalizeAttentionPass(), model, normalized_attention=arch.layers)
     assert_same(run64(model, feeds), before)
+
+
+@pytest.mark.parametrize("rotary", ["half", "interleaved"])
+@pytest.mark.parametrize("rotated", [0, 2])
+def test_rotary_embeddings_come_along(rotary, rotated):
+    model = build(dataclasses.replace(ARCH, rotary=rotary, rotated=rotated, mask="plain"))
+    feeds = random_feeds(model, padding_mask("left"))
+    before = run64(model, feeds)
+    assert_rewrites_once(NormalizeAttentionPass(), model, normalized_attention=1)
+    nodes = [node for node in model.graph if node.op_type == "RotaryEmbedding"]
+    assert [node.attributes["num_heads"].value for node in nodes] == [4, 4]
+    assert [node.inputs[0].name for node in nodes] == ["0.query", "0.key"]
+    assert "Transpose" not in operators(model)
+    assert_same(run64(model, feeds), before)
+
+
+def test_a_factor_of_the_queries_joins_the_scale():
+    model = build(dataclasses.replace(ARCH, rotary="half", mask="plain"))
+    node = next(node for node in model.graph if node.op_type == "RotaryEmbedding")
+    factor = ir.Value(name="factor", const_value=ir.tensor(np.array(0.25)), type=ir.TensorType(ir.DataType.DOUBLE))
+    model.graph.register_initializer(factor)
+    scaled = ir.node("Mul", [node.inputs[0], factor])
+    model.graph.insert_before(node, scaled)
+    node.replace_input_with(0, scaled.outputs[0])
+    feeds = random_feeds(model, padding_mask("holes"))
+    before = run64(model, feeds)
+    NormalizeAttentionPass()(model)
+    assert attention_node(model).attributes["scale"].value == 0.5 * 0.25
+    assert "Mul" not in operators(model)
+    assert_same(run64(model, feeds), before)
+
+
+def test_angles_without_positions_stay():
+    model = build(dataclasses.replace(ARCH, rotary="half", mask="plain", angles=True))
+    assert_untouched(NormalizeAttentionPass(), model, "does not read its tables by position")

@@ -141,3 +141,13 @@ def test_any_attention_keeps_its_output(arch):
     before = run64(model, feeds)
     DecomposeAttentionPass()(model)
     assert_same(run64(model, feeds), before, 1e-6)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_a_query_that_sees_no_key_keeps_its_zeros(padding):
+    model = build(Architecture(mask="window", dtype=np.float32, layers=2))
+    feeds = random_feeds(model, padding_mask(padding, length=9))
+    before = run32(model, feeds)
+    assert DecomposeAttentionPass()(model).modified
+    assert operators(model)["ReduceMax"] == 1  # found once for all layers
+    assert_same(run32(model, feeds), before, tolerance=1e-5)

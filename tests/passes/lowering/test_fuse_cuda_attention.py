@@ -176,3 +176,13 @@ def test_caches_of_different_widths_are_left_alone():
     ShapeInferencePass()(following)
     refused = FuseCudaAttentionPass()(following).refused
     assert refused and all("not equally wide" in refusal.reason for refusal in refused)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_a_query_that_sees_no_key_keeps_its_zeros(padding):
+    model = build(Architecture(mask="window", dtype=np.float32, layers=2))
+    feeds = random_feeds(model, padding_mask(padding, length=9))
+    before = run32(model, feeds)
+    assert FuseCudaAttentionPass()(model).modified
+    assert operators(model)["ReduceMax"] == 1  # found once for all layers
+    assert_same(run32(model, feeds), before, tolerance=1e-5)

@@ -7,7 +7,8 @@ import onnx_ir as ir
 import pytest
 
 from compactor.passes.lowering.write_masks_as_floats import WriteMasksAsFloatsPass
-from tests.running import check, run32
+from tests.models import Architecture, build
+from tests.running import PADDINGS, assert_same, check, padding_mask, random_feeds, run32
 
 BATCH, LENGTH, HEADS, WIDTH = 2, 5, 2, 6
 
@@ -61,3 +62,12 @@ def test_a_float_mask_stays():
     before = ir.to_proto(model)
     assert not WriteMasksAsFloatsPass()(model).modified
     assert ir.to_proto(model) == before
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_a_query_that_sees_no_key_keeps_its_zeros(padding):
+    model = build(Architecture(mask="window", dtype=np.float32))
+    feeds = random_feeds(model, padding_mask(padding, length=9))
+    before = run32(model, feeds)
+    assert WriteMasksAsFloatsPass()(model).modified
+    assert_same(run32(model, feeds), before, tolerance=1e-5)

@@ -21,13 +21,8 @@ from tests.running import (
 )
 
 
-@pytest.mark.parametrize(
-    ("mask", "padding"),
-    [
-        *((mask, padding) for mask in ("none", "plain", "additive", "bias") for padding in PADDINGS),
-        ("causal", "right"),  # left padding and holes leave the first queries of a causal model without a key
-    ],
-)
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("mask", ["none", "plain", "additive", "bias"])
 def test_drops_the_key_bias_and_moves_the_value_bias(mask, padding):
     model = build(Architecture(mask=mask, layers=2))
     feeds = random_feeds(model, padding_mask(padding))
@@ -115,3 +110,27 @@ def test_keeps_the_output_of_any_model(arch, seed, padding):
     before = run64(model, feeds)
     assert_rewrites_once(FoldValueBiasesPass(), model, key_bias=arch.layers, value_bias=arch.layers)
     assert_same(run64(model, feeds), before)
+
+
+@pytest.mark.parametrize(("rotated", "kept"), [(0, [True] * 4), (2, [True, True, False, False])])
+def test_a_key_bias_stays_where_it_is_turned(rotated, kept):
+    arch = Architecture(rotary="half", rotated=rotated)
+    weights = random_weights(arch)
+    model = build(arch, weights)
+    feeds = random_feeds(model, padding_mask("left"))
+    before = run64(model, feeds)
+    rules = {event.rule for event in FoldValueBiasesPass()(model).applied}
+    assert rules == ({"value-bias"} if all(kept) else {"key-bias", "value-bias"})
+    biases = [value.const_value.numpy() for value in model.graph.initializers.values()]
+    expected = np.where(np.tile(kept, arch.heads), weights["0.key.bias"], 0)
+    assert any(bias.shape == expected.shape and (bias == expected).all() for bias in biases)
+    assert_same(run64(model, feeds), before)
+    assert not FoldValueBiasesPass()(model).modified
+
+
+@pytest.mark.parametrize("mask", ["window", "causal"])
+def test_a_value_bias_stays_where_a_query_may_see_no_key(mask):
+    """Padding on the left, or a hole, leaves it none."""
+    result = FoldValueBiasesPass()(build(Architecture(mask=mask)))
+    assert {event.rule for event in result.applied} == {"key-bias"}
+    assert "the mask may hide every key" in result.refused[0].reason

@@ -192,3 +192,17 @@ def test_keeps_the_output_of_any_model(arch, seed, padding, data):
     else:
         assert_untouched(RemoveDeadHeadsPass(), model)
     assert_same(run64(model, feeds), before)
+
+
+def test_rotary_embeddings_turn_the_heads_that_are_left():
+    arch = Architecture(rotary="half")
+    weights = random_weights(arch)
+    kill_values(weights, arch, 0, [0, 2])
+    model = build(arch, weights)
+    FoldValueBiasesPass()(model)
+    feeds = random_feeds(model, padding_mask("left"))
+    before = run64(model, feeds)
+    assert_rewrites_once(RemoveDeadHeadsPass(), model, dead_head=2)
+    nodes = [node for node in model.graph if node.op_type == "RotaryEmbedding"]
+    assert [node.attributes["num_heads"].value for node in nodes] == [2, 2]
+    assert_same(run64(model, feeds), before)

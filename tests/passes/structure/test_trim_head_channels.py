@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compactor.passes.canonical.normalize_attention import NormalizeAttentionPass
+from compactor.passes.canonical.tabulate_rotary import TabulateRotaryPass
 from compactor.passes.structure.fold_value_biases import FoldValueBiasesPass
 from compactor.passes.structure.remove_dead_heads import RemoveDeadHeadsPass
 from compactor.passes.structure.trim_head_channels import TrimHeadChannelsPass, channel_index
@@ -16,6 +20,7 @@ from tests.running import (
     assert_rewrites_once,
     assert_same,
     assert_untouched,
+    check,
     initializer_shapes,
     padding_mask,
     random_feeds,
@@ -157,3 +162,93 @@ def test_keeps_the_output_of_any_model(case, seed, padding, heads_first):
     TrimHeadChannelsPass()(model)
     assert not TrimHeadChannelsPass()(model).modified
     assert_same(run64(model, feeds), before)
+
+
+# Rotary embeddings
+
+TURNED = Architecture(heads=2, qk=8, v=3, rotary="half")
+
+
+def silence(weights, name, heads, channels, size=8):
+    """No query or key in these channels, biases included."""
+    index = columns(size, heads, channels)
+    weights[f"0.{name}"][:, index] = 0
+    weights[f"0.{name}.bias"][index] = 0
+
+
+def rotary_nodes(model):
+    return [node for node in model.graph if node.op_type == "RotaryEmbedding"]
+
+
+@pytest.mark.parametrize("rotary", ["half", "interleaved"])
+def test_pairs_that_no_head_turns_go_with_their_columns_of_the_tables(rotary):
+    arch = dataclasses.replace(TURNED, rotary=rotary)
+    weights = random_weights(arch)
+    pairs = {"half": [(0, 4), (1, 5), (2, 6), (3, 7)], "interleaved": [(0, 1), (2, 3), (4, 5), (6, 7)]}[rotary]
+    silence(weights, "query", range(2), pairs[1])
+    silence(weights, "key", 0, pairs[3])  # the other head turns it
+    model = folded(arch, weights)
+    feeds = random_feeds(model, padding_mask("left"))
+    before = run64(model, feeds)
+    table = rotary_nodes(model)[0].inputs[1].const_value.numpy()
+
+    assert_rewrites_once(TrimHeadChannelsPass(), model, dead_qk_channel=2 * 2)
+
+    for node in rotary_nodes(model):
+        np.testing.assert_array_equal(node.inputs[1].const_value.numpy(), table[:, [0, 2, 3]])
+        assert node.attributes["rotary_embedding_dim"].value == 6
+    assert_same(run64(model, feeds), before)
+
+
+@pytest.mark.parametrize("side", ["query", "key"])
+def test_a_pair_with_one_dead_half_stays(side):
+    weights = random_weights(TURNED)
+    silence(weights, side, range(2), [1, 2, 3])  # their partners 5, 6 and 7 live
+    assert_untouched(TrimHeadChannelsPass(), folded(TURNED, weights))
+
+
+def test_a_pair_of_constant_keys_stays():
+    weights = random_weights(TURNED)
+    weights["0.key"][:, columns(8, range(2), [1, 5])] = 0  # the biases are turned by the position of the key
+    assert_untouched(TrimHeadChannelsPass(), folded(TURNED, weights))
+
+
+def test_where_nothing_is_turned_any_more_the_embedding_goes():
+    weights = random_weights(TURNED)
+    silence(weights, "query", range(2), range(8))
+    model = folded(TURNED, weights)
+    feeds = random_feeds(model, padding_mask("holes"))
+    before = run64(model, feeds)
+    assert_rewrites_once(TrimHeadChannelsPass(), model, dead_qk_channel=7 * 2)
+    assert not rotary_nodes(model)
+    assert_same(run64(model, feeds), before)
+
+
+def test_tables_that_are_computed_keep_their_pairs():
+    arch = dataclasses.replace(TURNED, angles=True, form="4d")
+    weights = random_weights(arch)
+    silence(weights, "query", range(2), [1, 5])
+    model = build(arch, weights)
+    TabulateRotaryPass()(model)
+    NormalizeAttentionPass()(model)
+    FoldValueBiasesPass()(model)
+    assert_untouched(TrimHeadChannelsPass(), model, "tables of the rotary embedding are not constants")
+
+
+@PROPERTY
+@given(st.data(), st.sampled_from(["half", "interleaved"]), st.sampled_from([0, 2, 6]), st.sampled_from(PADDINGS))
+def test_whatever_dies_of_what_is_turned_changes_no_number(data, rotary, rotated, padding):
+    arch = dataclasses.replace(TURNED, rotary=rotary, rotated=rotated)
+    weights = random_weights(arch)
+    for name in ("query", "key"):
+        for head in range(2):
+            silence(weights, name, head, data.draw(st.lists(st.integers(0, 7), max_size=8)))
+    kill_values(weights, arch, 0, data.draw(st.lists(st.integers(0, 1), max_size=1)))
+    model = folded(arch, weights)
+    feeds = random_feeds(model, padding_mask(padding))
+    before = run64(model, feeds)
+    RemoveDeadHeadsPass()(model)
+    TrimHeadChannelsPass()(model)
+    check(model)
+    assert_same(run64(model, feeds), before)
+    assert not TrimHeadChannelsPass()(model).modified

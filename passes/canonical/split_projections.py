@@ -1,0 +1,168 @@
+"""Write one matrix that projects onto several things as a matrix for each.
+
+    Split(x W + b)                                  ==>   x W[:, a:b] + b[a:b], ...
+    Reshape(x W + b) (B, S, 3, H, d), one slice     ==>   Reshape(x W[:, cols] + b[cols]) (B, S, H, d)
+
+Queries, keys and values behind one ``Wqkv``, or the gate and the value of a feed-forward behind one ``Wi``, are then
+seen as what they are. Which columns a reader takes is found by taking their numbers the same way.
+
+Symbols: B batch, S sequence, H heads, d head width; weights are (in, out).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from compactor.passes.base import Applied, NoMatch, RewritePass, RewriteResult
+from compactor.passes.graph.matching import (
+    Linear,
+    add_initializer,
+    attribute,
+    constant,
+    layer_of,
+    linear_into,
+    new_node,
+    redirect,
+    scalar,
+)
+
+Columns = NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitProjectionsPass(RewritePass):
+    """Split linear layers whose every reader takes some of the columns.
+
+    A layer is left alone where its result is a graph output, where a reader takes all of it, where each takes a single
+    column, as of the start and the end of an answer, or where the columns that one takes are not told by constants: by
+    ``Split``, ``Slice`` or ``Gather``, behind a ``Reshape`` of the last axis or not. Needs current value shapes.
+    """
+
+    name: ClassVar[str] = "split-projections"
+
+    def call(self, model: ir.Model) -> RewriteResult:
+        """Split the layers of the main graph."""
+        applied = []
+        for node in tuple(model.graph):
+            if node.op_type not in ("MatMul", "Add") or node.domain or node.graph is None:
+                continue
+            try:
+                layer = linear_into(node.outputs[0])
+                parts = list(_parts(layer.output))
+            except NoMatch:
+                continue
+            for value, columns in parts:
+                _take(model.graph, layer, value, columns)
+            applied.append(Applied(layer_of(layer.matmul), "split-projection", len(parts)))
+        if applied:
+            RemoveUnusedNodesPass()(model)
+        return RewriteResult.of(model, applied)
+
+
+def _parts(output: ir.Value) -> Iterator[tuple[ir.Value, Columns]]:
+    """What is read of a projection (B, S, W): (B, S, ...) values, and the numbers of their columns, in that shape.
+
+    Raises:
+        NoMatch: Something is read that is no part of it.
+    """
+    if output.is_graph_output() or output.shape is None or len(output.shape) != 3:
+        raise NoMatch("the projection is an output, or of unknown shape")
+    width = output.shape[2]
+    if not isinstance(width, int):
+        raise NoMatch("the width of the projection is not known")
+    columns = np.arange(width, dtype=np.int64)
+    found = []
+    for usage in output.uses():
+        node = usage.node
+        if node.op_type == "Reshape" and usage.idx == 0:
+            shape = node.outputs[0].shape
+            inner = tuple(shape)[2:] if shape is not None else ()
+            known = [size for size in inner if isinstance(size, int)]
+            if node.outputs[0].is_graph_output() or len(inner) < 2 or len(known) != len(inner):
+                raise NoMatch("the projection is reshaped in a way that is not known")
+            if int(np.prod(known)) != width:
+                raise NoMatch("the projection is not split along its last axis")
+            for reader in node.outputs[0].uses():
+                found += _read(reader.node, reader.idx, columns.reshape(known))
+        else:
+            found += _read(node, usage.idx, columns)
+    if not any(part.size > 1 for _, part in found):
+        raise NoMatch("a column each is read, as of the logits of spans")
+    yield from found
+
+
+def _read(node: ir.Node, index: int, columns: Columns) -> list[tuple[ir.Value, Columns]]:
+    """What ``node`` takes of columns (...) of a (B, S, ...) value."""
+    if node.domain or index != 0 or any(value.is_graph_output() for value in node.outputs):
+        raise NoMatch("the projection is read as a whole")
+    rank = columns.ndim + 2
+    if node.op_type == "Split":
+        axis = int(attribute(node, "axis", 0)) % rank
+        sizes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        if axis < 2:
+            raise NoMatch("the projection is split along another axis")
+        count = len(node.outputs)
+        if sizes is None and columns.shape[axis - 2] % count:
+            raise NoMatch("the projection is split unevenly")
+        where = count if sizes is None else np.cumsum(sizes.reshape(-1))[:-1]
+        return list(zip(node.outputs, np.split(columns, where, axis=axis - 2), strict=True))
+    if node.op_type == "Gather":
+        axis, place = int(attribute(node, "axis", 0)) % rank, scalar(node.inputs[1])
+        if axis < 2 or place is None or constant(node.inputs[1]).ndim:  # type: ignore[union-attr]
+            raise NoMatch("the projection is gathered along another axis, or by more than a number")
+        return [(node.outputs[0], np.take(columns, int(place), axis=axis - 2))]
+    if node.op_type == "Slice":
+        return [_sliced(node, columns, rank)]
+    raise NoMatch("the projection is read as a whole")
+
+
+def _sliced(node: ir.Node, columns: Columns, rank: int) -> tuple[ir.Value, Columns]:
+    """What a ``Slice`` takes, and a ``Squeeze`` behind it."""
+    given = [constant(value) for value in node.inputs[1:]]
+    if len(given) < 3 or any(array is None or array.size != 1 for array in given):
+        raise NoMatch("the projection is sliced by what is not constant")
+    start, end, axis, *step = (int(array.item()) for array in given if array is not None)
+    axis %= rank
+    if axis < 2 or (step and step[0] != 1):
+        raise NoMatch("the projection is sliced along another axis")
+    size = columns.shape[axis - 2]
+    taken = columns.take(range(*slice(start, end).indices(size)), axis=axis - 2)
+    value = node.outputs[0]
+    readers = [usage.node for usage in value.uses()]
+    if len(readers) == 1 and readers[0].op_type == "Squeeze" and taken.shape[axis - 2] == 1:
+        axes = constant(readers[0].inputs[1]) if len(readers[0].inputs) > 1 else None
+        if axes is not None and [int(a) % rank for a in axes.reshape(-1)] == [axis]:
+            return readers[0].outputs[0], taken.squeeze(axis - 2)
+    return value, taken
+
+
+def _take(graph: ir.Graph, layer: Linear, value: ir.Value, columns: Columns) -> None:
+    """Compute ``value`` (B, S, ...) by a layer of its own."""
+    flat = columns.reshape(-1)
+    stem = layer.matmul.inputs[1].name if layer.matmul.inputs[1] is not None else "weight"
+    weight = add_initializer(graph, f"{stem}.part", layer.weight[:, flat])
+    matmul = new_node("MatMul", [layer.input, weight], like=layer.matmul)
+    nodes = [matmul]
+    if layer.bias is not None:
+        bias = add_initializer(graph, f"{stem}.part_bias", np.ascontiguousarray(layer.bias[flat]))
+        nodes.append(new_node("Add", [matmul.outputs[0], bias], like=layer.matmul))
+    rows = layer.output.shape
+    assert rows is not None
+    for node in nodes:
+        node.outputs[0].type = layer.output.type
+        node.outputs[0].shape = ir.Shape([rows[0], rows[1], len(flat)])
+    if columns.ndim > 1:
+        target = add_initializer(graph, "part_shape", np.array([0, 0, *columns.shape], dtype=np.int64))
+        reshape = new_node("Reshape", [nodes[-1].outputs[0], target], like=layer.matmul)
+        reshape.outputs[0].type = layer.output.type
+        reshape.outputs[0].shape = ir.Shape([rows[0], rows[1], *columns.shape])
+        nodes.append(reshape)
+    graph.insert_after(layer.nodes[-1], nodes)
+    redirect(value, nodes[-1].outputs[0])
