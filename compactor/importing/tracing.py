@@ -61,8 +61,21 @@ def trace_module(
         ) from error
     assert program is not None
     model: ir.Model = program.model.clone()
+    _check_axes(model, axes, name, where)
     _forget_weights(module, program.model, kept=(model, *beside))
     return model, produced
+
+
+def _check_axes(model: ir.Model, axes: Mapping[str, Any], name: str, where: str) -> None:
+    """Raises ModelDirectoryError where an axis that shall be free became a number: that of the example."""
+    for value in model.graph.inputs:
+        for axis in axes.get(value.name or "", ()):
+            if value.shape is not None and isinstance(value.shape[axis], int):
+                raise ModelDirectoryError(
+                    f"'{name}' is traced for one size of '{value.name}' alone: {value.shape[axis]} along axis {axis}",
+                    where=where,
+                    todo="this version of transformers writes the size into the model: try another one",
+                )
 
 
 def _forget_weights(module: Any, traced: ir.Model, kept: Sequence[ir.Model]) -> None:

@@ -30,7 +30,6 @@ from compactor.passes.graph.matching import (
     linear_into,
     new_node,
     redirect,
-    scalar,
 )
 
 Columns = NDArray[np.int64]
@@ -58,16 +57,48 @@ class SplitProjectionsPass(RewritePass):
                 parts = list(_parts(layer.output))
             except NoMatch:
                 continue
-            for value, columns in parts:
-                _take(model.graph, layer, value, columns)
+            for value, view in parts:
+                _take(model.graph, layer, value, view)
             applied.append(Applied(layer_of(layer.matmul), "split-projection", len(parts)))
         if applied:
             RemoveUnusedNodesPass()(model)
         return RewriteResult.of(model, applied)
 
 
-def _parts(output: ir.Value) -> Iterator[tuple[ir.Value, Columns]]:
-    """What is read of a projection (B, S, W): (B, S, ...) values, and the numbers of their columns, in that shape.
+@dataclasses.dataclass(frozen=True)
+class _View:
+    """What is read of a projection.
+
+    Attributes:
+        columns: The numbers of its columns, in the shape of the axes behind (B, S).
+        order: Which of the axes (B, S, ...) each axis of the value is.
+    """
+
+    columns: Columns
+    order: tuple[int, ...]
+
+    @classmethod
+    def of(cls, columns: Columns) -> _View:
+        """In the order in which the projection has them."""
+        return cls(columns, tuple(range(columns.ndim + 2)))
+
+    def axis(self, number: int) -> int:
+        """The axis of ``columns`` that is the value's ``number``. Raises NoMatch where it is that of rows."""
+        axis = self.order[number % len(self.order)] - 2
+        if axis < 0:
+            raise NoMatch("the projection is split along another axis")
+        return axis
+
+    def without(self, axis: int) -> tuple[int, ...]:
+        """The order where an axis of ``columns`` is gone."""
+        return tuple(place - (place > axis + 2) for place in self.order if place != axis + 2)
+
+
+Part = tuple[ir.Value, _View]
+
+
+def _parts(output: ir.Value) -> Iterator[Part]:
+    """What is read of a projection (B, S, W).
 
     Raises:
         NoMatch: Something is read that is no part of it.
@@ -90,61 +121,67 @@ def _parts(output: ir.Value) -> Iterator[tuple[ir.Value, Columns]]:
             if int(np.prod(known)) != width:
                 raise NoMatch("the projection is not split along its last axis")
             for reader in node.outputs[0].uses():
-                found += _read(reader.node, reader.idx, columns.reshape(known))
+                found += _read(reader.node, reader.idx, _View.of(columns.reshape(known)))
         else:
-            found += _read(node, usage.idx, columns)
-    if not any(part.size > 1 for _, part in found):
+            found += _read(node, usage.idx, _View.of(columns))
+    if not any(view.columns.size > 1 for _, view in found):
         raise NoMatch("a column each is read, as of the logits of spans")
     yield from found
 
 
-def _read(node: ir.Node, index: int, columns: Columns) -> list[tuple[ir.Value, Columns]]:
-    """What ``node`` takes of columns (...) of a (B, S, ...) value."""
+def _read(node: ir.Node, index: int, view: _View) -> list[Part]:
+    """What ``node`` takes of a value."""
     if node.domain or index != 0 or any(value.is_graph_output() for value in node.outputs):
         raise NoMatch("the projection is read as a whole")
-    rank = columns.ndim + 2
+    if node.op_type == "Transpose" and view.columns.ndim > 2:
+        order = tuple(view.order[axis] for axis in attribute(node, "perm", ()))
+        if len(order) != len(view.order):
+            raise NoMatch("the projection is turned round")
+        turned = dataclasses.replace(view, order=order)
+        return [part for usage in node.outputs[0].uses() for part in _read(usage.node, usage.idx, turned)]
     if node.op_type == "Split":
-        axis = int(attribute(node, "axis", 0)) % rank
+        axis = view.axis(int(attribute(node, "axis", 0)))
         sizes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-        if axis < 2:
-            raise NoMatch("the projection is split along another axis")
         count = len(node.outputs)
-        if sizes is None and columns.shape[axis - 2] % count:
+        if sizes is None and view.columns.shape[axis] % count:
             raise NoMatch("the projection is split unevenly")
         where = count if sizes is None else np.cumsum(sizes.reshape(-1))[:-1]
-        return list(zip(node.outputs, np.split(columns, where, axis=axis - 2), strict=True))
+        return [
+            _squeezed(value, axis, dataclasses.replace(view, columns=part))
+            for value, part in zip(node.outputs, np.split(view.columns, where, axis=axis), strict=True)
+        ]
     if node.op_type == "Gather":
-        axis, place = int(attribute(node, "axis", 0)) % rank, scalar(node.inputs[1])
-        if axis < 2 or place is None or constant(node.inputs[1]).ndim:  # type: ignore[union-attr]
-            raise NoMatch("the projection is gathered along another axis, or by more than a number")
-        return [(node.outputs[0], np.take(columns, int(place), axis=axis - 2))]
+        place = constant(node.inputs[1])
+        axis = view.axis(int(attribute(node, "axis", 0)))
+        if place is None or place.ndim:
+            raise NoMatch("the projection is gathered by more than a number")
+        return [(node.outputs[0], _View(np.take(view.columns, int(place), axis=axis), view.without(axis)))]
     if node.op_type == "Slice":
-        return [_sliced(node, columns, rank)]
+        given = [constant(value) for value in node.inputs[1:]]
+        if len(given) < 3 or any(array is None or array.size != 1 for array in given):
+            raise NoMatch("the projection is sliced by what is not constant")
+        start, end, number, *step = (int(array.item()) for array in given if array is not None)
+        axis = view.axis(number)
+        if step and step[0] != 1:
+            raise NoMatch("the projection is sliced in steps")
+        taken = view.columns.take(range(*slice(start, end).indices(view.columns.shape[axis])), axis=axis)
+        return [_squeezed(node.outputs[0], axis, dataclasses.replace(view, columns=taken))]
     raise NoMatch("the projection is read as a whole")
 
 
-def _sliced(node: ir.Node, columns: Columns, rank: int) -> tuple[ir.Value, Columns]:
-    """What a ``Slice`` takes, and a ``Squeeze`` behind it."""
-    given = [constant(value) for value in node.inputs[1:]]
-    if len(given) < 3 or any(array is None or array.size != 1 for array in given):
-        raise NoMatch("the projection is sliced by what is not constant")
-    start, end, axis, *step = (int(array.item()) for array in given if array is not None)
-    axis %= rank
-    if axis < 2 or (step and step[0] != 1):
-        raise NoMatch("the projection is sliced along another axis")
-    size = columns.shape[axis - 2]
-    taken = columns.take(range(*slice(start, end).indices(size)), axis=axis - 2)
-    value = node.outputs[0]
+def _squeezed(value: ir.Value, axis: int, view: _View) -> Part:
+    """The part itself, or where a ``Squeeze`` takes its ``axis`` off, what that leaves."""
     readers = [usage.node for usage in value.uses()]
-    if len(readers) == 1 and readers[0].op_type == "Squeeze" and taken.shape[axis - 2] == 1:
+    if len(readers) == 1 and readers[0].op_type == "Squeeze" and view.columns.shape[axis] == 1:
         axes = constant(readers[0].inputs[1]) if len(readers[0].inputs) > 1 else None
-        if axes is not None and [int(a) % rank for a in axes.reshape(-1)] == [axis]:
-            return readers[0].outputs[0], taken.squeeze(axis - 2)
-    return value, taken
+        if axes is not None and [view.order[int(a) % len(view.order)] for a in axes.reshape(-1)] == [axis + 2]:
+            return readers[0].outputs[0], _View(view.columns.squeeze(axis), view.without(axis))
+    return value, view
 
 
-def _take(graph: ir.Graph, layer: Linear, value: ir.Value, columns: Columns) -> None:
-    """Compute ``value`` (B, S, ...) by a layer of its own."""
+def _take(graph: ir.Graph, layer: Linear, value: ir.Value, view: _View) -> None:
+    """Compute ``value`` by a layer of its own."""
+    columns = view.columns
     flat = columns.reshape(-1)
     stem = layer.matmul.inputs[1].name if layer.matmul.inputs[1] is not None else "weight"
     weight = add_initializer(graph, f"{stem}.part", layer.weight[:, flat])
@@ -164,5 +201,9 @@ def _take(graph: ir.Graph, layer: Linear, value: ir.Value, columns: Columns) -> 
         reshape.outputs[0].type = layer.output.type
         reshape.outputs[0].shape = ir.Shape([rows[0], rows[1], *columns.shape])
         nodes.append(reshape)
+    if view.order != tuple(range(len(view.order))):
+        turned = new_node("Transpose", [nodes[-1].outputs[0]], like=layer.matmul, perm=view.order)
+        turned.outputs[0].type, turned.outputs[0].shape = layer.output.type, value.shape
+        nodes.append(turned)
     graph.insert_after(layer.nodes[-1], nodes)
     redirect(value, nodes[-1].outputs[0])

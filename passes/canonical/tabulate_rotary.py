@@ -123,11 +123,11 @@ def _range_of(cache: ir.Value | None) -> ir.Node:
         value = pending.pop()
         if value is None or constant(value) is not None:
             continue
-        node = producer(value, "Range", "Cos", "Sin", "Mul", "Cast", "Unsqueeze")
+        node = producer(value, "Range", "Cos", "Sin", "Mul", "MatMul", "Cast", "Unsqueeze", "Transpose")
         if node.op_type == "Range":
             found[node] = None
         else:
-            pending += [node.inputs[0], *(node.inputs[1:] if node.op_type == "Mul" else ())]
+            pending += [node.inputs[0], *(node.inputs[1:] if node.op_type in ("Mul", "MatMul") else ())]
     start, step = (constant(next(iter(found)).inputs[i]) for i in (0, 2)) if len(found) == 1 else (None, None)
     if start is None or step is None or start.item() != 0 or step.item() != 1:
         raise NoMatch("the angles of the rotary embedding are no multiples of positions 0, 1, 2, ...")
@@ -171,6 +171,9 @@ def _evaluate(value: ir.Value, known: dict[ir.Value, NDArray[Any]]) -> NDArray[A
         if axes is None:
             raise NoMatch("the angles of the rotary embedding are shaped in a way that is not known")
         return np.expand_dims(first, tuple(int(axis) for axis in axes.reshape(-1)))
-    if node.op_type == "Mul":
-        return np.asarray(first * _evaluate(node.inputs[1], known))  # type: ignore[arg-type]
+    if node.op_type == "Transpose":
+        return np.transpose(first, attribute(node, "perm", None))
+    if node.op_type in ("Mul", "MatMul"):
+        second = _evaluate(node.inputs[1], known)  # type: ignore[arg-type]
+        return np.asarray(first * second if node.op_type == "Mul" else first @ second)
     return np.asarray(_FUNCTIONS[node.op_type](first))

@@ -76,6 +76,15 @@ def interleaved(b, y):
     return b.node("Split", heads(b, y, (HEADS, 3 * SIZE)), outputs=3, axis=3, num_outputs=3)
 
 
+def transposed(b, y):
+    """As ModernBERT of transformers 4 does: (B, S, 3, H, d) with H before 3."""
+    axis = b.constant([2])
+    whole = b.node("Transpose", heads(b, y), perm=[0, 3, 2, 1, 4])
+    return [
+        b.node("Squeeze", b.node("Slice", whole, b.constant([i]), b.constant([i + 1]), axis), axis) for i in range(3)
+    ]
+
+
 def last_axis(b, y):
     ends = [0, 6, 10, 18]
     return [b.node("Slice", y, b.constant([a]), b.constant([e]), b.constant([-1])) for a, e in itertools.pairwise(ends)]
@@ -83,7 +92,8 @@ def last_axis(b, y):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
-    ("read", "parts"), [(split, 2), (uneven, 3), (slices, 3), (gathers, 3), (interleaved, 3), (last_axis, 3)]
+    ("read", "parts"),
+    [(split, 2), (uneven, 3), (slices, 3), (gathers, 3), (interleaved, 3), (transposed, 3), (last_axis, 3)],
 )
 def test_each_part_gets_a_layer_of_its_own(read, parts, bias):
     model = projected(read, bias=bias)
