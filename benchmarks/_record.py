@@ -15,6 +15,7 @@ from compactor.benching.card import machine_card
 from compactor.benching.counters import file_bytes, model_hash, parameters
 from compactor.benching.plan import Case
 from compactor.benching.statistics import NO_DIFFERENCE
+from compactor.benching.workload import describe_case
 from compactor.reporting.numbers import digits, times
 from compactor.reporting.rows import result_of
 
@@ -62,19 +63,7 @@ def make_report(
 
 def _random_tokens(cases: Sequence[Case]) -> dict[str, Any]:
     """The ``workload`` of the report."""
-    described = [
-        {
-            "id": case.id,
-            "batch": case.batch,
-            "seq": case.seq,
-            "batches": len(case.files),
-            "examples": case.examples,
-            "tokens": case.tokens,
-            "positions": case.positions,
-            "bucketed": case.bucketed,
-        }
-        for case in cases
-    ]
+    described = [describe_case(case) for case in cases]
     return {"kind": "synthetic", **dict.fromkeys(("file", "sha256", "examples", "lengths")), "cases": described}
 
 

@@ -90,14 +90,7 @@ class Workload:
             "lengths": None if self.labelled is None else summarise_lengths(self.labelled.examples.lengths),
             "cases": [
                 {
-                    "id": case.id,
-                    "batch": case.batch,
-                    "seq": case.seq,
-                    "batches": len(case.files),
-                    "examples": case.examples,
-                    "tokens": case.tokens,
-                    "positions": case.positions,
-                    "bucketed": case.bucketed,
+                    **describe_case(case),
                     "part": None
                     if case.part is None
                     else {name: getattr(case.part, name) for name in ("kind", "past", "new_tokens", "beams")},
@@ -105,6 +98,20 @@ class Workload:
                 for case in self.cases
             ],
         }
+
+
+def describe_case(case: Case) -> dict[str, Any]:
+    """What a report says of the inputs of a case."""
+    return {
+        "id": case.id,
+        "batch": case.batch,
+        "seq": case.seq,
+        "batches": len(case.files),
+        "examples": case.examples,
+        "tokens": case.tokens,
+        "positions": case.positions,
+        "bucketed": case.bucketed,
+    }
 
 
 def plan_workload(folder: Path, request: Request, targets: Targets, *, limit: int | None = None) -> Workload:

@@ -91,8 +91,7 @@ def export(
         recipe.check()
     with ArtefactWriter(out_dir, overwrite=overwrite, source=source) as writer:
         if is_artefact(source):
-            say("copying the artefact")
-            manifest = form.copy(source, writer.directory, recipe)
+            manifest = form.copy(source, writer.directory, recipe, say)
         else:
             with tempfile.TemporaryDirectory(prefix="compactor-") as scratch:
                 manifest = compile_checkpoint(source, recipe, form, writer.directory, Path(scratch), say)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +29,7 @@ class Layout:
     def accept(self, task: Task, where: Path) -> None:
         """Raises UsageError where models for ``task`` have no such layout."""
 
-    def copy(self, artefact: Path, directory: Path, recipe: Recipe) -> dict[str, Any]:
+    def copy(self, artefact: Path, directory: Path, recipe: Recipe, say: Callable[[str], None]) -> dict[str, Any]:
         """Fill ``directory`` with what this layout needs of an earlier artefact, and return its manifest.
 
         Raises:

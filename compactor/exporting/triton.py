@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -67,7 +67,7 @@ class Repository(Layout):
                 todo="export it with --layout hf, for 'compactor serve' or compactor.runtime.load",
             )
 
-    def copy(self, artefact: Path, directory: Path, recipe: Recipe) -> dict[str, Any]:
+    def copy(self, artefact: Path, directory: Path, recipe: Recipe, say: Callable[[str], None]) -> dict[str, Any]:
         """Fill ``directory`` with what a repository needs of an earlier artefact, and return its manifest.
 
         Raises:
@@ -81,6 +81,7 @@ class Repository(Layout):
                 where=str(artefact),
                 todo="leave the option, or give the checkpoint",
             )
+        say("copying the artefact")
         manifest = load_manifest(artefact)
         self.accept(find_task(manifest["task"], {}, where=str(artefact)), artefact)
         problems = artefact_file_problems(manifest, artefact)

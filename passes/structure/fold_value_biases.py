@@ -40,10 +40,11 @@ class FoldValueBiasesPass(RewritePass):
                 refused.append(Refused(layer_of(node), str(block)))
                 continue
             key_bias, value_bias = block.key.bias, block.value.bias
-            kept = np.zeros(0) if key_bias is None else _turned(block, key_bias)
-            if key_bias is not None and not np.array_equal(kept, key_bias):
-                block.key.refill(block.key.weight, kept)
-                applied.append(Applied(block.layer, "key-bias", 1))
+            if key_bias is not None:
+                kept = _turned(block, key_bias)
+                if not np.array_equal(kept, key_bias):
+                    block.key.refill(block.key.weight, kept)
+                    applied.append(Applied(block.layer, "key-bias", 1))
             if value_bias is not None and may_hide_all(node.inputs[3] if len(node.inputs) > 3 else None):
                 refused.append(Refused(block.layer, "the mask may hide every key, so the value bias is no constant"))
             elif value_bias is not None:
