@@ -51,7 +51,7 @@ class TabulateRotaryPass(RewritePass):
                 if len(node.inputs) > 3 and node.inputs[3] is not None:
                     raise NoMatch("the rotary embedding has positions of its own")
                 for value in node.inputs[1:3]:
-                    _length_of(_range_of(value))
+                    _check(value)
                 tables = [writer.table(value) for value in node.inputs[1:3]]
                 places = writer.places(node.inputs[1])
             except NoMatch as reason:
@@ -132,6 +132,16 @@ def _range_of(cache: ir.Value | None) -> ir.Node:
     if start is None or step is None or start.item() != 0 or step.item() != 1:
         raise NoMatch("the angles of the rotary embedding are no multiples of positions 0, 1, 2, ...")
     return next(iter(found))
+
+
+def _check(cache: ir.Value | None) -> None:
+    """Raises NoMatch unless a cache is (1, S, r/2), a row for each position of an input (B, S)."""
+    span = _range_of(cache)
+    _length_of(span)
+    assert cache is not None
+    shape = _evaluate(cache, {span.outputs[0]: np.arange(3)}).shape
+    if len(shape) != 3 or shape[:2] != (1, 3):
+        raise NoMatch("the angles of the rotary embedding are not one row a position")
 
 
 def _length_of(span: ir.Node) -> ir.Value:

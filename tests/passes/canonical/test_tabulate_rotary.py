@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,6 +75,18 @@ def test_angles_of_something_else_stay():
         if node.op_type == "Range":
             node.replace_input_with(0, node.inputs[2])  # 1, 2, 3, ...
     assert_untouched(TabulateRotaryPass(positions=POSITIONS), model, "no multiples of positions")
+
+
+def test_angles_in_another_shape_stay():
+    model = build(ARCH)
+    one = ir.Value(name="one", const_value=ir.tensor(np.array([1])), type=ir.TensorType(ir.DataType.INT64))
+    model.graph.register_initializer(one)
+    for outer in model.graph:
+        inner = outer.inputs[0].producer() if outer.op_type == "Unsqueeze" else None
+        if inner is not None and inner.op_type == "Unsqueeze" and inner.inputs[0].producer().op_type == "Range":
+            outer.replace_input_with(0, inner.inputs[0])
+            outer.replace_input_with(1, one)  # (S, r/2): the first row would be that of one position
+    assert_untouched(TabulateRotaryPass(positions=POSITIONS), model, "not one row a position")
 
 
 def test_a_length_that_is_no_inputs_stays():
