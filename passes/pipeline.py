@@ -18,7 +18,10 @@ from compactor.passes.canonical.fold_transposed_weights import FoldTransposedWei
 from compactor.passes.canonical.label_layers import LabelLayersPass
 from compactor.passes.canonical.normalize_attention import NormalizeAttentionPass
 from compactor.passes.canonical.raise_attention import RaiseAttentionPass
+from compactor.passes.canonical.raise_normalization import RaiseNormalizationPass
+from compactor.passes.canonical.raise_relative_logits import RaiseRelativeLogitsPass
 from compactor.passes.canonical.simplify_masks import SimplifyMasksPass
+from compactor.passes.canonical.split_merged_heads import SplitMergedHeadsPass
 from compactor.passes.canonical.split_projections import SplitProjectionsPass
 from compactor.passes.canonical.tabulate_rotary import TabulateRotaryPass
 from compactor.passes.finishing.name_nodes import NameNodesPass
@@ -32,7 +35,9 @@ from compactor.passes.lowering.fuse_cuda_rotary import FuseCudaRotaryPass
 from compactor.passes.lowering.fuse_skip_layer_norm import FuseSkipLayerNormPass
 from compactor.passes.lowering.lower_opset import LowerOpsetPass
 from compactor.passes.lowering.pack_tokens import PackTokensPass
+from compactor.passes.lowering.repeat_shared_heads import RepeatSharedHeadsPass
 from compactor.passes.lowering.write_masks_as_floats import WriteMasksAsFloatsPass
+from compactor.passes.lowering.write_relative_logits import WriteRelativeLogitsPass
 from compactor.passes.lowering.write_residuals_as_sum import WriteResidualsAsSumPass
 from compactor.passes.precision.convert_to_float16 import ConvertToFloat16Pass
 from compactor.passes.precision.quantize_embeddings import QuantizeEmbeddingsPass
@@ -47,7 +52,10 @@ AnyPass = ir.passes.PassBase
 
 PASSES: tuple[type[RewritePass], ...] = (
     FoldTransposedWeightsPass,
+    RaiseNormalizationPass,
     SplitProjectionsPass,
+    SplitMergedHeadsPass,
+    RaiseRelativeLogitsPass,
     RaiseAttentionPass,
     TabulateRotaryPass,
     NormalizeAttentionPass,
@@ -59,8 +67,10 @@ PASSES: tuple[type[RewritePass], ...] = (
     RemoveDeadNeuronsPass,
     RemoveEmptySublayersPass,
     AttachCachesPass,
+    RepeatSharedHeadsPass,
     AlignWidthsPass,
     PackTokensPass,
+    WriteRelativeLogitsPass,
     WriteResidualsAsSumPass,
     WriteMasksAsFloatsPass,
     FuseCudaAttentionPass,
@@ -89,7 +99,10 @@ def canonicalisation(stack: str = "", positions: int | None = None) -> list[AnyP
     return [
         common.LiftConstantsToInitializersPass(),
         FoldTransposedWeightsPass(),  # of tied embeddings, which exporters leave transposed
+        RaiseNormalizationPass(),
         SplitProjectionsPass(),  # one matrix for queries, keys and values, or for gate and value
+        SplitMergedHeadsPass(),  # products of (B*H, S, d) on (B, H, S, d), before anything looks for heads
+        RaiseRelativeLogitsPass(),  # before attention, whose mask they become a part of
         RaiseAttentionPass(),  # MatMul and Softmax into Attention, where a position bias kept them apart
         TabulateRotaryPass(positions=positions),  # before the 3-D form, which takes tables alone
         NormalizeAttentionPass(),  # 3-D form: the head count becomes an attribute, the scale is pinned
@@ -129,8 +142,11 @@ def lowering(target: str, *, pack: Mapping[str, float] | None) -> list[AnyPass]:
     passes: list[AnyPass] = []
     if target == "cpu":  # whole cache lines, for at most a twentieth more neurons
         passes += [AlignWidthsPass(neurons=64, waste=0.05), common.ShapeInferencePass()]
+    else:  # no kernel there shares keys and values between heads
+        passes += [RepeatSharedHeadsPass(), common.ShapeInferencePass()]
     if pack is not None:
         passes.append(PackTokensPass(fill=dict(pack)))
+    passes.append(WriteRelativeLogitsPass())  # behind packing, which knows the operator that reads by position
     if target == "cpu":
         # ORT fuses (B, S, D) residuals into a kernel that is slow on CPU; packed (T, D) ones, where packing was not
         # refused, it does not.

@@ -106,7 +106,7 @@ def _stack_weight(model: ir.Model, node: ir.Node) -> None:
 
 UNMATCHED: Mapping[str, tuple[Callable[[], ir.Model], str]] = {
     "four-dimensional": (lambda: dead_head_model(form="4d"), "not in the 3-D form"),
-    "grouped": (_changed(_share_kv), "share key/value heads"),
+    "of-unequal-widths": (_changed(_share_kv), "4 query heads of 4 channels, 2 key heads of 8"),
     "no-scale": (_changed(_drop("scale")), "the scale is not pinned"),
     "soft-cap": (_changed(_soft_cap), "soft cap"),
     "logits-read": (_changed(_add_output), "exposes its logits"),

@@ -2,6 +2,7 @@
 
     Reshape, Transpose (x3) -> Attention (4-D) -> Transpose, Reshape   ==>   Attention (3-D; q_num_heads, scale)
     Reshape, Transpose [-> c * ] -> RotaryEmbedding (4-D)              ==>   RotaryEmbedding (3-D; num_heads), c * scale
+    Unsqueeze, Expand, Reshape of keys and values for their group      ==>   kv_num_heads
 
 In the 3-D form the head count is one attribute and everything else is the width of a matrix. The scale is pinned to
 the original 1/sqrt(d), so that later passes may narrow heads without moving the logits; a number that queries or keys
@@ -17,27 +18,15 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compactor.passes.base import Applied, NoMatch, Refused, RewritePass, RewriteResult
-from compactor.passes.graph.matching import attribute, new_node, producer, redirect, scalar, sole_consumer
-
-_SWAP = (0, 2, 1, 3)  # (B, S, H, d) <-> (B, H, S, d)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Split:
-    """A (B, H, S, d) operand: the (B, S, H*d) value behind it, its factor, and the rotary embedding on its way."""
-
-    source: ir.Value
-    heads: int
-    width: int
-    factor: float = 1.0
-    rotary: ir.Node | None = None
+from compactor.passes.graph.heads import SWAP, SplitHeads, scaled_heads, split_heads
+from compactor.passes.graph.matching import attribute, constant, new_node, producer, redirect, sole_consumer
 
 
 @dataclasses.dataclass(frozen=True)
 class _Wrapped:
     """The operands of a 4-D attention, the 3-D value that it becomes, and its scale."""
 
-    operands: tuple[_Split, _Split, _Split]
+    operands: tuple[SplitHeads, SplitHeads, SplitHeads]
     output: ir.Value
     scale: float
 
@@ -75,12 +64,12 @@ def _match(node: ir.Node) -> _Wrapped:
         raise NoMatch("the attention has a key/value cache")
     if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
         raise NoMatch("the attention exposes its cache or its logits")
-    query, key = (_rotated(value) for value in node.inputs[:2])
-    value = _split_heads(node.inputs[2])
-    if key.heads != value.heads:
-        raise NoMatch(f"{key.heads} key heads but {value.heads} value heads")
+    query, key = _rotated(node.inputs[0]), _rotated(_before_repeats(node.inputs[1]))
+    value = split_heads(_before_repeats(node.inputs[2]))
+    if key.heads != value.heads or query.heads % key.heads:
+        raise NoMatch(f"{query.heads} query heads, {key.heads} key heads and {value.heads} value heads")
     transpose = sole_consumer(node.outputs[0])
-    if transpose.op_type != "Transpose" or tuple(attribute(transpose, "perm", ())) != _SWAP:
+    if transpose.op_type != "Transpose" or tuple(attribute(transpose, "perm", ())) != SWAP:
         raise NoMatch("the heads are not merged by a Transpose")
     reshape = sole_consumer(transpose.outputs[0])
     if reshape.op_type != "Reshape":
@@ -93,41 +82,33 @@ def _match(node: ir.Node) -> _Wrapped:
     return _Wrapped((query, key, value), merged, scale * query.factor * key.factor)
 
 
-def _rotated(value: ir.Value | None) -> _Split:
+def _before_repeats(value: ir.Value | None) -> ir.Value | None:
+    """The (B, G, S, d) heads of which each is repeated for as many queries, one behind the other: (B, H, S, d)."""
+    merge = value.producer() if value is not None else None
+    repeat = (
+        merge.inputs[0].producer() if merge is not None and merge.op_type == "Reshape" and merge.inputs[0] else None
+    )
+    if merge is None or repeat is None or repeat.op_type != "Expand":
+        return value
+    apart = producer(repeat.inputs[0], "Unsqueeze")
+    axes = constant(apart.inputs[1])
+    sizes, merged = repeat.outputs[0].shape, merge.outputs[0].shape
+    if axes is None or axes.reshape(-1).tolist() != [2] or sizes is None or merged is None:
+        raise NoMatch("keys or values are reshaped in a way that is not known")
+    groups, times = sizes[1], sizes[2]
+    if not isinstance(groups, int) or not isinstance(times, int) or merged[1] != groups * times:
+        raise NoMatch("keys or values are reshaped in a way that is not known")
+    return apart.inputs[0]
+
+
+def _rotated(value: ir.Value | None) -> SplitHeads:
     """An operand behind a rotary embedding or not, and behind a factor or not."""
     rotary = value.producer() if value is not None else None
     if rotary is None or rotary.op_type != "RotaryEmbedding" or rotary.domain:
-        return _scaled(value)
+        return scaled_heads(value)
     if len(rotary.inputs) < 4 or rotary.inputs[3] is None:
         raise NoMatch("the rotary embedding does not read its tables by position")
-    return dataclasses.replace(_scaled(rotary.inputs[0]), rotary=rotary)
-
-
-def _scaled(value: ir.Value | None) -> _Split:
-    node = value.producer() if value is not None else None
-    if node is not None and node.op_type == "Mul" and not node.domain:
-        for index in (0, 1):
-            factor = scalar(node.inputs[1 - index])
-            if factor is not None:
-                return dataclasses.replace(_split_heads(node.inputs[index]), factor=factor)
-    return _split_heads(value)
-
-
-def _split_heads(value: ir.Value | None) -> _Split:
-    """The (B, S, H*d) value behind a (B, H, S, d) operand, with H and d."""
-    transpose = producer(value, "Transpose")
-    if tuple(attribute(transpose, "perm", ())) != _SWAP:
-        raise NoMatch("the heads are not split by a Transpose of (0, 2, 1, 3)")
-    reshape = producer(transpose.inputs[0], "Reshape")
-    split, source = reshape.outputs[0], reshape.inputs[0]
-    if split.shape is None or len(split.shape) != 4 or source is None or source.shape is None or len(source.shape) != 3:
-        raise NoMatch("the heads are not split by a Reshape of (B, S, H*d)")
-    heads, width, total = split.shape[2], split.shape[3], source.shape[2]
-    if isinstance(width, int) and isinstance(total, int) and width and not isinstance(heads, int):
-        heads = total // width
-    if not isinstance(heads, int) or not isinstance(width, int) or heads * width != total:
-        raise NoMatch(f"the head count of '{split.name}' is not static")
-    return _Split(source, heads, width)
+    return dataclasses.replace(scaled_heads(rotary.inputs[0]), rotary=rotary)
 
 
 def _rewrite(graph: ir.Graph, node: ir.Node, found: _Wrapped) -> None:
@@ -154,7 +135,7 @@ def _rewrite(graph: ir.Graph, node: ir.Node, found: _Wrapped) -> None:
     graph.remove([reshape, transpose, node], safe=True)
 
 
-def _rotate(graph: ir.Graph, operand: _Split) -> ir.Value:
+def _rotate(graph: ir.Graph, operand: SplitHeads) -> ir.Value:
     """The 3-D value that the attention reads."""
     if operand.rotary is None:
         return operand.source

@@ -1,6 +1,7 @@
 """Raise attention that is spelled out as MatMul and Softmax into one ``Attention`` node.
 
     softmax( s * (q k^T) + bias + mask ) v   ==>   Attention(q, k, v, bias + mask; scale=s)
+    softmax( Where(visible, s * (q k^T) + bias, lowest) ) v   ==>   Attention(q, k, v, bias + Where(visible, 0, EVEN))
 
 Models with a position bias inside attention (MPNet, for one) export this way, because their code adds the bias
 between the two products. q, k and v are (B, H, S, d).
@@ -15,12 +16,18 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compactor.passes.base import Applied, NoMatch, Refused, RewritePass, RewriteResult
+from compactor.passes.graph.additive_masks import EVEN_LOGIT, hide_where_false
+from compactor.passes.graph.heads import without_factors
+from compactor.passes.graph.masks import HIDDEN
 from compactor.passes.graph.matching import attribute, last_dim, new_node, producer, redirect, scalar, sole_consumer
 
 
 @dataclasses.dataclass(frozen=True)
 class _SpelledOut:
-    """``q``, ``k`` (not transposed), ``v``, the terms added to the logits, the factor, and the last MatMul."""
+    """``q``, ``k`` (not transposed), ``v``, the terms added to the logits, the factor, and the last MatMul.
+
+    ``visible`` is the bool that says which logits are left; where it is False, they are the lowest float.
+    """
 
     q: ir.Value
     k: ir.Value
@@ -28,6 +35,7 @@ class _SpelledOut:
     terms: tuple[ir.Value, ...]
     scale: float
     merge: ir.Node
+    visible: ir.Value | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +51,7 @@ class RaiseAttentionPass(RewritePass):
     def call(self, model: ir.Model) -> RewriteResult:
         """Raise every spelled-out attention of the main graph."""
         applied, refused = [], []
+        masks = _Masks(model.graph)
         for node in tuple(model.graph):
             if node.op_type != "Softmax":
                 continue
@@ -51,7 +60,7 @@ class RaiseAttentionPass(RewritePass):
             except NoMatch as reason:
                 refused.append(Refused(node.name or "Softmax", str(reason)))
                 continue
-            _rewrite(model.graph, found)
+            _rewrite(model.graph, found, masks)
             applied.append(Applied("graph", "raised-attention", 1))
         RemoveUnusedNodesPass()(model)  # or the blocks' inner values would seem to have other readers
         return RewriteResult.of(model, applied, refused)
@@ -65,7 +74,7 @@ def _match(softmax: ir.Node) -> _SpelledOut:
         raise NoMatch("its probabilities do not multiply a value matrix")
     terms: list[ir.Value] = []
     scale = 1.0
-    value = softmax.inputs[0]
+    value, visible = _visible(softmax.inputs[0])
     while True:
         node = producer(value, "Add", "Mul", "Div", "MatMul")
         if node.op_type == "MatMul":
@@ -88,6 +97,8 @@ def _match(softmax: ir.Node) -> _SpelledOut:
             raise NoMatch("its scale is not a constant")
         scale *= factor if node.op_type == "Mul" else 1 / factor
     q, k_transposed = node.inputs
+    k_transposed, factor = without_factors(k_transposed)
+    scale *= factor
     transpose = producer(k_transposed, "Transpose")
     assert q is not None and merge.inputs[1] is not None
     last_dim(q)
@@ -107,7 +118,23 @@ def _match(softmax: ir.Node) -> _SpelledOut:
         k = straight.outputs[0]
     else:
         raise NoMatch(f"its keys are transposed by {perm}")
-    return _SpelledOut(q, k, merge.inputs[1], tuple(terms), scale, merge)
+    return _SpelledOut(q, k, merge.inputs[1], tuple(terms), scale, merge, visible)
+
+
+def _visible(logits: ir.Value | None) -> tuple[ir.Value | None, ir.Value | None]:
+    """The logits before a number hid some of them, and the bool that says which are left."""
+    node = logits.producer() if logits is not None else None
+    if node is None or node.domain or node.op_type != "Where":
+        return logits, None
+    condition, yes, no = node.inputs
+    hidden = scalar(yes)
+    if hidden is not None and hidden <= HIDDEN:
+        negation = producer(condition, "Not")
+        return no, negation.inputs[0]
+    hidden = scalar(no)
+    if hidden is None or hidden > HIDDEN:
+        raise NoMatch("its logits are chosen by a condition")
+    return yes, condition
 
 
 def _leads_to_product(value: ir.Value | None) -> bool:
@@ -122,9 +149,32 @@ def _leads_to_product(value: ir.Value | None) -> bool:
     return False
 
 
-def _rewrite(graph: ir.Graph, found: _SpelledOut) -> None:
+class _Masks:
+    """Bool masks as terms, each made once."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._made: dict[ir.Value, ir.Value] = {}
+
+    def of(self, visible: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """The term that hides what is not ``visible``."""
+        if visible not in self._made:
+            node = hide_where_false(self._graph, visible, dtype, EVEN_LOGIT)
+            source = visible.producer()
+            if source is None:
+                self._graph.insert_before(self._graph[0], node)
+            else:
+                self._graph.insert_after(source, node)
+            self._made[visible] = node.outputs[0]
+        return self._made[visible]
+
+
+def _rewrite(graph: ir.Graph, found: _SpelledOut, masks: _Masks) -> None:
     mask: ir.Value | None = None
-    for term in found.terms:
+    terms = list(found.terms)
+    if found.visible is not None:
+        terms.append(masks.of(found.visible, found.merge.outputs[0].dtype or ir.DataType.FLOAT))
+    for term in terms:
         if mask is None:
             mask = term
             continue

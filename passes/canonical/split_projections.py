@@ -4,7 +4,8 @@
     Reshape(x W + b) (B, S, 3, H, d), one slice     ==>   Reshape(x W[:, cols] + b[cols]) (B, S, H, d)
 
 Queries, keys and values behind one ``Wqkv``, or the gate and the value of a feed-forward behind one ``Wi``, are then
-seen as what they are. Which columns a reader takes is found by taking their numbers the same way.
+seen as what they are. Which columns a reader takes is found by taking their numbers the same way. A bias that is added
+to a part behind it, a number for each of its columns, joins the part.
 
 Symbols: B batch, S sequence, H heads, d head width; weights are (in, out).
 """
@@ -22,6 +23,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compactor.passes.base import Applied, NoMatch, RewritePass, RewriteResult
 from compactor.passes.graph.matching import (
+    Array,
     Linear,
     add_initializer,
     attribute,
@@ -133,7 +135,7 @@ def _read(node: ir.Node, index: int, view: _View) -> list[Part]:
     """What ``node`` takes of a value."""
     if node.domain or index != 0 or any(value.is_graph_output() for value in node.outputs):
         raise NoMatch("the projection is read as a whole")
-    if node.op_type == "Transpose" and view.columns.ndim > 2:
+    if node.op_type == "Transpose" and view.columns.ndim > 1:
         order = tuple(view.order[axis] for axis in attribute(node, "perm", ()))
         if len(order) != len(view.order):
             raise NoMatch("the projection is turned round")
@@ -187,8 +189,13 @@ def _take(graph: ir.Graph, layer: Linear, value: ir.Value, view: _View) -> None:
     weight = add_initializer(graph, f"{stem}.part", layer.weight[:, flat])
     matmul = new_node("MatMul", [layer.input, weight], like=layer.matmul)
     nodes = [matmul]
-    if layer.bias is not None:
-        bias = add_initializer(graph, f"{stem}.part_bias", np.ascontiguousarray(layer.bias[flat]))
+    bias_array = None if layer.bias is None else layer.bias[flat]
+    more = _bias_behind(value, view)
+    if more is not None:
+        value = more[0].outputs[0]
+        bias_array = more[1] if bias_array is None else bias_array + more[1]
+    if bias_array is not None:
+        bias = add_initializer(graph, f"{stem}.part_bias", np.ascontiguousarray(bias_array))
         nodes.append(new_node("Add", [matmul.outputs[0], bias], like=layer.matmul))
     rows = layer.output.shape
     assert rows is not None
@@ -207,3 +214,15 @@ def _take(graph: ir.Graph, layer: Linear, value: ir.Value, view: _View) -> None:
         nodes.append(turned)
     graph.insert_after(layer.nodes[-1], nodes)
     redirect(value, nodes[-1].outputs[0])
+
+
+def _bias_behind(value: ir.Value, view: _View) -> tuple[ir.Node, Array] | None:
+    """The only reader of a part where it adds a number for each column, and these numbers in the part's order."""
+    readers = [usage.node for usage in value.uses()]
+    if len(readers) != 1 or readers[0].op_type != "Add" or readers[0].domain or value.is_graph_output():
+        return None
+    array = next((array for operand in readers[0].inputs if (array := constant(operand)) is not None), None)
+    sizes = [1, 1, *view.columns.shape]
+    if array is None or array.shape != tuple(sizes[axis] for axis in view.order):
+        return None
+    return readers[0], array.transpose(np.argsort(view.order)).reshape(-1)

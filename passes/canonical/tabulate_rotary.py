@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compactor.passes.base import Applied, NoMatch, Refused, RewritePass, RewriteResult
-from compactor.passes.graph.matching import add_initializer, attribute, constant, layer_of, new_node, producer
-
-_FUNCTIONS = {"Cos": np.cos, "Sin": np.sin}
+from compactor.passes.graph.evaluating import evaluate
+from compactor.passes.graph.matching import add_initializer, constant, layer_of, new_node, producer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +88,7 @@ class _Writer:
                 self._rows[told] = squeeze.outputs[0]
             return self._rows[told]
         numbers: dict[ir.Value, NDArray[Any]] = {span.outputs[0]: np.arange(self._positions)}
-        rows = np.ascontiguousarray(_evaluate(cache, numbers)[0])
+        rows = np.ascontiguousarray(evaluate(cache, numbers)[0])
         key = rows.tobytes()
         if key not in self._tables:
             self._tables[key] = add_initializer(self._graph, "rotary_table", rows)
@@ -139,7 +138,7 @@ def _check(cache: ir.Value | None) -> None:
     span = _range_of(cache)
     _length_of(span)
     assert cache is not None
-    shape = _evaluate(cache, {span.outputs[0]: np.arange(3)}).shape
+    shape = evaluate(cache, {span.outputs[0]: np.arange(3)}).shape
     if len(shape) != 3 or shape[:2] != (1, 3):
         raise NoMatch("the angles of the rotary embedding are not one row a position")
 
@@ -163,27 +162,3 @@ def _spelling(value: ir.Value | None) -> object:
         return value
     options = tuple((name, each.value) for name, each in node.attributes.items())
     return node.op_type, options, tuple(_spelling(operand) for operand in node.inputs)
-
-
-def _evaluate(value: ir.Value, known: dict[ir.Value, NDArray[Any]]) -> NDArray[Any]:
-    """A cache for given positions, as the graph computes it: in the type of its values."""
-    if value in known:
-        return known[value]
-    array = constant(value)
-    if array is not None:
-        return array
-    node = _node_of(value)
-    first = _evaluate(node.inputs[0], known)  # type: ignore[arg-type]
-    if node.op_type == "Cast":
-        return first.astype(ir.DataType(attribute(node, "to", 1)).numpy())
-    if node.op_type == "Unsqueeze":
-        axes = constant(node.inputs[1])
-        if axes is None:
-            raise NoMatch("the angles of the rotary embedding are shaped in a way that is not known")
-        return np.expand_dims(first, tuple(int(axis) for axis in axes.reshape(-1)))
-    if node.op_type == "Transpose":
-        return np.transpose(first, attribute(node, "perm", None))
-    if node.op_type in ("Mul", "MatMul"):
-        second = _evaluate(node.inputs[1], known)  # type: ignore[arg-type]
-        return np.asarray(first * second if node.op_type == "Mul" else first @ second)
-    return np.asarray(_FUNCTIONS[node.op_type](first))

@@ -21,6 +21,10 @@ from compactor.passes.graph.matching import add_initializer, constant, new_node
 # Half of float16's lowest: exp() of it is 0 in every float type, and a logit or a second mask on top stays finite.
 HIDDEN_LOGIT = float(np.finfo(np.float16).min) / 2
 
+# Swallows any logit in float32 and float64, so that a query which sees no key weighs all alike, as it does in PyTorch
+# where the lowest float hides; ONNX Runtime's Attention gives zeros for the lowest float itself.
+EVEN_LOGIT = -1e30
+
 
 def check_mask(mask: ir.Value | None, heads: int, dtype: ir.DataType) -> None:
     """Raise NoMatch unless ``mask`` is absent, or of bool or ``dtype`` with axes that are known to fit the logits."""

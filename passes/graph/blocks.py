@@ -14,10 +14,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from compactor.passes.base import NoMatch
-from compactor.passes.graph.liveness import HeadLiveness, head_liveness
+from compactor.passes.graph.liveness import HeadLiveness, head_liveness, repeat_heads
 from compactor.passes.graph.matching import (
+    CANONICAL,
     LAYER_KEY,
+    Array,
     Linear,
+    add_initializer,
     attribute,
     constant,
     linear_from,
@@ -71,17 +74,49 @@ class Rotary:
 
 
 @dataclasses.dataclass(frozen=True)
+class RelativeTerm:
+    """A ``RelativeLogits`` node whose result is added to the logits, turned round where it is of the keys.
+
+    Attributes:
+        node: ``num_heads`` heads; reads x (B, S, H*d), its table (R, H*d) and the rows for pairs of tokens.
+        way: The nodes that add it to the mask, each of which has the head axis.
+    """
+
+    node: ir.Node
+    way: tuple[ir.Node, ...]
+
+    @property
+    def table(self) -> Array:
+        """``(R, H*d)``."""
+        array = constant(self.node.inputs[1])
+        assert array is not None
+        return array
+
+    def refill(self, table: Array, heads: int) -> None:
+        """Give the term a new table (R, H*d) of ``heads`` heads."""
+        assert isinstance(self.node.graph, ir.Graph)
+        self.node.replace_input_with(1, add_initializer(self.node.graph, "position_table", table))
+        self.node.attributes["num_heads"] = ir.AttrInt64("num_heads", heads)
+        for node in (self.node, *self.way):
+            value = node.outputs[0]
+            if value.shape is not None:
+                value.shape = ir.Shape([heads if axis == 1 else size for axis, size in enumerate(value.shape)])
+
+
+@dataclasses.dataclass(frozen=True)
 class AttentionBlock:
     """One canonical (3-D) attention block.
 
     Attributes:
         node: The ``Attention`` node: ``q_num_heads`` heads, explicit ``scale``.
         query: ``(D, H*d)`` projection.
-        key: ``(D, H*d)`` projection.
-        value: ``(D, H*dv)`` projection.
+        key: ``(D, G*d)`` projection; G is H unless query heads share keys and values.
+        value: ``(D, G*dv)`` projection.
         output: ``(H*dv, D)`` projection, the only reader of the attention's output.
-        per_head_mask: Whether the mask carries a value per head on axis 1.
+        per_head_mask: Whether the mask carries a value per head on axis 1 that does not come from this block.
         rotary: What turns queries and keys by their positions, where anything does.
+        query_terms: Logits of the queries and the distances, which the mask adds.
+        key_terms: Logits of the keys and the distances.
     """
 
     node: ir.Node
@@ -91,11 +126,38 @@ class AttentionBlock:
     output: Linear
     per_head_mask: bool
     rotary: Rotary | None = None
+    query_terms: tuple[RelativeTerm, ...] = ()
+    key_terms: tuple[RelativeTerm, ...] = ()
+
+    @property
+    def terms(self) -> tuple[RelativeTerm, ...]:
+        """The logits of distances."""
+        return (*self.query_terms, *self.key_terms)
 
     @property
     def heads(self) -> int:
         """H."""
         return int(attribute(self.node, "q_num_heads", 0))
+
+    @property
+    def kv_heads(self) -> int:
+        """G."""
+        return int(attribute(self.node, "kv_num_heads", self.heads))
+
+    @property
+    def shared(self) -> bool:
+        """Whether query heads share keys and values (grouped-query attention)."""
+        return self.kv_heads != self.heads
+
+    def set_heads(self, heads: int, kv_heads: int) -> None:
+        """Write new counts into the attributes of all nodes that have them. Weights are the caller's."""
+        for name, number in (("q_num_heads", heads), ("kv_num_heads", kv_heads)):
+            self.node.attributes[name] = ir.AttrInt64(name, number)
+        if self.rotary is not None:
+            for node, number in ((self.rotary.query, heads), (self.rotary.key, kv_heads)):
+                node.attributes["num_heads"] = ir.AttrInt64("num_heads", number)
+                node.outputs[0].shape = None
+        self.node.outputs[0].shape = None
 
     @property
     def scale(self) -> float:
@@ -112,8 +174,11 @@ class AttentionBlock:
             self.value.weight,
             self.output.weight,
             heads=self.heads,
+            kv_heads=self.kv_heads,
             key_bias=self.key.bias,
             partners=None if self.rotary is None else self.rotary.partners(self.query.weight.shape[1] // self.heads),
+            query_table=_stacked(self.query_terms),
+            key_table=_stacked(self.key_terms),
         )
 
     @property
@@ -121,7 +186,8 @@ class AttentionBlock:
         """``(H,)`` bool: heads with a live value channel; a bias that was not folded keeps its head alive."""
         live = self.liveness.heads
         if self.value.bias is not None:
-            live = live | self.value.bias.reshape(self.heads, -1).any(axis=1)
+            bias = repeat_heads(self.value.bias, self.kv_heads, self.heads)
+            live = live | bias.reshape(self.heads, -1).any(axis=1)
         return live
 
     @property
@@ -133,7 +199,13 @@ class AttentionBlock:
     def nodes(self) -> tuple[ir.Node, ...]:
         """Every node of the block."""
         rotary = () if self.rotary is None else self.rotary.nodes
-        return (self.node, *rotary, *self.query.nodes, *self.key.nodes, *self.value.nodes, *self.output.nodes)
+        terms = [node for term in self.terms for node in (term.node, *term.way)]
+        return (self.node, *rotary, *terms, *self.query.nodes, *self.key.nodes, *self.value.nodes, *self.output.nodes)
+
+
+def _stacked(terms: tuple[RelativeTerm, ...]) -> Array | None:
+    """All tables, one below the other."""
+    return np.concatenate([term.table for term in terms]) if terms else None
 
 
 def match_attention(node: ir.Node) -> AttentionBlock:
@@ -141,8 +213,6 @@ def match_attention(node: ir.Node) -> AttentionBlock:
     heads = attribute(node, "q_num_heads", 0)
     if not heads:
         raise NoMatch("the attention is not in the 3-D form")
-    if attribute(node, "kv_num_heads", heads) != heads:
-        raise NoMatch("query heads share key/value heads (grouped-query attention)")
     if attribute(node, "scale", None) is None:
         raise NoMatch("the scale is not pinned")
     if attribute(node, "softcap", 0.0):
@@ -153,15 +223,50 @@ def match_attention(node: ir.Node) -> AttentionBlock:
         raise NoMatch("the attention keeps a key/value cache or exposes its logits")
     rotary = _rotary(node)
     operands = node.inputs[:3] if rotary is None else [rotary.query.inputs[0], rotary.key.inputs[0], node.inputs[2]]
+    mask = node.inputs[3] if len(node.inputs) > 3 else None
+    found = _relative_terms(mask)
+    of_query, of_key = (tuple(t for t, turned in found if turned is side) for side in (False, True))
     query, key, value = (
-        _projection(role, operand) for role, operand in zip(("query", "key", "value"), operands, strict=True)
+        _projection(role, operand, terms)
+        for role, operand, terms in zip(("query", "key", "value"), operands, (of_query, of_key, ()), strict=True)
     )
+    kv_heads = attribute(node, "kv_num_heads", heads)
+    widths = [layer.weight.shape[1] // count for layer, count in ((query, heads), (key, kv_heads))]
+    if heads % kv_heads or widths[0] != widths[1]:
+        raise NoMatch(f"{heads} query heads of {widths[0]} channels, {kv_heads} key heads of {widths[1]}")
     try:
         output = linear_from(node.outputs[0])
     except NoMatch as reason:
         raise NoMatch(f"output projection: {reason}") from None
-    mask = node.inputs[3] if len(node.inputs) > 3 else None
-    return AttentionBlock(node, query, key, value, output, per_head_mask=_is_per_head(mask, heads), rotary=rotary)
+    if found and kv_heads != heads:
+        raise NoMatch("query heads share keys beside logits of distances")
+    per_head = not found and _is_per_head(mask, heads)
+    return AttentionBlock(node, query, key, value, output, per_head, rotary, of_query, of_key)
+
+
+def _relative_terms(mask: ir.Value | None) -> list[tuple[RelativeTerm, bool]]:
+    """The ``RelativeLogits`` that a mask adds, and whether each is turned round. Raises NoMatch."""
+    found: list[tuple[RelativeTerm, bool]] = []
+    others: list[ir.Value] = []
+    pending: list[tuple[ir.Value | None, tuple[ir.Node, ...], bool]] = [(mask, (), False)]
+    while pending:
+        value, way, turned = pending.pop()
+        node = value.producer() if value is not None else None
+        if value is None:
+            continue
+        if node is not None and node.op_type == "RelativeLogits" and node.domain == CANONICAL:
+            if constant(node.inputs[1]) is None or any(len(each.outputs[0].uses()) != 1 for each in (node, *way)):
+                raise NoMatch("logits of distances are used outside the block")
+            found.append((RelativeTerm(node, way), turned))
+        elif node is not None and node.op_type == "Add" and not node.domain and not turned:
+            pending += [(operand, (*way, node), False) for operand in node.inputs]
+        elif node is not None and node.op_type == "Transpose" and tuple(attribute(node, "perm", ())) == (0, 1, 3, 2):
+            pending.append((node.inputs[0], (*way, node), True))
+        else:
+            others.append(value)
+    if found and any(v.shape is None or (len(v.shape) > 2 and v.shape[-3] != 1) for v in others):
+        raise NoMatch("the mask has values per head beside logits of distances")
+    return found
 
 
 def _rotary(node: ir.Node) -> Rotary | None:
@@ -186,10 +291,15 @@ def _turning(value: ir.Value | None) -> ir.Node | None:
     return node if node is not None and node.op_type == "RotaryEmbedding" and not node.domain else None
 
 
-def _projection(role: str, operand: ir.Value | None) -> Linear:
+def _projection(role: str, operand: ir.Value | None, terms: tuple[RelativeTerm, ...]) -> Linear:
     try:
         layer = linear_into(operand)
-        sole_consumer(layer.output)
+        own = {term.node for term in terms}
+        readers = [usage.node for usage in layer.output.uses()]
+        if layer.output.is_graph_output() or len([node for node in readers if node not in own]) != 1:
+            raise NoMatch(f"'{layer.output.name}' is used outside the block")
+        if own - set(readers):
+            raise NoMatch("logits of distances are of another value")
     except NoMatch as reason:
         raise NoMatch(f"{role} projection: {reason}") from None
     return layer

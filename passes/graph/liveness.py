@@ -10,6 +10,8 @@ One attention head, with row vectors x (query side) and z (key and value side), 
   constant, and one whose row of ``Wo`` is zero is never read.
 * a rotary embedding turns the channels of a pair into each other, by an angle of the position: a pair is alive when Q
   and K both have something in it, in any of its two channels, and a constant ``bk`` is something.
+* logits that depend on the distance add ``q . E`` for rows E of a table, or ``k . E``: a channel of Q whose column of E
+  is not zero is alive without K, and one of K, for which ``bk`` is something then, without Q.
 * a head without a live V channel is dead. A head without a live Q.K channel is *not*: it is the (masked) mean of V.
 
 Symbols: D model width, H heads, d head width, N feed-forward width; weights are (in, out).
@@ -58,6 +60,19 @@ class HeadLiveness:
         """The V width the layer needs: the widest live head's."""
         return int(self.v[self.heads].sum(axis=1).max(initial=0))
 
+    def by_group(self, kv_heads: int) -> HeadLiveness:
+        """What is alive in any live head that shares a key/value head: ``(G, d)`` and ``(G, dv)``."""
+        qk, v = (
+            (side & self.heads[:, None]).reshape(kv_heads, -1, side.shape[1]).any(axis=1) for side in (self.qk, self.v)
+        )
+        return HeadLiveness(qk, v)
+
+
+def repeat_heads(array: Array, kv_heads: int, heads: int) -> Array:
+    """The last axis (G*d) of an array as (H*d): each head as often as there are query heads that share it."""
+    split = array.reshape(*array.shape[:-1], kv_heads, -1)
+    return split.repeat(heads // kv_heads, axis=-2).reshape(*array.shape[:-1], -1)
+
 
 def head_liveness(
     query: Array,
@@ -67,8 +82,11 @@ def head_liveness(
     output: Array,
     *,
     heads: int,
+    kv_heads: int | None = None,
     key_bias: Array | None = None,
     partners: NDArray[np.int64] | None = None,
+    query_table: Array | None = None,
+    key_table: Array | None = None,
 ) -> HeadLiveness:
     """Find the live channels of an attention block.
 
@@ -79,10 +97,16 @@ def head_liveness(
         value: ``(D, H*dv)`` weight of the value projection.
         output: ``(H*dv, D)`` weight of the output projection.
         heads: H.
+        kv_heads: G, where each key and value head is shared by H/G query heads: K and V are (D, G*d) then.
         key_bias: ``(H*d,)`` bias of the key projection, if it has one.
         partners: ``(d,)`` the channel of a head that each is rotated with, -1 for none; None without a rotary
             embedding.
+        query_table: ``(R, H*d)`` what queries are multiplied by for each distance, if by anything.
+        key_table: ``(R, H*d)`` the same for keys.
     """
+    if kv_heads is not None and kv_heads != heads:
+        key, value = (repeat_heads(array, kv_heads, heads) for array in (key, value))
+        key_bias = None if key_bias is None else repeat_heads(key_bias, kv_heads, heads)
     query_live = query.any(axis=0)
     if query_bias is not None:
         query_live = query_live | (query_bias != 0)
@@ -92,8 +116,14 @@ def head_liveness(
         if key_bias is not None:
             key_live = key_live | ((key_bias != 0).reshape(heads, -1) & rotated)
         query_live, key_live = (side | (side[:, partners] & rotated) for side in (query_live, key_live))
+    qk = query_live & key_live
+    if query_table is not None:
+        qk = qk | (query_live & query_table.any(axis=0).reshape(heads, -1))
+    if key_table is not None:
+        driven = key.any(axis=0) if key_bias is None else key.any(axis=0) | (key_bias != 0)
+        qk = qk | (driven & key_table.any(axis=0)).reshape(heads, -1)
     return HeadLiveness(
-        qk=query_live & key_live,
+        qk=qk,
         v=(value.any(axis=0) & output.any(axis=1)).reshape(heads, -1),
     )
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from compactor.passes.graph.matching import attribute, constant
+from compactor.passes.graph.matching import attribute, constant, scalar
 
 PADDING_MASK = "attention_mask"
 ENCODER_PADDING_MASK = "encoder_attention_mask"  # of the tokens that a decoder's cross-attention looks at
@@ -82,7 +82,38 @@ def hides_padding(value: ir.Value | None) -> bool:
         return False  # it may choose heads, but not examples or keys
     if node.op_type in ("Gather", "Expand", "Identity"):
         return hides_padding(node.inputs[0])
-    return False
+    if node.op_type == "Where":
+        hidden = scalar(node.inputs[2])
+        return hidden is not None and hidden <= HIDDEN and _zero_where_padded(node.inputs[0])
+    return _zero_where_padded(value) if node.op_type == "Cast" else False
+
+
+def _zero_where_padded(value: ir.Value | None) -> bool:
+    """Whether a condition (B, 1, S or 1, S) is False, or a number that it is cast from 0, for every padded key."""
+    summary = summarize(value)
+    if summary is not None:
+        roles = summary.axes
+        fits = len(roles) == 4 and roles[0] == _BATCH and roles[3] == _KEY and not summary.is_index
+        return fits and summary.padded == 0
+    node = value.producer() if value is not None else None
+    if node is None or node.domain:
+        return False
+    if node.op_type in ("And", "Mul"):
+        return any(_zero_where_padded(v) for v in node.inputs)
+    return node.op_type in ("Cast", "Expand", "Identity") and _zero_where_padded(node.inputs[0])
+
+
+def weighs_hidden_evenly(mask: ir.Value | None) -> bool:
+    """Whether a mask that hides padding may hide every key from a query in a way that leaves it all keys alike.
+
+    That is a float which hides more than padding, by numbers that are finite.
+    """
+    if mask is None or mask.dtype == ir.DataType.BOOL:
+        return False
+    node = mask.producer()
+    if node is not None and node.op_type == "Add":
+        return any(weighs_hidden_evenly(v) for v in node.inputs if hides_padding(v))
+    return summarize(mask) is None and hides_padding(mask)
 
 
 def zeroes_padding(node: ir.Node) -> bool:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from compactor.passes.base import NoMatch
 
 MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
+CANONICAL = "compactor"  # the domain of operators that only the canonical dialect has; the lowering spells them out
 ENCODER_STATES = "encoder_hidden_states"  # the graph input that a decoder's cross-attention reads
 LAYER_KEY = "compactor.layer"  # node metadata: the sublayer of the original model a node belongs to
 
@@ -63,6 +64,11 @@ def attribute(node: ir.Node, name: str, default: Any) -> Any:
 def is_vector(array: Array, width: int) -> bool:
     """Whether ``array`` is (width,), possibly with leading axes of size one."""
     return bool(array.ndim and array.size == array.shape[-1] == width)
+
+
+def same_size(a: int | ir.SymbolicDim, b: int | ir.SymbolicDim) -> bool:
+    """Whether two dimensions are known to be equal; two without a name are not."""
+    return a == b and (isinstance(a, int) or a.value is not None)
 
 
 def last_dim(value: ir.Value) -> int:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from compactor.passes.graph.masks import zeroes_padding
-from compactor.passes.graph.matching import attribute, constant
+from compactor.passes.graph.matching import attribute, constant, same_size
 from compactor.passes.graph.pointwise import is_pointwise
 
 SPREAD = ("Attention", "RotaryEmbedding")
 """Operators that need the place of every token, so that they work on (B, S, W), and give one row a token."""
+
+BY_POSITION = (*SPREAD, "RelativeLogits")
+"""Operators that read rows (B, S, W) by the places of tokens, whatever they give."""
 
 _VARIADIC = ("Sum", "Max", "Min", "Where", "Cast", "Identity", "Clip")
 
@@ -23,12 +26,7 @@ def token_shape(value: ir.Value, mask: ir.Value) -> bool:
     shape, reference = value.shape, mask.shape
     if shape is None or reference is None or len(shape) != 3:
         return False
-    return all(_same_size(shape[axis], reference[axis]) for axis in (0, 1))
-
-
-def _same_size(a: int | ir.SymbolicDim, b: int | ir.SymbolicDim) -> bool:
-    """Whether two dimensions are known to be equal; two without a name are not."""
-    return a == b and (isinstance(a, int) or a.value is not None)
+    return all(same_size(shape[axis], reference[axis]) for axis in (0, 1))
 
 
 def token_wise_nodes(graph: ir.Graph, mask: ir.Value) -> set[ir.Node]:

@@ -42,18 +42,20 @@ class AlignWidthsPass(RewritePass):
         for _, block in attention_blocks(model.graph):
             if not isinstance(block, AttentionBlock):
                 continue
-            heads = block.heads
-            qk, v = block.query.weight.shape[1] // heads, block.value.weight.shape[1] // heads
+            heads, kv_heads = block.heads, block.kv_heads
+            qk, v = block.query.weight.shape[1] // heads, block.value.weight.shape[1] // kv_heads
             new_qk, new_v = _round_up(qk, self.head), _round_up(v, self.head)
             if self.same:
                 new_qk = new_v = max(new_qk, new_v)
             if new_qk > qk:
                 if block.rotary is not None:
                     block.rotary.pin(qk)
-                for layer in (block.query, block.key):
-                    _widen_columns(layer, heads, new_qk)
+                _widen_columns(block.query, heads, new_qk)
+                _widen_columns(block.key, kv_heads, new_qk)
+                for term in block.terms:
+                    term.refill(_pad(term.table, heads, new_qk), heads)
             if new_v > v:
-                _widen_columns(block.value, heads, new_v)
+                _widen_columns(block.value, kv_heads, new_v)
                 block.output.refill(_pad(block.output.weight.T, heads, new_v).T, block.output.bias)
             if new_qk > qk or new_v > v:
                 block.node.outputs[0].shape = None

@@ -9,6 +9,8 @@ again. Padding then costs attention scores and nothing else, and stays out of dy
 What padded positions hold:
 * inside, a padded row is a copy of an earlier kept row of the same example; as a key it is hidden by the mask, as a
   query its result is dropped;
+* where a padded query weighs all keys alike (DeBERTa), padded ones too, padded rows are copies of the example's first:
+  it counts where it is padded itself, and then all padded rows are equal, because all are 0 at the start;
 * position 0 of each example is always kept, real or not, so that models which read it (``[CLS]``) are exact under
   left padding too, and no batch is empty;
 * in a (B, S, ...) graph output, padded positions hold ``fill`` (per output), so never another example's values.
@@ -25,9 +27,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compactor.passes.base import Applied, NoMatch, Refused, RewritePass, RewriteResult
-from compactor.passes.graph.masks import PADDING_MASK, hides_padding, zeroes_padding
+from compactor.passes.graph.masks import PADDING_MASK, hides_padding, weighs_hidden_evenly, zeroes_padding
 from compactor.passes.graph.matching import add_initializer, attribute, constant, new_node, scalar
-from compactor.passes.graph.tokenwise import SPREAD, token_wise_nodes
+from compactor.passes.graph.tokenwise import BY_POSITION, SPREAD, token_wise_nodes
 
 FILL_LOGITS = float(np.finfo(np.float32).min / 2)  # below every logit; the sum of two is still finite
 
@@ -74,6 +76,7 @@ class _Plan:
     region: frozenset[ir.Node]
     entries: Mapping[ir.Value, int]  # (B, S, W) values computed outside and read inside, with W
     exits: tuple[ir.Value, ...]  # (T, W) values computed inside and read outside
+    even: bool  # whether padded queries weigh all keys alike, so that all padded rows count where the first is one
 
 
 def _plan(graph: ir.Graph) -> _Plan:
@@ -110,7 +113,16 @@ def _plan(graph: ir.Graph) -> _Plan:
             if outside or value.is_graph_output():
                 exits.append(value)
                 _check_readers(value, region)
-    return _Plan(mask, attentions, frozenset(region), entries, tuple(exits))
+    even = any(weighs_hidden_evenly(node.inputs[3]) for node in attentions)
+    if even and not all(_is_zeroed(value) for value in entries):
+        raise NoMatch("a padded query weighs all keys alike, and the padded ones are not equal")
+    return _Plan(mask, attentions, frozenset(region), entries, tuple(exits), even)
+
+
+def _is_zeroed(value: ir.Value) -> bool:
+    """Whether a value that the region reads is 0 where padded, or the result of an attention."""
+    node = value.producer()
+    return node is not None and (node.op_type in SPREAD or zeroes_padding(node))
 
 
 def _width(value: ir.Value) -> int:
@@ -156,7 +168,7 @@ def _check_readers(value: ir.Value, region: set[ir.Node]) -> None:
     """Raise NoMatch unless everything outside that reads ``value`` keeps positions apart."""
     for usage in value.uses():
         node = usage.node
-        if node in region or node.op_type in SPREAD or _reads_first_token(node) or zeroes_padding(node):
+        if node in region or node.op_type in BY_POSITION or _reads_first_token(node) or zeroes_padding(node):
             continue
         _check_keeps_positions(node)
 
@@ -218,8 +230,15 @@ class _Packer:
         tokens = emit("Squeeze", emit("NonZero", kept), first_axis)
         count = emit("CumSum", emit("Cast", kept, to=ir.DataType.INT64.value), zero)
         spread = emit("Reshape", emit("Sub", count, one), emit("Shape", mask))
+        if self.plan.even:
+            spread = emit("Where", real, spread, emit("Slice", spread, *self._first_column()))
         visible = emit("Unsqueeze", real, last_axis)
         return nodes, tokens, spread, visible
+
+    def _first_column(self) -> list[ir.Value]:
+        """What ``Slice`` wants for the first of the second axis."""
+        given = (("pack_axis_0", [0]), ("pack_column_end", [1]), ("pack_axis_1", [1]))
+        return [add_initializer(self.graph, name, np.array(number, dtype=np.int64)) for name, number in given]
 
     def _pack(self, value: ir.Value, width: int, tokens: ir.Value) -> None:
         """Let the region read rows ``tokens`` of ``value``."""
@@ -241,7 +260,7 @@ class _Packer:
         producer = value.producer()
         assert producer is not None
         outside = [usage for usage in value.uses() if usage.node not in self.plan.region]
-        attention = [usage for usage in outside if usage.node.op_type in SPREAD]
+        attention = [usage for usage in outside if usage.node.op_type in BY_POSITION]
         first = [usage for usage in outside if _reads_first_token(usage.node)]
         rest = [usage for usage in outside if usage not in attention and usage not in first]
         if attention:

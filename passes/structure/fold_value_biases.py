@@ -4,9 +4,9 @@
     sum_j p_j (v_j + bv) Wo + bo = sum_j p_j v_j Wo + (bo + bv Wo)  because sum_j p_j = 1
 
 Both hold for every mask that leaves each query at least one key; one that may leave none keeps the value bias. A rotary
-embedding turns ``bk`` by the position of the key, so that it moves logits: it stays in the channels that are turned.
-Afterwards a value channel whose weights are zero is
-exactly zero, which is what the passes after this one look for.
+embedding turns ``bk`` by the position of the key, so that it moves logits: it stays in the channels that are turned,
+and in those that logits of keys and distances read. Afterwards a value channel whose weights are zero is exactly zero,
+which is what the passes after this one look for.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import onnx_ir as ir
 from compactor.passes.base import Applied, NoMatch, Refused, RewritePass, RewriteResult
 from compactor.passes.graph.additive_masks import may_hide_all
 from compactor.passes.graph.blocks import AttentionBlock, attention_blocks
+from compactor.passes.graph.liveness import repeat_heads
 from compactor.passes.graph.matching import Array, add_to_bias, layer_of
 
 
@@ -41,7 +42,7 @@ class FoldValueBiasesPass(RewritePass):
                 continue
             key_bias, value_bias = block.key.bias, block.value.bias
             if key_bias is not None:
-                kept = _turned(block, key_bias)
+                kept = _mattering(block, key_bias)
                 if not np.array_equal(kept, key_bias):
                     block.key.refill(block.key.weight, kept)
                     applied.append(Applied(block.layer, "key-bias", 1))
@@ -49,16 +50,17 @@ class FoldValueBiasesPass(RewritePass):
                 refused.append(Refused(block.layer, "the mask may hide every key, so the value bias is no constant"))
             elif value_bias is not None:
                 block.value.refill(block.value.weight, None)
-                block.output.refill(
-                    block.output.weight, add_to_bias(block.output.bias, value_bias, block.output.weight)
-                )
+                row = repeat_heads(value_bias, block.kv_heads, block.heads)
+                block.output.refill(block.output.weight, add_to_bias(block.output.bias, row, block.output.weight))
                 applied.append(Applied(block.layer, "value-bias", 1))
         return RewriteResult.of(model, applied, refused)
 
 
-def _turned(block: AttentionBlock, bias: Array) -> Array:
-    """A key bias in the channels that a rotary embedding turns, 0 in the others."""
-    if block.rotary is None:
-        return np.zeros_like(bias)
-    turned = block.rotary.partners(len(bias) // block.heads) >= 0
-    return np.where(np.tile(turned, block.heads), bias, 0).astype(bias.dtype)
+def _mattering(block: AttentionBlock, bias: Array) -> Array:
+    """A key bias in the channels that a rotary embedding turns or that logits of distances read, 0 in the others."""
+    matters = np.zeros(len(bias), dtype=np.bool_)
+    if block.rotary is not None:
+        matters |= np.tile(block.rotary.partners(len(bias) // block.kv_heads) >= 0, block.kv_heads)
+    for term in block.key_terms:
+        matters |= term.table.any(axis=0)
+    return np.where(matters, bias, 0).astype(bias.dtype)

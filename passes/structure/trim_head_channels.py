@@ -7,6 +7,8 @@
 Heads may keep different widths; the layer uses its widest head's and pads the others with zero columns, which is
 exact. Q.K and V widths are independent. A head left with no Q.K channel keeps one of zeros (uniform attention).
 
+Tables of logits that depend on the distance lose the channels of their queries or keys with them.
+
 A rotary embedding turns two channels of a head together, by the same tables in every head of a layer: such a pair goes
 where it is dead in all live heads, and its column of the tables with it.
 """
@@ -48,6 +50,7 @@ class TrimHeadChannelsPass(RewritePass):
             live = block.liveness
             if not live.heads.any():
                 continue
+            live = live.by_group(block.kv_heads)  # heads that share keys keep the same channels
             if block.rotary is None:
                 _trim_logits(block, channel_index(live.qk & live.heads[:, None], max(live.qk_width, 1)), applied)
             else:
@@ -61,19 +64,31 @@ class TrimHeadChannelsPass(RewritePass):
                 refused.append(Refused(block.layer, "the value bias is not folded"))
             elif removed_v > 0:
                 index = channel_index(live.v, v_width)
+                rows = _of_queries(index, block, live.v.shape[1])
                 _narrow_columns(block.value, index)
-                block.output.refill(_take(block.output.weight.T, index).T, block.output.bias)
+                block.output.refill(_take(block.output.weight.T, rows).T, block.output.bias)
                 block.node.outputs[0].shape = None
                 applied.append(Applied(block.layer, "dead-v-channel", removed_v * block.heads))
         return RewriteResult.of(model, applied, refused)
 
 
 def _trim_logits(block: AttentionBlock, index: NDArray[np.int64], applied: list[Applied]) -> None:
-    removed = block.query.weight.shape[1] - len(index)
+    """Narrow keys to the columns ``index`` (G*d', -1 for zeros), and queries to those of their groups."""
+    removed = block.key.weight.shape[1] - len(index)
     if removed > 0:
-        _narrow_columns(block.query, index)
+        _narrow_columns(block.query, _of_queries(index, block, block.key.weight.shape[1] // block.kv_heads))
         _narrow_columns(block.key, index)
-        applied.append(Applied(block.layer, "dead-qk-channel", removed))
+        for term in block.terms:
+            term.refill(_take(term.table, index), block.heads)
+        applied.append(Applied(block.layer, "dead-qk-channel", removed * block.heads // block.kv_heads))
+
+
+def _of_queries(index: NDArray[np.int64], block: AttentionBlock, width: int) -> NDArray[np.int64]:
+    """Columns (G*d') of keys or values, whose heads are ``width`` wide, as those of the queries (H*d')."""
+    groups = index.reshape(block.kv_heads, -1)
+    number = np.arange(block.heads) * block.kv_heads // block.heads  # of the group that a query head is in
+    shift = (np.arange(block.heads) - number) * width
+    return np.where(groups[number] >= 0, groups[number] + shift[:, None], -1).reshape(-1)
 
 
 def _trim_rotated(

@@ -40,7 +40,10 @@ def _names(passes: list[ir.passes.PassBase]) -> list[str]:
 def test_structure_reads_as_the_design() -> None:
     assert _names(canonicalisation()) == [
         "fold-transposed-weights",
+        "raise-normalization",
         "split-projections",
+        "split-merged-heads",
+        "raise-relative-logits",
         "raise-attention",
         "tabulate-rotary",
         "normalize-attention",
@@ -59,17 +62,31 @@ def test_structure_reads_as_the_design() -> None:
 @pytest.mark.parametrize(
     ("target", "pack", "names"),
     [
-        ("cpu", True, ["align-widths", "pack-tokens", "write-residuals-as-sum", "write-masks-as-floats"]),
-        ("cpu", False, ["align-widths", "write-residuals-as-sum", "write-masks-as-floats"]),
+        (
+            "cpu",
+            True,
+            [
+                *("align-widths", "pack-tokens", "write-relative-logits", "write-residuals-as-sum"),
+                "write-masks-as-floats",
+            ],
+        ),
+        ("cpu", False, ["align-widths", "write-relative-logits", "write-residuals-as-sum", "write-masks-as-floats"]),
         (
             "cuda",
             False,
             [
-                *("align-widths", "fuse-cuda-attention", "fuse-cuda-rotary", "fuse-skip-layer-norm"),
-                *("fuse-bias-gelu", "lower-opset"),
+                *("repeat-shared-heads", "write-relative-logits", "align-widths", "fuse-cuda-attention"),
+                *("fuse-cuda-rotary", "fuse-skip-layer-norm", "fuse-bias-gelu", "lower-opset"),
             ],
         ),
-        ("portable", False, ["decompose-attention", "decompose-rotary", "lower-opset"]),
+        (
+            "portable",
+            False,
+            [
+                *("repeat-shared-heads", "write-relative-logits", "decompose-attention", "decompose-rotary"),
+                "lower-opset",
+            ],
+        ),
     ],
 )
 def test_lowering(target: str, pack: bool, names: list[str]) -> None:

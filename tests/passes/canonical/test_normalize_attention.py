@@ -186,7 +186,7 @@ def logits_are_output(model):
         (unknown_head_size, "the head count of"),
         (unknown_rank, "not split by a Reshape of (B, S, H*d)"),
         (unknown_merge, "the merged heads have shape None"),
-        (value_heads_differ, "4 key heads but 6 value heads"),
+        (value_heads_differ, "4 query heads, 4 key heads and 6 value heads"),
         (cache, "has a key/value cache"),
         (logits_are_output, "exposes"),
     ],
