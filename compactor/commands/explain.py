@@ -11,7 +11,14 @@ from typing import Any
 import click
 
 from compactor.commands import debug_option, json_option
-from compactor.commands.summary import describe_layer, operator_tables, removed, stages_section, verification_section
+from compactor.commands.summary import (
+    describe_layer,
+    loss_sentence,
+    operator_tables,
+    stages_section,
+    unrecognised_sections,
+    verification_section,
+)
 from compactor.console import Console, Section
 from compactor.manifest import load_manifest
 
@@ -38,6 +45,7 @@ def command(out_dir: Path, as_json: bool) -> None:
     console.show(
         _origin(manifest),
         *_layers(manifest),
+        *unrecognised_sections(manifest),
         _refusals(manifest),
         stages_section(manifest),
         *_operators(manifest),
@@ -64,6 +72,7 @@ def explanation(manifest: Manifest) -> dict[str, Any]:
             }
             for layer in manifest["layers"]
         ],
+        "unrecognised": manifest.get("unrecognised", []),
         "whole_model": {
             "rules": [entry for entry in elsewhere if "rule" in entry],
             "refused": [entry for entry in elsewhere if "reason" in entry],
@@ -93,7 +102,7 @@ def _origin(manifest: Manifest) -> Section:
         *_listed("passes", recipe["passes"]),
         *_listed("versions", [f"{name} {version}" for name, version in manifest["versions"].items()]),
         *source["notes"],
-        removed(manifest["layers"]).sentence(),
+        loss_sentence(manifest),
     ]
     return Section(lines=lines)
 

@@ -34,7 +34,7 @@ class Removed:
         return self.heads[0] == self.heads[1] and self.neurons[0] == self.neurons[1] and not self.narrowed
 
     def sentence(self, *, verb: str = "removed") -> str:
-        """One line for people, which begins with ``verb``."""
+        """One line for people, which begins with ``verb``; what was not recognised is not in it."""
         if self.is_nothing:
             return "nothing to remove: every head and neuron of this model can change its output"
         parts = [
@@ -178,11 +178,37 @@ def export_sections(manifest: dict[str, Any], path: Path, *, shown_as: Path) -> 
     """
     source, loss = manifest["source"], removed(manifest["layers"])
     origin = f"{source['path_name']} ({source['format']}, {manifest['task']})"
-    sections = [Section(lines=[origin, *(f"  {note}" for note in source["notes"]), loss.sentence()])]
+    notes = [f"  {note}" for note in source["notes"]]
+    sections = [Section(lines=[origin, *notes, loss_sentence(manifest)])]
     if not loss.is_nothing:
         sections.append(Section("Layers", columns=LAYER_COLUMNS, rows=layer_rows(manifest["layers"])))
     sections += [stages_section(manifest), verification_section(manifest["verification"])]
-    return [*sections, Section(f"Written to {shown_as}", _next_steps(manifest, path, shown_as=shown_as))]
+    sections.append(Section(f"Written to {shown_as}", _next_steps(manifest, path, shown_as=shown_as)))
+    return sections + unrecognised_sections(manifest)
+
+
+def loss_sentence(manifest: dict[str, Any]) -> str:
+    """What an export took out, in a line that claims nothing about sublayers which were not recognised."""
+    loss = removed(manifest["layers"])
+    if not manifest.get("unrecognised") or not loss.is_nothing:
+        return loss.sentence()
+    return "nothing removed" + (" from the sublayers that were recognised" if manifest["layers"] else "")
+
+
+def unrecognised_sections(manifest: dict[str, Any]) -> list[Section]:
+    """How many sublayers were left as they are, and why; nothing where all were recognised.
+
+    A reason that holds for several is said once.
+    """
+    places: dict[str, list[str]] = {}
+    for entry in manifest.get("unrecognised", ()):
+        places.setdefault(f"{entry['kind'].replace('_', '-')}: {entry['reason']}", []).append(entry["path"])
+    left = sum(map(len, places.values()))
+    if not left:
+        return []
+    rows = [(reason, str(len(where)), where[0]) for reason, where in places.items()]
+    title = f"{left} of {left + len(manifest['layers'])} sublayers were left as they are"
+    return [Section(title, columns=("why", ">times", "first"), rows=rows)]
 
 
 def stages_section(manifest: dict[str, Any]) -> Section:

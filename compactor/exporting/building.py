@@ -24,6 +24,7 @@ from compactor.exporting.layers import Sizes, measure_layers, pair_layers
 from compactor.exporting.recipe import Recipe
 from compactor.exporting.serialization import write_graph, write_graphs
 from compactor.exporting.stages import count_operators, describe_masked, describe_stage
+from compactor.exporting.unrecognised import find_unrecognised
 from compactor.exporting.verifying import EXACT, HALF, Files, References, int8_tolerance, verify_files
 from compactor.importing.encoder import LoadedModel
 from compactor.importing.parts import WHOLE, load_parts
@@ -74,10 +75,13 @@ class Job:
 class Built:
     """What the manifest says of it, by the manifest's names; ``weights`` are files that several graphs share.
 
+    ``unrecognised`` are the sublayers that are not among ``layers``, because the passes could not work on them.
+
     ``max_tokens`` is how many tokens the model takes; None where nothing limits them, and for images.
     """
 
     layers: list[dict[str, Any]]
+    unrecognised: list[dict[str, str]]
     stages: list[dict[str, Any]]
     record: Record
     verification: dict[str, Any]
@@ -109,6 +113,7 @@ def build(job: Job) -> Built:
     for name, half in traced.items():
         run_passes(half, canonicalisation(name, max_tokens), record)
     before = _measure(traced)
+    unrecognised = [each for half in traced.values() for each in find_unrecognised(half, record.refused)]
     stages = [describe_masked(graph, name) for name, graph in _graphs(traced, job).items()]
     for half in traced.values():
         run_passes(half, structure(), record)
@@ -139,7 +144,7 @@ def build(job: Job) -> Built:
     job.say("verifying against the masked model")
     verification = verify_files(job.task, references, [each.files for each in written])
     weights = [each.weights for each in written if each.weights]
-    return Built(layers, stages, record, verification, opset, max_tokens, weights)
+    return Built(layers, unrecognised, stages, record, verification, opset, max_tokens, weights)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,8 @@ Sizes = dict[str, dict[str, int]]
 def measure_layers(model: ir.Model) -> Sizes:
     """Head counts and widths by sublayer label, in graph order.
 
-    Attention: ``heads``, ``qk_width``, ``v_width``, ``uniform_heads``; feed-forward: ``width``. Blocks that do not
-    match the canonical form have no weights to measure and are left out; the passes report why.
+    Attention: ``heads``, ``kv_heads``, ``qk_width``, ``v_width``, ``uniform_heads``; feed-forward: ``width``. Blocks
+    that do not match the canonical form have no weights to measure and are left out: see ``unrecognised.py``.
     """
     order = {node: index for index, node in enumerate(model.graph)}
     found: list[tuple[int, str, dict[str, int]]] = []
@@ -23,8 +23,9 @@ def measure_layers(model: ir.Model) -> Sizes:
         if isinstance(block, AttentionBlock):
             sizes = {
                 "heads": block.heads,
+                "kv_heads": block.kv_heads,
                 "qk_width": block.query.weight.shape[1] // block.heads,
-                "v_width": block.value.weight.shape[1] // block.heads,
+                "v_width": block.value.weight.shape[1] // block.kv_heads,
                 "uniform_heads": int(block.liveness.uniform.sum()),
             }
             found.append((order[node], block.layer, sizes))
@@ -40,6 +41,8 @@ def pair_layers(before: Sizes, after: Sizes) -> list[dict[str, Any]]:
         left = after.get(layer, {})
         entry: dict[str, Any] = {"path": layer, "kind": "attention" if "heads" in sizes else "feed_forward"}
         for name, size in sizes.items():
+            if name == "kv_heads" and size == sizes["heads"]:
+                continue
             if name == "uniform_heads":
                 entry[name] = left.get(name, 0)
             else:
