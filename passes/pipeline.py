@@ -20,6 +20,7 @@ from compactor.passes.canonical.normalize_attention import NormalizeAttentionPas
 from compactor.passes.canonical.raise_attention import RaiseAttentionPass
 from compactor.passes.canonical.raise_normalization import RaiseNormalizationPass
 from compactor.passes.canonical.raise_relative_logits import RaiseRelativeLogitsPass
+from compactor.passes.canonical.raise_rotary import RaiseRotaryPass
 from compactor.passes.canonical.simplify_masks import SimplifyMasksPass
 from compactor.passes.canonical.split_merged_heads import SplitMergedHeadsPass
 from compactor.passes.canonical.split_projections import SplitProjectionsPass
@@ -57,6 +58,7 @@ PASSES: tuple[type[RewritePass], ...] = (
     SplitMergedHeadsPass,
     RaiseRelativeLogitsPass,
     RaiseAttentionPass,
+    RaiseRotaryPass,
     TabulateRotaryPass,
     NormalizeAttentionPass,
     LabelLayersPass,
@@ -104,6 +106,7 @@ def canonicalisation(stack: str = "", positions: int | None = None) -> list[AnyP
         SplitMergedHeadsPass(),  # products of (B*H, S, d) on (B, H, S, d), before anything looks for heads
         RaiseRelativeLogitsPass(),  # before attention, whose mask they become a part of
         RaiseAttentionPass(),  # MatMul and Softmax into Attention, where a position bias kept them apart
+        RaiseRotaryPass(positions=positions),  # of 4-D attentions, raised or as exported
         TabulateRotaryPass(positions=positions),  # before the 3-D form, which takes tables alone
         NormalizeAttentionPass(),  # 3-D form: the head count becomes an attribute, the scale is pinned
         LabelLayersPass(stack=stack),  # from here on every node knows its sublayer

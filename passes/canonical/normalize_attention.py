@@ -19,7 +19,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compactor.passes.base import Applied, NoMatch, Refused, RewritePass, RewriteResult
 from compactor.passes.graph.heads import SWAP, SplitHeads, scaled_heads, split_heads
-from compactor.passes.graph.matching import attribute, constant, new_node, producer, redirect, sole_consumer
+from compactor.passes.graph.matching import attribute, constant, new_node, producer, redirect, same_size, sole_consumer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +69,8 @@ def _match(node: ir.Node) -> _Wrapped:
     if key.heads != value.heads or query.heads % key.heads:
         raise NoMatch(f"{query.heads} query heads, {key.heads} key heads and {value.heads} value heads")
     transpose = sole_consumer(node.outputs[0])
+    if transpose.op_type == "Reshape" and _keeps_shape(transpose):
+        transpose = sole_consumer(transpose.outputs[0])
     if transpose.op_type != "Transpose" or tuple(attribute(transpose, "perm", ())) != SWAP:
         raise NoMatch("the heads are not merged by a Transpose")
     reshape = sole_consumer(transpose.outputs[0])
@@ -80,6 +82,13 @@ def _match(node: ir.Node) -> _Wrapped:
     stated = attribute(node, "scale", None)
     scale = query.width**-0.5 if stated is None else float(stated)
     return _Wrapped((query, key, value), merged, scale * query.factor * key.factor)
+
+
+def _keeps_shape(reshape: ir.Node) -> bool:
+    """Whether a Reshape is known to leave all axes as they are."""
+    before = reshape.inputs[0].shape if reshape.inputs[0] is not None else None
+    after = reshape.outputs[0].shape
+    return before is not None and after is not None and len(before) == len(after) and all(map(same_size, before, after))
 
 
 def _before_repeats(value: ir.Value | None) -> ir.Value | None:
@@ -128,11 +137,7 @@ def _rewrite(graph: ir.Graph, node: ir.Node, found: _Wrapped) -> None:
     attention.outputs[0].type = found.output.type
     attention.outputs[0].shape = found.output.shape
     graph.insert_after(node, attention)
-    reshape = found.output.producer()
-    assert reshape is not None
-    transpose = producer(reshape.inputs[0], "Transpose")
     redirect(found.output, attention.outputs[0])
-    graph.remove([reshape, transpose, node], safe=True)
 
 
 def _rotate(graph: ir.Graph, operand: SplitHeads) -> ir.Value:

@@ -29,7 +29,7 @@ from compactor.passes.graph.matching import add_initializer, constant, layer_of,
 class TabulateRotaryPass(RewritePass):
     """Give each ``RotaryEmbedding`` tables and positions.
 
-    Left alone, with the reason: one that has positions already, or whose caches are not of shape (1, S, r/2) and
+    One that has positions already stays. Left alone, with the reason: one whose caches are not of shape (1, S, r/2) and
     computed from a range of positions along the second axis of a graph input (B, S).
 
     Attributes:
@@ -44,11 +44,10 @@ class TabulateRotaryPass(RewritePass):
         applied, refused = [], []
         writer = _Writer(model.graph, self.positions)
         for node in tuple(model.graph):
-            if node.op_type != "RotaryEmbedding" or node.domain:
+            has_places = len(node.inputs) > 3 and node.inputs[3] is not None
+            if node.op_type != "RotaryEmbedding" or node.domain or has_places:
                 continue
             try:
-                if len(node.inputs) > 3 and node.inputs[3] is not None:
-                    raise NoMatch("the rotary embedding has positions of its own")
                 for value in node.inputs[1:3]:
                     _check(value)
                 tables = [writer.table(value) for value in node.inputs[1:3]]
