@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import enum
 import errno
+import importlib.metadata
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+_MOST_SAID = 300  # characters of a library's message: what is to be done comes behind it
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG}
 
@@ -80,6 +82,18 @@ class TrainingError(CompactorError):
     """Training went wrong: the loss is no number (exit code 7)."""
 
     exit_code = ExitCode.TRAINING
+
+
+def describe_failure(error: BaseException, *packages: str) -> str:
+    """A failure inside of a library in one line: its type, the first line of what it says, and the versions.
+
+    Args:
+        error: What was raised.
+        packages: The libraries in which it was, by their names on PyPI.
+    """
+    said = next(iter(str(error).strip().splitlines()), "")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    return f"{type(error).__name__}{': ' if said else ''}{said[:_MOST_SAID]} ({versions})"
 
 
 def as_output_error(error: Exception, where: str | Path) -> OutputError | None:

@@ -18,6 +18,7 @@ class Task:
         auto_class: The class of ``transformers`` that loads a model for it.
         suffixes: Ends of the class names in ``architectures`` that stand for it.
         outputs: Names of the graph's outputs, in order.
+        extras: Outputs that follow where a model gives them, by weights of its own: one vector an example.
         logits: Whether the outputs are logits, so that padded positions hold a very low number instead of 0.
         image: Whether the input is ``pixel_values`` instead of tokens.
         generates: Whether the model is an encoder-decoder that writes text: exported as three graphs.
@@ -30,8 +31,10 @@ class Task:
     logits: bool = True
     image: bool = False
     generates: bool = False
+    extras: tuple[str, ...] = ()
 
 
+FEATURES, IMAGE_FEATURES = "feature-extraction", "image-feature-extraction"
 GENERATION = "text2text-generation"
 
 TASKS: Mapping[str, Task] = {
@@ -45,11 +48,11 @@ TASKS: Mapping[str, Task] = {
             ("ForQuestionAnswering",),
             ("start_logits", "end_logits"),
         ),
-        Task("fill-mask", "AutoModelForMaskedLM", ("ForMaskedLM",), ("logits",)),
+        Task("fill-mask", "AutoModelForMaskedLM", ("ForMaskedLM", "WithLMHeadModel"), ("logits",)),
         Task(
             "image-classification",
             "AutoModelForImageClassification",
-            ("ForImageClassification",),
+            ("ForImageClassification", "ForImageClassificationWithTeacher"),
             ("logits",),
             image=True,
         ),
@@ -60,9 +63,37 @@ TASKS: Mapping[str, Task] = {
             ("logits",),
             generates=True,
         ),
-        Task("feature-extraction", "AutoModel", ("Model",), ("last_hidden_state",), logits=False),
+        Task(
+            FEATURES,
+            "AutoModel",
+            ("Model", "ModelWithProjection", "Encoder"),
+            ("last_hidden_state",),
+            logits=False,
+            extras=("pooler_output", "text_embeds"),
+        ),
+        Task(
+            IMAGE_FEATURES,
+            "AutoModel",
+            (),  # those of feature extraction: what a model takes is told from its config
+            ("last_hidden_state",),
+            logits=False,
+            image=True,
+            extras=("pooler_output", "image_embeds"),
+        ),
     )
 }
+
+
+def stands_for(architecture: str, task: Task) -> bool:
+    """Whether a class of that name is one for ``task``, by the end of its name."""
+    suffixes = TASKS[FEATURES].suffixes if task.name == IMAGE_FEATURES else task.suffixes
+    return architecture.endswith(suffixes)
+
+
+def takes_images(config: Mapping[str, Any]) -> bool:
+    """Whether a model takes images alone, by the sizes that its ``config.json`` states."""
+    texts = {"vocab_size", "text_config"} & config.keys()
+    return not texts and bool({"image_size", "num_channels", "patch_size"} & config.keys())
 
 
 def find_task(name: str | None, config: Mapping[str, Any], *, where: str) -> Task:
@@ -78,18 +109,23 @@ def find_task(name: str | None, config: Mapping[str, Any], *, where: str) -> Tas
         ModelDirectoryError: The config names no class, or one that stands for no task here.
     """
     known = ", ".join(TASKS)
+    if name is not None and name not in TASKS:
+        raise UsageError(f"there is no task '{name}'", todo=f"choose one of: {known}")
     if name is not None:
-        if name not in TASKS:
-            raise UsageError(f"there is no task '{name}'", todo=f"choose one of: {known}")
-        return TASKS[name]
+        return _by_input(TASKS[name], config)
     architectures = config.get("architectures") or []
     if not architectures:
         raise ModelDirectoryError(
             "config.json names no class in 'architectures'", where=where, todo=f"pass --task: {known}"
         )
     for task in TASKS.values():
-        if any(str(architectures[0]).endswith(suffix) for suffix in task.suffixes):
-            return task
+        if stands_for(str(architectures[0]), task):
+            return _by_input(task, config)
     raise ModelDirectoryError(
         f"'{architectures[0]}' stands for no task that compactor exports", where=where, todo=f"pass --task: {known}"
     )
+
+
+def _by_input(task: Task, config: Mapping[str, Any]) -> Task:
+    """Feature extraction is called by two names, one for models of images."""
+    return TASKS[IMAGE_FEATURES] if task.name == FEATURES and takes_images(config) else task

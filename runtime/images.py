@@ -20,7 +20,8 @@ from .folder import read_object
 from .image_files import pillow, read_image
 from .image_steps import CONFIG, ImageSteps
 
-IMAGES = "image-classification"
+IMAGES, IMAGE_VECTORS = "image-classification", "image-feature-extraction"
+IMAGE_TASKS = (IMAGES, IMAGE_VECTORS)
 _PATCH = 16  # pixels a side, where a config does not say
 _TYPES: Mapping[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 

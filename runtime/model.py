@@ -24,7 +24,7 @@ from .bucketing import by_length, restore
 from .encoding import Collator, Encoded, TextEncoder
 from .errors import ArtefactError
 from .image_files import is_image
-from .images import IMAGES, ImageCollator, ImageEncoder
+from .images import IMAGE_TASKS, ImageCollator, ImageEncoder
 from .reading import Outputs, Reader, ReadingOptions, answer_type, make_reader
 from .remote_graph import RemoteGraph
 from .sentences import Prompts, Roles, SentenceSettings
@@ -181,7 +181,7 @@ def load(
     plan = explain_threads(threads)
     vocabulary = artefact.config.get("vocab_size")
     encoder: TextEncoder | ImageEncoder
-    if artefact.task == IMAGES:
+    if artefact.task in IMAGE_TASKS:
         encoder = ImageEncoder(artefact.folder, artefact.config)
     else:
         encoder = TextEncoder(

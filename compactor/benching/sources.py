@@ -13,7 +13,7 @@ from compactor.companions.sentence_modules import sentence_task
 from compactor.errors import ModelDirectoryError
 from compactor.manifest import MANIFEST_NAME, artefact_file_problems, load_manifest
 from compactor.runtime.decoding import ENCODER
-from compactor.tasks import GENERATION, find_task
+from compactor.tasks import GENERATION, IMAGE_FEATURES, TASKS, find_task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Target:
     def is_image(self) -> bool:
         """Whether its models look at pixels."""
         graph = self.models[0].graph
-        return graph.is_image if graph is not None else self.task == "image-classification"
+        return graph.is_image if graph is not None else (self.task in TASKS and TASKS[self.task].image)
 
     @property
     def generates(self) -> bool:
@@ -188,6 +188,8 @@ def _task_of_graph(graph: GraphFacts, config: Mapping[str, Any] | None) -> str |
     outputs = graph.outputs
     if {"start_logits", "end_logits"} <= outputs.keys():
         return "question-answering"
+    if graph.is_image and "last_hidden_state" in outputs:
+        return IMAGE_FEATURES
     if "logits" in outputs and graph.is_image:
         return "image-classification"
     if "logits" in outputs and len(outputs["logits"]) == 2:

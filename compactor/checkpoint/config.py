@@ -26,6 +26,8 @@ _OTHER_ENCODER_DECODERS = frozenset(
     | {"plbart", "mvp", "encoder-decoder", "whisper", "speech-encoder-decoder", "vision-encoder-decoder"}
     | {"nllb-moe", "speech_to_text"}
 )
+# Classes of such a family that hold its encoder alone, though their configs may say otherwise.
+_ENCODERS = ("EncoderModel", "T5ForTokenClassification")
 _ENCODER_DECODERS = _BART_LIKE | _POSITION_BIAS | _OTHER_ENCODER_DECODERS
 
 # Role -> the names families give it, and the largest value that is still a model and not an attack.
@@ -119,7 +121,8 @@ def check_config(config: dict[str, Any], where: str) -> Sizes:
         isinstance(architectures, list) and all(isinstance(name, str) for name in architectures)
     ):
         raise ModelDirectoryError("'architectures' must be a list of class names", where=where)
-    _refuse_other_encoder_decoders(config, model_type, where)
+    if not (architectures and architectures[0].endswith(_ENCODERS)):
+        _refuse_other_encoder_decoders(config, model_type, where)
     if config.get("quantization_config") is not None:
         raise ModelDirectoryError(
             "the model is already quantized ('quantization_config' is set)",
@@ -172,7 +175,8 @@ def _refuse_other_encoder_decoders(config: dict[str, Any], model_type: str, wher
     raise ModelDirectoryError(
         f"encoder-decoder models of type '{model_type}' are not supported{why}",
         where=where,
-        todo="supported are encoders (BERT and the like, ViT), and as encoder-decoders BART, mBART, Marian and Pegasus",
+        todo="supported are encoders (BERT and the like, ViT, of T5 a T5EncoderModel), and as encoder-decoders BART, "
+        "mBART, Marian and Pegasus",
     )
 
 

@@ -138,6 +138,8 @@ def _labels(config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _image(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    tower = config.get("vision_config")  # CLIP's, SigLIP's
+    config = tower if isinstance(tower, Mapping) and "image_size" not in config else config
     size = config.get("image_size")
     height, width = size if isinstance(size, Sequence) and len(size) == 2 else (size, size)
     channels = config.get("num_channels", 3)

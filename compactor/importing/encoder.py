@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -17,14 +17,14 @@ import torch
 
 from compactor.checkpoint import Checkpoint
 from compactor.companions.sentence_modules import sentence_task
-from compactor.errors import ModelDirectoryError
+from compactor.errors import ModelDirectoryError, describe_failure
+from compactor.importing.inputs import PIXELS, example, image_shape, input_names
 from compactor.importing.limits import longest_sequence
 from compactor.importing.stock import build_model
 from compactor.importing.tracing import trace_module
 from compactor.runtime.verification import Case, image_cases, text_cases
 from compactor.tasks import GENERATION, Task, find_task
 
-_TRACE_BATCH, _TRACE_LENGTH = 2, 16
 _SEQUENCE_LENGTHS = (7, 32, 128)
 
 
@@ -54,8 +54,8 @@ class LoadedModel:
         """The inputs on which an export is verified: three lengths, padded right, left and with holes."""
         config = self.module.config
         if self.task.image:
-            channels, height, width = _image_shape(config, self.where)
-            return image_cases(self.input_names[0], channels=channels, height=height, width=width)
+            channels, height, width = image_shape(config, self.where)
+            return image_cases(PIXELS, channels=channels, height=height, width=width)
         return text_cases(
             self.input_names,
             vocab_size=int(config.vocab_size),
@@ -71,15 +71,8 @@ class LoadedModel:
         Raises:
             ModelDirectoryError: The model itself fails, lacks an output, or gives numbers that are not finite.
         """
-        try:
-            with torch.no_grad():
-                result = self.module(**{name: torch.from_numpy(array) for name, array in case.feeds.items()})
-        except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            raise ModelDirectoryError(
-                f"'{type(self.module).__name__}' fails on case {case.name}: {error}",
-                where=self.where,
-                todo="its config.json and weights do not make a working model for this task",
-            ) from error
+        feeds = {name: torch.from_numpy(array) for name, array in case.feeds.items()}
+        result = self._forward(feeds, f"case {case.name}")
         for name in self.task.outputs:
             if result.get(name) is None:
                 raise ModelDirectoryError(
@@ -95,6 +88,34 @@ class LoadedModel:
                 )
         return {name: result[name].numpy() for name in self.task.outputs}
 
+    def with_extras(self, tensors: Collection[str]) -> LoadedModel:
+        """The same model, with the extra outputs of its task that it gives and whose weights are there.
+
+        Args:
+            tensors: Names of the checkpoint's tensors. A pooler that is not among them has random weights.
+
+        Raises:
+            ModelDirectoryError: The model itself fails.
+        """
+        given = example(self.module.config, self.input_names, self.max_tokens, self.where)
+        result = self._forward(given, "two examples")
+        random = {"pooler_output"} if _has_pooler(self.module.state_dict()) and not _has_pooler(tensors) else set()
+        names = (*self.task.outputs, *self.task.extras)
+        outputs = tuple(name for name in names if result.get(name) is not None and name not in random)
+        task = dataclasses.replace(self.task, outputs=outputs or self.task.outputs, extras=())
+        return dataclasses.replace(self, task=task)
+
+    def _forward(self, feeds: dict[str, torch.Tensor], what: str) -> Any:
+        try:
+            with torch.no_grad():
+                return self.module(**feeds)
+        except Exception as error:  # whatever a stock model raises for a config that makes no working one
+            raise ModelDirectoryError(
+                f"'{type(self.module).__name__}' fails on {what}: {describe_failure(error, 'transformers', 'torch')}",
+                where=self.where,
+                todo="its config.json and weights do not make a working model for this task",
+            ) from error
+
     def trace(self, beside: Sequence[ir.Model] = ()) -> ir.Model:
         """An opset-23 graph with the ecosystem's input, output and axis names. The weights move into it.
 
@@ -104,18 +125,14 @@ class LoadedModel:
         Raises:
             ModelDirectoryError: The exporter cannot trace the model; the message holds its reason.
         """
-        if self.task.image:
-            example = {"pixel_values": torch.randn(_TRACE_BATCH, *_image_shape(self.module.config, self.where))}
-            axes: dict[str, Any] = {"pixel_values": {0: torch.export.Dim("batch_size")}}
-        else:
-            length = min(_TRACE_LENGTH, self.max_tokens or _TRACE_LENGTH)
-            ids = torch.full((_TRACE_BATCH, length), int(self.module.config.vocab_size) // 2, dtype=torch.long)
-            filled = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
-            example = {name: filled[name] for name in self.input_names}
-            sizes = {0: torch.export.Dim("batch_size"), 1: torch.export.Dim("sequence_length")}
-            axes = dict.fromkeys(example, sizes)
+        given = example(self.module.config, self.input_names, self.max_tokens, self.where)
+        sizes = {0: torch.export.Dim("batch_size")}
+        if not self.task.image:
+            sizes[1] = torch.export.Dim("sequence_length")
         name = type(self.module).__name__
-        model, produced = trace_module(self.module, example, axes, name=name, where=self.where, beside=beside)
+        model, produced = trace_module(
+            self.module, given, dict.fromkeys(given, sizes), name=name, where=self.where, beside=beside
+        )
         _keep_outputs(model, produced, self)
         return model
 
@@ -134,27 +151,17 @@ def load_model(checkpoint: Checkpoint, task: Task | None = None) -> LoadedModel:
     if task is None:
         task = find_task(sentence_task(checkpoint.path, checkpoint.model_path), checkpoint.config, where=where)
     module = build_model(checkpoint, task)
-    config = module.config
-    if getattr(config, "is_encoder_decoder", False) and not task.generates:
+    decodes = "decoder_input_ids" in inspect.signature(module.forward).parameters
+    if getattr(module.config, "is_encoder_decoder", False) and decodes and not task.generates:
         raise ModelDirectoryError(
             f"'{type(module).__name__}' is an encoder-decoder, which is exported for {GENERATION}, not {task.name}",
             where=where,
             todo=f"pass --task {GENERATION} if its weights are those of a model that writes text",
         )
-    if task.image:
-        names: tuple[str, ...] = ("pixel_values",)
-    else:
-        accepted = inspect.signature(module.forward).parameters
-        names = tuple(name for name in ("input_ids", "attention_mask") if name in accepted)
-        if "token_type_ids" in accepted and int(getattr(config, "type_vocab_size", None) or 1) > 1:
-            names += ("token_type_ids",)
-        if "input_ids" not in names:
-            raise ModelDirectoryError(
-                f"'{type(module).__name__}' takes no 'input_ids', so it cannot be exported for {task.name}",
-                where=where,
-                todo="pass --task with the task the model was trained for",
-            )
-    return LoadedModel(module, task, names, where)
+    loaded = LoadedModel(module, task, input_names(module, task, where), where)
+    if sentence_task(checkpoint.path, checkpoint.model_path) is not None:
+        return loaded  # its modules say what a text's vector is made of, and no pooler
+    return loaded.with_extras(checkpoint.tensors) if task.extras else loaded
 
 
 def _keep_outputs(model: ir.Model, produced: list[str], loaded: LoadedModel) -> None:
@@ -173,19 +180,8 @@ def _keep_outputs(model: ir.Model, produced: list[str], loaded: LoadedModel) -> 
     model.graph.outputs[:] = kept
 
 
-def _image_shape(config: Any, where: str) -> tuple[int, int, int]:
-    """Channels, height and width of the images that a model takes."""
-    told = config if hasattr(config, "image_size") else getattr(config, "vision_config", config)  # CLIP's, SigLIP's
-    size, channels = getattr(told, "image_size", None), getattr(told, "num_channels", None)
-    sizes = [channels, *(size if isinstance(size, list | tuple) else (size, size))]
-    if len(sizes) != 3 or not all(isinstance(number, int) and number > 0 for number in sizes):
-        raise ModelDirectoryError(
-            f"config.json of this {config.model_type} does not say which images it takes: "
-            f"'image_size' is {size!r}, 'num_channels' is {channels!r}",
-            where=where,
-            todo="models whose images are described elsewhere than there or in 'vision_config' are not built",
-        )
-    return sizes[0], sizes[1], sizes[2]
+def _has_pooler(tensors: Collection[str]) -> bool:
+    return any("pooler." in name for name in tensors)
 
 
 def _padding(config: Any) -> int:

@@ -32,7 +32,7 @@ def longest_sequence(module: Any, input_names: tuple[str, ...]) -> int | None:
     config = module.config
     stated = stated_positions(config.to_dict())
     rows = max(
-        (table.num_embeddings for name, table in module.named_modules() if _is_positions(name, table)), default=0
+        (len(table.weight) for name, table in module.named_modules() if _is_positions(name, table)), default=0
     )
     if not rows or rows > _MOST:
         return stated
@@ -48,8 +48,9 @@ def longest_sequence(module: Any, input_names: tuple[str, ...]) -> int | None:
 
 
 def _is_positions(name: str, module: Any) -> bool:
-    last = name.lower()
-    return isinstance(module, nn.Embedding) and "position" in last and not any(part in last for part in _RELATIVE)
+    last, weight = name.lower(), getattr(module, "weight", None)
+    table = isinstance(weight, torch.Tensor) and weight.ndim == 2 and not isinstance(module, nn.Linear)
+    return table and "position" in last and not any(part in last for part in _RELATIVE)
 
 
 def _search(module: Any, input_names: tuple[str, ...], beyond: int) -> int:

@@ -9,7 +9,9 @@ import torch
 
 from compactor.checkpoint import Checkpoint
 from compactor.checkpoint.fitting import Fit
-from compactor.errors import ModelDirectoryError
+from compactor.errors import ModelDirectoryError, describe_failure
+from compactor.importing.classes import model_class, stock_class
+from compactor.importing.direction import looks_ahead, says_both_ways
 from compactor.quiet import quiet
 from compactor.tasks import Task
 
@@ -21,9 +23,13 @@ def build_model(checkpoint: Checkpoint, task: Task) -> Any:
         ModelDirectoryError: The model type is not known to transformers, is a decoder, or lacks weights.
     """
     where = str(checkpoint.path)
+    named = (checkpoint.config.get("architectures") or [""])[0]
     with quiet():
         config = _config(checkpoint, where)
-        return _build(_model_class(task, config, where), config, checkpoint, task, where)
+        module = _build(model_class(task, config, named, where), config, checkpoint, task, where)
+        if _only_generates(config) and not looks_ahead(module):
+            raise _decoder(where)
+    return module
 
 
 def _config(checkpoint: Checkpoint, where: str) -> Any:
@@ -39,19 +45,17 @@ def _config(checkpoint: Checkpoint, where: str) -> Any:
     try:
         config = CONFIG_MAPPING[model_type].from_dict(dict(checkpoint.config))
     except Exception as error:  # transformers raises what it likes for a damaged config
-        raise ModelDirectoryError(f"transformers rejects config.json: {error}", where=where) from error
-    for key in ("output_attentions", "output_hidden_states", "use_cache", "torchscript"):
+        raise ModelDirectoryError(
+            f"transformers rejects config.json: {describe_failure(error, 'transformers')}", where=where
+        ) from error
+    for key in ("output_attentions", "output_hidden_states", "use_cache", "use_mems_eval", "torchscript"):
         if hasattr(config, key):
             setattr(config, key, False)
     config.return_dict = True
     if hasattr(config, "chunk_size_feed_forward"):
         config.chunk_size_feed_forward = 0  # it changes no number, and a trace of it holds for one length alone
-    if getattr(config, "is_decoder", False) or (not config.is_encoder_decoder and _only_generates(config)):
-        raise ModelDirectoryError(
-            "decoder-only models are not supported",
-            where=where,
-            todo="compactor exports encoders and encoder-decoders; use a BERT-like or BART-like model",
-        )
+    if getattr(config, "is_decoder", False) or (_only_generates(config) and not says_both_ways(config)):
+        raise _decoder(where)
     return config
 
 
@@ -59,33 +63,28 @@ def _only_generates(config: Any) -> bool:
     """Whether the family is a decoder: its attention is causal, and no class of it fills in masks."""
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-    known = type(config) in AutoModelForCausalLM._model_mapping
+    known = type(config) in AutoModelForCausalLM._model_mapping and not config.is_encoder_decoder
     return known and type(config) not in AutoModelForMaskedLM._model_mapping
 
 
-def _model_class(task: Task, config: Any, where: str) -> Any:
-    import transformers
-
-    mapping = getattr(transformers, task.auto_class)._model_mapping
-    if type(config) not in mapping:
-        raise ModelDirectoryError(
-            f"transformers has no '{config.model_type}' model for {task.name}",
-            where=where,
-            todo="pass another --task; an encoder-decoder is exported for text2text-generation",
-        )
-    found = mapping[type(config)]
-    return found[0] if isinstance(found, tuple) else found
+def _decoder(where: str) -> ModelDirectoryError:
+    return ModelDirectoryError(
+        "decoder-only models are not supported",
+        where=where,
+        todo="compactor exports encoders and encoder-decoders; use a BERT-like or BART-like model, or a decoder whose "
+        "config makes its attention look both ways ('use_bidirectional_attention', or 'is_causal' of false)",
+    )
 
 
-def _build(model_class: Any, config: Any, checkpoint: Checkpoint, task: Task, where: str) -> Any:
+def _build(found: Any, config: Any, checkpoint: Checkpoint, task: Task, where: str) -> Any:
     options: dict[str, Any] = {}
     is_base = not any(key.startswith("pooler.") or ".pooler." in key for key in checkpoint.tensors)
-    if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters and is_base:
+    if "add_pooling_layer" in inspect.signature(found.__init__).parameters and is_base:
         options["add_pooling_layer"] = False
-    fit = Fit(model_class, config, where)
+    fit = Fit(found, config, where)
     tensors = fit.add_base_name(checkpoint.tensors)
     fit.refuse_no_trunk(tensors)
-    module, info = _from_pretrained(model_class, config, tensors, options, where)
+    module, info = _from_pretrained(found, config, tensors, options, where)
     built = module.state_dict()
     fit.refuse_other_shapes(info["mismatched_keys"], tensors, built)
     hollow = {name for name, tensor in built.items() if tensor.is_meta}  # tied to a tensor that is missing as well
@@ -99,19 +98,17 @@ def _is_trunk(task: Task, checkpoint: Checkpoint) -> bool:
 
     A class of the user's own that ends in ``Model``, as transformers' classes without a head do, may have any head.
     """
-    import transformers
-
     named = (checkpoint.config.get("architectures") or [""])[0]
-    own = named.endswith("Model") and not hasattr(transformers, named)
+    own = named.endswith("Model") and stock_class(named) is None
     return task.auto_class == "AutoModel" and not own
 
 
 def _from_pretrained(
-    model_class: Any, config: Any, tensors: dict[str, torch.Tensor], options: dict[str, Any], where: str
+    found: Any, config: Any, tensors: dict[str, torch.Tensor], options: dict[str, Any], where: str
 ) -> tuple[Any, dict[str, Any]]:
     for attention in ("sdpa", "eager"):
         try:
-            return model_class.from_pretrained(  # type: ignore[no-any-return]
+            return found.from_pretrained(  # type: ignore[no-any-return]
                 None,
                 config=config,
                 state_dict=dict(tensors),
@@ -124,8 +121,8 @@ def _from_pretrained(
         except Exception as error:  # transformers raises what it likes for a config it cannot build
             if attention == "sdpa" and isinstance(error, ValueError) and "attention" in str(error):
                 continue  # this family has no fused attention
-            reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+            reason = describe_failure(error, "transformers")
             raise ModelDirectoryError(
-                f"transformers cannot build '{model_class.__name__}': {reason}", where=where
+                f"transformers cannot build '{found.__name__}': {reason}", where=where
             ) from error
     raise AssertionError("unreachable")

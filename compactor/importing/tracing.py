@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from compactor.errors import ModelDirectoryError
+from compactor.errors import ModelDirectoryError, describe_failure
 from compactor.quiet import quiet
 
 OPSET = 23
@@ -42,7 +42,7 @@ def trace_module(
     """
     try:
         with quiet(), torch.no_grad():
-            produced = [output for output, value in module(**example).items() if value is not None]
+            produced = _names_of(module(**example))
             program = torch.onnx.export(
                 module,
                 (),
@@ -52,10 +52,10 @@ def trace_module(
                 dynamic_shapes=dict(axes),
                 verbose=False,
             )
-    except torch.onnx.errors.OnnxExporterError as error:
-        reason = str(error.__cause__ or error).strip().splitlines()
+    except Exception as error:  # of the exporter's own kind around another's, or whatever torch.export lets through
+        cause = error.__cause__ if isinstance(error, torch.onnx.errors.OnnxExporterError) else None
         raise ModelDirectoryError(
-            f"'{name}' cannot be traced: {reason[0] if reason else type(error).__name__}",
+            f"'{name}' cannot be traced: {describe_failure(cause or error, 'torch', 'onnxscript', 'transformers')}",
             where=where,
             todo="run again with --debug for the exporter's own report",
         ) from error
@@ -64,6 +64,12 @@ def trace_module(
     _check_axes(model, axes, name, where)
     _forget_weights(module, program.model, kept=(model, *beside))
     return model, produced
+
+
+def _names_of(outputs: Mapping[str, Any]) -> list[str]:
+    """The name of each tensor that a module returned; those of an output that holds several share its name."""
+    leaves = {name: torch.utils._pytree.tree_leaves(value) for name, value in outputs.items()}
+    return [name for name, tensors in leaves.items() for tensor in tensors if tensor is not None]
 
 
 def _check_axes(model: ir.Model, axes: Mapping[str, Any], name: str, where: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from compactor.errors import UsageError
 from compactor.evaluation.texts import DOCUMENTS, PAIRS, QUESTIONS, SINGLES
 from compactor.predicting.inputs import InputFile
-from compactor.runtime.images import IMAGES
+from compactor.runtime.images import IMAGE_TASKS
 from compactor.tasks import GENERATION
 
 ROW = "row"
@@ -58,7 +58,7 @@ def choose_columns(
     Raises:
         UsageError: A column is missing.
     """
-    if task == IMAGES and pair is not None:
+    if task in IMAGE_TASKS and pair is not None:
         raise UsageError("--pair names a second text, and this model takes images", todo="leave it")
     if text is None and pair is not None:
         raise UsageError("--pair names the second text, and no --text the first", todo="name both")
@@ -71,7 +71,7 @@ def choose_columns(
         raise UsageError(
             f"two of the columns to keep would be called '{twice}'", where=str(source.path), todo="rename one of them"
         )
-    return Columns(texts, kept, kept_as, source.path.parent if task == IMAGES else None)
+    return Columns(texts, kept, kept_as, source.path.parent if task in IMAGE_TASKS else None)
 
 
 def _is_path(value: Any) -> bool:
@@ -85,7 +85,7 @@ def _usual(source: InputFile, task: str) -> tuple[str, ...]:
     wanted: list[tuple[str, ...]]
     if task == "question-answering":
         wanted, what = [QUESTIONS], f"{' and '.join(QUESTIONS)}"
-    elif task == IMAGES:
+    elif task in IMAGE_TASKS:
         wanted, what = [(name,) for name in PATHS], f"paths of images: none of {', '.join(PATHS)}"
     elif task == GENERATION:
         names = tuple(dict.fromkeys((*DOCUMENTS, *SINGLES)))

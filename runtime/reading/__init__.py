@@ -22,7 +22,7 @@ from ..answers import (
 from ..artefacts import Artefact
 from ..encoding import QUESTIONS, TextEncoder
 from ..errors import ArtefactError
-from ..images import IMAGES, ImageEncoder
+from ..images import IMAGE_VECTORS, IMAGES, ImageEncoder
 from ..reading_options import AGGREGATIONS, ReadingOptions
 from ..sentences import SentenceSettings, read_chain
 from ..sentences.settings import SPARSE, TOKEN_VECTORS
@@ -34,7 +34,7 @@ from .shared import Outputs, Reader
 from .spans import AnswerReader
 from .sparse import SparseReader
 from .token_vectors import TokenVectorReader
-from .vectors import VectorReader
+from .vectors import IMAGE_VECTOR, TEXT_TOWER, TEXT_VECTOR, VectorReader
 
 __all__ = ["AGGREGATIONS", "Outputs", "Reader", "ReadingOptions", "answer_type", "make_reader"]
 
@@ -46,6 +46,7 @@ _BY_TASK: Mapping[str, type[Answer]] = {
     QUESTIONS: Answered,
     "fill-mask": Filled,
     "feature-extraction": Embedded,
+    IMAGE_VECTORS: Embedded,
 }
 _BY_KIND: Mapping[str, type[Answer]] = {SPARSE: Sparse, TOKEN_VECTORS: TokenVectors}
 
@@ -83,19 +84,28 @@ def make_reader(artefact: Artefact, encoder: TextEncoder | ImageEncoder, options
         ArtefactError: No text has an answer by this task, or the folder's pooling is none of those known here.
     """
     kind = answer_type(artefact)
-    if kind is Classified or isinstance(encoder, ImageEncoder):
+    if kind is Classified:
         return LabelReader(artefact)
+    if isinstance(encoder, ImageEncoder):
+        return VectorReader(None, None, pooled=IMAGE_VECTOR)
     if kind is Tagged:
         return EntityReader(artefact, encoder, options)
     if kind is Answered:
         return AnswerReader(options, context_first=encoder.context_first, classifier=_classifier(artefact, encoder))
     sentences = SentenceSettings.read(artefact.folder)
     if sentences is None:
-        return FillReader(artefact, encoder, options) if kind is Filled else VectorReader(None, None)
+        if kind is Filled:
+            return FillReader(artefact, encoder, options)
+        return VectorReader(None, None, pooled=TEXT_TOWER if _is_tower(artefact) else TEXT_VECTOR)
     chain = read_chain(artefact.folder, sentences, encoder.tokenizer)
     if kind is Sparse:
         return SparseReader(chain, sentences.active)
     return TokenVectorReader(chain) if kind is TokenVectors else VectorReader(chain, sentences.width)
+
+
+def _is_tower(artefact: Artefact) -> bool:
+    """Whether it is the half of CLIP, SigLIP and the like that reads texts: trained by its pooled output alone."""
+    return str(artefact.config.get("model_type")).endswith("_text_model")
 
 
 def _classifier(artefact: Artefact, encoder: TextEncoder) -> int | None:

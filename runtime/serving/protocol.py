@@ -14,7 +14,7 @@ from typing import Any
 from ..answers import Answer, Answered, Classified, Embedded, Filled, Refused, Sparse, Tagged, TokenVectors, Written
 from ..encoding import QUESTIONS
 from ..image_files import from_base64
-from ..images import IMAGES
+from ..images import IMAGE_TASKS
 
 VERSION = "1"
 
@@ -47,7 +47,7 @@ def input_names(task: str) -> tuple[str, ...]:
     """The tensors of a request; the last may be missing where pairs are optional."""
     if task == QUESTIONS:
         return ("question", "context")
-    if task == IMAGES:
+    if task in IMAGE_TASKS:
         return ("image",)
     return ("text", "text_pair") if task == "text-classification" else ("text",)
 
@@ -183,7 +183,7 @@ def read_plain(body: Any, most: int, task: str = "") -> list[Any]:
 
 def _decoded(items: list[Any], task: str) -> list[Any]:
     """Of images their bytes; what is no base64 is refused in its place."""
-    return [from_base64(item) for item in items] if task == IMAGES else items
+    return [from_base64(item) for item in items] if task in IMAGE_TASKS else items
 
 
 def _read_tensor(tensor: Any, known: Sequence[str], most: int) -> tuple[str, list[Any]]:

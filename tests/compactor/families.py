@@ -31,7 +31,7 @@ OUTPUTS = {
     "ForQuestionAnswering": ("start_logits", "end_logits"),
     "ForMaskedLM": ("logits",),
     "ForImageClassification": ("logits",),
-    "Model": ("last_hidden_state",),
+    "Model": ("last_hidden_state", "pooler_output"),
 }
 
 Layer = dict[str, Any]

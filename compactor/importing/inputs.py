@@ -1,0 +1,93 @@
+"""What a model takes: the names of its inputs, the size of its images, and an example to trace it with."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+from compactor.errors import ModelDirectoryError
+from compactor.tasks import Task
+
+_BATCH, _LENGTH = 2, 16
+_TEXTS = ("input_ids", "attention_mask", "token_type_ids")
+PIXELS = "pixel_values"
+
+
+def input_names(module: Any, task: Task, where: str) -> tuple[str, ...]:
+    """The inputs of a model's graph.
+
+    Raises:
+        ModelDirectoryError: The model takes others, so that it cannot be exported for ``task``.
+    """
+    accepted = inspect.signature(module.forward).parameters
+    wanted, other = (PIXELS, "input_ids") if task.image else ("input_ids", PIXELS)
+    name = type(module).__name__
+    if wanted not in accepted:
+        raise ModelDirectoryError(
+            f"'{name}' takes no '{wanted}', so it cannot be exported for {task.name}",
+            where=where,
+            todo="pass --task with the task the model was trained for",
+        )
+    if other in accepted and hasattr(module.config, "text_config") and hasattr(module.config, "vision_config"):
+        raise ModelDirectoryError(
+            f"'{name}' compares texts with images, and one graph takes either",
+            where=where,
+            todo="save the tower that you want, such as CLIPVisionModelWithProjection.from_pretrained(folder)"
+            ".save_pretrained(other), and export that",
+        )
+    if task.image and (further := [each for each in ("pixel_attention_mask", "spatial_shapes") if each in accepted]):
+        raise ModelDirectoryError(
+            f"'{name}' takes patches of images of any shape ({PIXELS}, {', '.join(further)}), and resizes its "
+            "positions for each image, which no graph does",
+            where=where,
+            todo="use a checkpoint of the family for images of one size (of SigLIP 2 those whose model_type is siglip)",
+        )
+    if task.image:
+        return (PIXELS,)
+    names = tuple(each for each in _TEXTS[:2] if each in accepted)
+    typed = "token_type_ids" in accepted and int(getattr(module.config, "type_vocab_size", None) or 1) > 1
+    return (*names, _TEXTS[2]) if typed else names
+
+
+def example(config: Any, names: tuple[str, ...], limit: int | None, where: str) -> dict[str, torch.Tensor]:
+    """A batch of two to trace a model with, nothing of it padding.
+
+    Args:
+        config: The model's config.
+        names: What ``input_names`` says.
+        limit: Tokens of a text, at most; None where nothing limits them.
+        where: The model directory, for messages.
+
+    Returns:
+        ``pixel_values`` (B, channels, height, width), or token ids, mask and types (B, S).
+
+    Raises:
+        ModelDirectoryError: The config does not say how large images are.
+    """
+    if PIXELS in names:
+        return {PIXELS: torch.randn(_BATCH, *image_shape(config, where))}
+    ids = torch.full((_BATCH, min(_LENGTH, limit or _LENGTH)), int(config.vocab_size) // 2, dtype=torch.long)
+    filled = dict(zip(_TEXTS, (ids, torch.ones_like(ids), torch.zeros_like(ids)), strict=True))
+    return {name: filled[name] for name in names}
+
+
+def image_shape(config: Any, where: str) -> tuple[int, int, int]:
+    """Channels, height and width of the images that a model takes.
+
+    Raises:
+        ModelDirectoryError: The config does not say.
+    """
+    told = config if hasattr(config, "image_size") else getattr(config, "vision_config", config)  # CLIP's, SigLIP's
+    size, channels = getattr(told, "image_size", None), getattr(told, "num_channels", None)
+    sizes = [channels, *(size if isinstance(size, list | tuple) else (size, size))]
+    if len(sizes) != 3 or not all(isinstance(number, int) and number > 0 for number in sizes):
+        raise ModelDirectoryError(
+            f"config.json of this {config.model_type} does not say which images it takes: "
+            f"'image_size' is {size!r}, 'num_channels' is {channels!r}",
+            where=where,
+            todo="set 'image_size' to [height, width], or give the folder of a family whose config has it, there or in "
+            "'vision_config'",
+        )
+    return sizes[0], sizes[1], sizes[2]
