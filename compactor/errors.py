@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import enum
 import errno
-import importlib.metadata
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,10 +89,10 @@ def describe_failure(error: BaseException, *packages: str) -> str:
 
     Args:
         error: What was raised.
-        packages: The libraries in which it was, by their names on PyPI.
+        packages: The libraries in which it was, by the names they are imported by.
     """
     said = next(iter(str(error).strip().splitlines()), "")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    versions = ", ".join(f"{name} {sys.modules[name].__version__}" for name in packages if name in sys.modules)
     return f"{type(error).__name__}{': ' if said else ''}{said[:_MOST_SAID]} ({versions})"
 
 

@@ -45,7 +45,7 @@ TASKS: Mapping[str, Task] = {
         Task(
             "question-answering",
             "AutoModelForQuestionAnswering",
-            ("ForQuestionAnswering",),
+            ("ForQuestionAnswering", "ForQuestionAnsweringSimple"),
             ("start_logits", "end_logits"),
         ),
         Task("fill-mask", "AutoModelForMaskedLM", ("ForMaskedLM", "WithLMHeadModel"), ("logits",)),
@@ -119,8 +119,15 @@ def find_task(name: str | None, config: Mapping[str, Any], *, where: str) -> Tas
             "config.json names no class in 'architectures'", where=where, todo=f"pass --task: {known}"
         )
     for task in TASKS.values():
-        if stands_for(str(architectures[0]), task):
-            return _by_input(task, config)
+        if not stands_for(str(architectures[0]), task):
+            continue
+        if task.name == FEATURES and {"text_config", "vision_config"} <= config.keys():
+            raise ModelDirectoryError(
+                f"'{architectures[0]}' compares texts with images, and a graph takes one of them",
+                where=where,
+                todo=f"pass --task {FEATURES} for the half that reads texts, or --task {IMAGE_FEATURES} for the other",
+            )
+        return _by_input(task, config)
     raise ModelDirectoryError(
         f"'{architectures[0]}' stands for no task that compactor exports", where=where, todo=f"pass --task: {known}"
     )

@@ -267,6 +267,8 @@ class Collator:
         inputs: Name and numpy type of each input of the graph.
         padding: Token id at padded positions.
         token_types: Whether the tokenizer's token types are the model's; else they are all 0.
+        filled: How long every sequence shall be, with padding that the model reads as it reads a token; None pads to the
+            longest of a batch, and hides that.
 
     Raises:
         ArtefactError: The graph wants something that no text gives.
@@ -274,21 +276,28 @@ class Collator:
 
     _MADE = ("input_ids", "attention_mask", "token_type_ids")
 
-    def __init__(self, inputs: Mapping[str, type[np.generic]], padding: int, *, token_types: bool = True) -> None:
+    def __init__(
+        self,
+        inputs: Mapping[str, type[np.generic]],
+        padding: int,
+        *,
+        token_types: bool = True,
+        filled: int | None = None,
+    ) -> None:
         foreign = [name for name in inputs if name not in self._MADE]
         if foreign:
             raise ArtefactError(
                 f"the graph takes '{foreign[0]}', which no text gives",
                 todo="this loads models of texts; run the graph with compactor.runtime.sessions",
             )
-        self._inputs, self._padding, self._token_types = inputs, padding, token_types
+        self._inputs, self._padding, self._token_types, self._filled = inputs, padding, token_types, filled
 
     def __call__(self, windows: Sequence[Window]) -> dict[str, NDArray[Any]]:
-        """By input (B, S), S the longest of the B windows; padding is on the right."""
-        longest = max(len(window) for window in windows)
+        """By input (B, S), S the longest of the B windows, or as long as all shall be; padding is on the right."""
+        longest = max(self._filled or 1, *(len(window) for window in windows))
+        beyond = {"input_ids": self._padding, "attention_mask": 0 if self._filled is None else 1}
         feeds = {
-            name: np.full((len(windows), longest), self._padding if name == "input_ids" else 0, dtype)
-            for name, dtype in self._inputs.items()
+            name: np.full((len(windows), longest), beyond.get(name, 0), dtype) for name, dtype in self._inputs.items()
         }
         for row, window in enumerate(windows):
             length = len(window)

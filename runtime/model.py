@@ -30,6 +30,7 @@ from .remote_graph import RemoteGraph
 from .sentences import Prompts, Roles, SentenceSettings
 from .sessions import open_session
 from .threads import ThreadPlan, explain_threads
+from .tokenizer import special_token
 
 if TYPE_CHECKING:
     from .generation import EncoderDecoder
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 MAX_BATCH = 64
 BATCH_TOKENS = 4096
 
+# Their text's vector is the state of the last position, padding or not, of texts that are all of one length.
+_FILLED = ("siglip", "siglip_text_model", "siglip2", "siglip2_text_model")
 _TYPES: dict[str, type[np.generic]] = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
 
 
@@ -246,8 +249,7 @@ class _Graph:
                 where=str(artefact.folder),
                 todo="export with --layout triton, or leave the url",
             )
-        padding = artefact.config.get("pad_token_id")
-        session = RemoteGraph(url, home, limit=encoder.limit, padding=padding if isinstance(padding, int) else 0)
+        session = RemoteGraph(url, home, limit=encoder.limit, padding=_padding(artefact))
         return cls._of(session, artefact, encoder, options)
 
     @classmethod
@@ -258,8 +260,12 @@ class _Graph:
             pixels = ImageCollator(session.get_inputs(), encoder.steps)
             return cls(session, pixels, make_reader(artefact, encoder, options))
         inputs = {entry.name: _TYPES.get(entry.type, np.int64) for entry in session.get_inputs()}
-        padding = artefact.config.get("pad_token_id")
-        collate = Collator(inputs, padding if isinstance(padding, int) else 0, token_types=encoder.settings.token_types)
+        types, filled = encoder.settings.token_types, None
+        padding = _padding(artefact)
+        if str(artefact.config.get("model_type")) in _FILLED:  # what the model reads there is the tokenizer's
+            filled = encoder.limit
+            padding = encoder.tokenizer.token_to_id(special_token(artefact.folder, "pad_token") or "") or padding
+        collate = Collator(inputs, padding, token_types=types, filled=filled)
         return cls(session, collate, make_reader(artefact, encoder, options))
 
     def answer(self, items: Sequence[Encoded], *, max_batch: int, batch_tokens: int) -> Answers:
@@ -309,9 +315,8 @@ class _Writer:
         model = EncoderDecoder.open(
             artefact.folder, precision=choice.precision, provider=choice.provider, threads=threads
         )
-        padding = artefact.config.get("pad_token_id")
         inputs = {"input_ids": np.int64, "attention_mask": np.int64}
-        return cls(model, encoder, Collator(inputs, padding if isinstance(padding, int) else 0))
+        return cls(model, encoder, Collator(inputs, _padding(artefact)))
 
     def answer(self, items: Sequence[Encoded], *, max_batch: int, batch_tokens: int) -> Answers:
         batches = by_length([item.tokens for item in items], max_batch, max_positions=batch_tokens)
@@ -324,3 +329,9 @@ class _Writer:
         sequences = self._model.generate(**{name: torch.from_numpy(array) for name, array in feeds.items()})
         texts = self._encoder.tokenizer.decode_batch(sequences.tolist(), skip_special_tokens=True)
         return [Written(text) for text in texts]
+
+
+def _padding(artefact: Artefact) -> int:
+    """The id that stands at padded positions."""
+    found = artefact.config.get("pad_token_id")
+    return found if isinstance(found, int) else 0

@@ -25,7 +25,15 @@ from compactor.exporting.recipe import Recipe
 from compactor.exporting.serialization import write_graph, write_graphs
 from compactor.exporting.stages import count_operators, describe_masked, describe_stage
 from compactor.exporting.unrecognised import find_unrecognised
-from compactor.exporting.verifying import EXACT, HALF, Files, References, int8_tolerance, verify_files
+from compactor.exporting.verifying import (
+    EXACT,
+    HALF,
+    Files,
+    References,
+    int8_tolerance,
+    onnxruntime_failures,
+    verify_files,
+)
 from compactor.importing.encoder import LoadedModel
 from compactor.importing.parts import WHOLE, load_parts
 from compactor.passes.caching.attach_caches import AttachCachesPass
@@ -137,7 +145,8 @@ def build(job: Job) -> Built:
     job.say("checking what ONNX Runtime makes of it")
     for each in written:
         for name, stage in each.stages.items():
-            count_operators(stage, each.files.paths[name])
+            with onnxruntime_failures(each.files.stage):
+                count_operators(stage, each.files.paths[name])
             check_emission(stage, target=target, attentions=attentions[name], quantized=each.quantized[name])
             stages.append(stage)
 

@@ -6,6 +6,7 @@ pass. Graphs run in ONNX Runtime with its own optimizations on and off.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from compactor.checkpoint import read_checkpoint
 from compactor.companions.sentence_modules import copy_modules
-from compactor.errors import ModelDirectoryError, VerificationError
+from compactor.errors import ModelDirectoryError, VerificationError, describe_failure
 from compactor.exporting.graphs import graphs_of
 from compactor.importing.encoder_decoder import PROMPT
 from compactor.importing.parts import load_parts
@@ -98,6 +99,27 @@ def _open(paths: Sequence[Path], *, optimize: bool) -> Callable[[Case], Outputs]
     return decode
 
 
+@contextlib.contextmanager
+def onnxruntime_failures(stage: str) -> Iterator[None]:
+    """Tell a failure inside of ONNX Runtime as one; any other passes.
+
+    Args:
+        stage: The graph that it runs, by its name in the manifest.
+
+    Raises:
+        VerificationError: It does not open the graph, or fails in it.
+    """
+    try:
+        yield
+    except Exception as error:  # its classes have no base of their own
+        if not type(error).__module__.startswith("onnxruntime."):
+            raise
+        raise VerificationError(
+            f"ONNX Runtime fails in the {stage} graph: {describe_failure(error, 'onnxruntime')}",
+            todo="nothing was published; please report it with config.json",
+        ) from error
+
+
 def verify_files(task: Task, references: Mapping[str, References], stages: Sequence[Files]) -> dict[str, Any]:
     """Run every graph on every case, with ONNX Runtime's optimizations on and off.
 
@@ -111,7 +133,8 @@ def verify_files(task: Task, references: Mapping[str, References], stages: Seque
         in a Triton repository, that of those.
 
     Raises:
-        VerificationError: A graph differs by more than its tolerance, or gives a number that is not finite.
+        VerificationError: A graph differs by more than its tolerance, gives a number that is not finite, or cannot be
+            run.
     """
     entries: list[dict[str, Any]] = []
     largest: dict[str, float] = {}
@@ -120,8 +143,9 @@ def verify_files(task: Task, references: Mapping[str, References], stages: Seque
         failures: list[tuple[str, Comparison]] = []
         for files, optimize in itertools.product(stages, (True, False)):
             stage, tolerance = files.stage, files.tolerance
-            run = _open([files.paths[name] for name in names], optimize=optimize)
-            found = [comparison for case, outputs in expected for comparison in compare(case, outputs, run(case))]
+            with onnxruntime_failures(stage):
+                run = _open([files.paths[name] for name in names], optimize=optimize)
+                found = [comparison for case, outputs in expected for comparison in compare(case, outputs, run(case))]
             entries += [{"stage": stage, "optimizations": optimize, **comparison.to_json()} for comparison in found]
             failures += [(stage, comparison) for comparison in found if not math.isfinite(comparison.max_abs_diff)]
             if tolerance is not None:

@@ -1,8 +1,8 @@
 """Which class of transformers loads a checkpoint: the one its config names, else the family's own for the task.
 
-``architectures`` goes before the Auto classes where it names a class for the same task, because they know one a family
-and task: T5's is the whole encoder-decoder, also for the folder of a ``T5EncoderModel``, and many towers of CLIP and its
-kin have none.
+``architectures`` goes before the Auto classes where it names a class for the same task, because they know one a
+family and task: T5's is the whole encoder-decoder, also for the folder of a ``T5EncoderModel``, and many towers of CLIP
+and its kin have none.
 """
 
 from __future__ import annotations
@@ -42,6 +42,25 @@ def model_class(task: Task, config: Any, named: str, where: str) -> Any:
         )
     found = mapping[type(config)]
     return found[0] if isinstance(found, tuple) else found
+
+
+def tower_class(task: Task, config: Any, named: str) -> Any | None:
+    """The class of one half of a model that compares texts with images: CLIP's, SigLIP's.
+
+    Args:
+        task: Feature extraction, of texts or of images, says which half.
+        config: The config of the whole.
+        named: The class of the whole, such as ``CLIPModel``.
+
+    Returns:
+        The class, with its projection where there is one; None for a model that is no such pair.
+    """
+    if task.auto_class != "AutoModel" or not hasattr(config, "text_config") or not hasattr(config, "vision_config"):
+        return None
+    half, wanted = ("Vision", config.vision_config) if task.image else ("Text", config.text_config)
+    names = [f"{named.removesuffix('Model')}{half}Model{end}" for end in ("WithProjection", "")]
+    classes = [found for found in map(stock_class, names) if found is not None]
+    return next((found for found in classes if found.config_class is type(wanted)), None)
 
 
 def stock_class(name: str) -> Any | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-_TOKENS = 4
+_TOKENS = 5
 
 
 def says_both_ways(config: Any) -> bool:
@@ -23,13 +23,20 @@ def says_both_ways(config: Any) -> bool:
 
 @torch.no_grad()
 def looks_ahead(module: Any) -> bool:
-    """Whether the state of a text's first token depends on its last one.
+    """Whether the state of a text's first token depends on its last one, in a batch with padding and in one without.
+
+    Some families do one in one batch and the other in the other: the config reaches their kernel, but not their mask.
 
     Args:
         module: A model of tokens, with or without a head, in evaluation mode.
     """
     ids = torch.arange(_TOKENS)[None].repeat(2, 1) + 1
-    ids[1, -1] += 1
+    ids[1, -2] += 1
     ids %= int(module.config.vocab_size)
-    states = module.base_model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-    return not torch.equal(states[0, 0], states[1, 0])
+    for last in (1, 0):  # the last token is padding, or it is not
+        mask = torch.ones_like(ids)
+        mask[:, -1] = last
+        states = module.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+        if torch.equal(states[0, 0], states[1, 0]):
+            return False
+    return True

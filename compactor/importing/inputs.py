@@ -34,8 +34,7 @@ def input_names(module: Any, task: Task, where: str) -> tuple[str, ...]:
         raise ModelDirectoryError(
             f"'{name}' compares texts with images, and one graph takes either",
             where=where,
-            todo="save the tower that you want, such as CLIPVisionModelWithProjection.from_pretrained(folder)"
-            ".save_pretrained(other), and export that",
+            todo="save the half that you want with a class of its own, and export that",
         )
     if task.image and (further := [each for each in ("pixel_attention_mask", "spatial_shapes") if each in accepted]):
         raise ModelDirectoryError(

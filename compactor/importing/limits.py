@@ -31,9 +31,7 @@ def longest_sequence(module: Any, input_names: tuple[str, ...]) -> int | None:
     """
     config = module.config
     stated = stated_positions(config.to_dict())
-    rows = max(
-        (len(table.weight) for name, table in module.named_modules() if _is_positions(name, table)), default=0
-    )
+    rows = max((len(table.weight) for name, table in module.named_modules() if _is_positions(name, table)), default=0)
     if not rows or rows > _MOST:
         return stated
     padding = getattr(config, "pad_token_id", None)

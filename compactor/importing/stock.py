@@ -6,11 +6,13 @@ import inspect
 from typing import Any
 
 import torch
+import transformers
 
 from compactor.checkpoint import Checkpoint
 from compactor.checkpoint.fitting import Fit
 from compactor.errors import ModelDirectoryError, describe_failure
-from compactor.importing.classes import model_class, stock_class
+from compactor.importing.adapting import adapt
+from compactor.importing.classes import model_class, stock_class, tower_class
 from compactor.importing.direction import looks_ahead, says_both_ways
 from compactor.quiet import quiet
 from compactor.tasks import Task
@@ -26,9 +28,19 @@ def build_model(checkpoint: Checkpoint, task: Task) -> Any:
     named = (checkpoint.config.get("architectures") or [""])[0]
     with quiet():
         config = _config(checkpoint, where)
-        module = _build(model_class(task, config, named, where), config, checkpoint, task, where)
+        found = tower_class(task, config, named)
+        if found is not None:
+            config = _half(config, task)
+        module = _build(found or model_class(task, config, named, where), config, checkpoint, task, where)
         if _only_generates(config) and not looks_ahead(module):
-            raise _decoder(where)
+            raise ModelDirectoryError(
+                f"config.json asks for attention that looks both ways, and '{type(module).__name__}' of transformers "
+                f"{transformers.__version__} does not follow it in every batch",
+                where=where,
+                todo="decoder-only models are not supported; use one whose stock class follows its config, such as "
+                "Gemma 3's",
+            )
+    adapt(module)
     return module
 
 
@@ -48,14 +60,28 @@ def _config(checkpoint: Checkpoint, where: str) -> Any:
         raise ModelDirectoryError(
             f"transformers rejects config.json: {describe_failure(error, 'transformers')}", where=where
         ) from error
+    config = _plain(config)
+    if getattr(config, "is_decoder", False) or (_only_generates(config) and not says_both_ways(config)):
+        raise _decoder(where)
+    return config
+
+
+def _half(config: Any, task: Task) -> Any:
+    """The config of the half that reads images, or of the one that reads texts."""
+    half = _plain(config.vision_config if task.image else config.text_config)
+    if hasattr(half, "projection_dim") and hasattr(config, "projection_dim"):
+        half.projection_dim = config.projection_dim  # the whole model's counts: its half's may be a mere default
+    return half
+
+
+def _plain(config: Any) -> Any:
+    """The same config, with nothing returned but what the task needs, by name."""
     for key in ("output_attentions", "output_hidden_states", "use_cache", "use_mems_eval", "torchscript"):
         if hasattr(config, key):
             setattr(config, key, False)
     config.return_dict = True
     if hasattr(config, "chunk_size_feed_forward"):
         config.chunk_size_feed_forward = 0  # it changes no number, and a trace of it holds for one length alone
-    if getattr(config, "is_decoder", False) or (_only_generates(config) and not says_both_ways(config)):
-        raise _decoder(where)
     return config
 
 
@@ -122,7 +148,5 @@ def _from_pretrained(
             if attention == "sdpa" and isinstance(error, ValueError) and "attention" in str(error):
                 continue  # this family has no fused attention
             reason = describe_failure(error, "transformers")
-            raise ModelDirectoryError(
-                f"transformers cannot build '{found.__name__}': {reason}", where=where
-            ) from error
+            raise ModelDirectoryError(f"transformers cannot build '{found.__name__}': {reason}", where=where) from error
     raise AssertionError("unreachable")

@@ -31,7 +31,7 @@ from compactor.predicting.pace import Pace
 from compactor.predicting.parts import Parts, check_output
 from compactor.predicting.scoring import Job, Reading, Scorer
 from compactor.runtime.artefacts import MANIFEST, Artefact
-from compactor.runtime.images import IMAGES, IMAGE_VECTORS
+from compactor.runtime.images import IMAGE_VECTORS, IMAGES
 from compactor.runtime.reading import ReadingOptions, answer_type
 from compactor.tasks import GENERATION
 
@@ -40,7 +40,13 @@ CHUNK_ROWS = 4096
 LARGEST_CHUNK_ROWS = 100_000
 
 # Rows of a chunk where an answer takes long, or its outputs fill the memory until it is read off.
-_CHUNK_ROWS: Mapping[str, int] = {GENERATION: 64, "fill-mask": 64, "feature-extraction": 1024, IMAGES: 256, IMAGE_VECTORS: 256}
+_CHUNK_ROWS: Mapping[str, int] = {
+    GENERATION: 64,
+    "fill-mask": 64,
+    "feature-extraction": 1024,
+    IMAGES: 256,
+    IMAGE_VECTORS: 256,
+}
 
 
 @dataclasses.dataclass(frozen=True)

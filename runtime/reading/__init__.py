@@ -105,7 +105,7 @@ def make_reader(artefact: Artefact, encoder: TextEncoder | ImageEncoder, options
 
 def _is_tower(artefact: Artefact) -> bool:
     """Whether it is the half of CLIP, SigLIP and the like that reads texts: trained by its pooled output alone."""
-    return str(artefact.config.get("model_type")).endswith("_text_model")
+    return str(artefact.config.get("model_type")).endswith("_text_model") or "text_config" in artefact.config
 
 
 def _classifier(artefact: Artefact, encoder: TextEncoder) -> int | None:

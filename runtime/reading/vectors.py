@@ -14,7 +14,6 @@ from ..sentences import Chain, Features
 from ..sentences.features import SENTENCE
 from .shared import NOT_FINITE, Outputs
 
-
 _STATES, _POOLED = "last_hidden_state", "pooler_output"
 TEXT_VECTOR = ("text_embeds",)
 TEXT_TOWER = (*TEXT_VECTOR, _POOLED)
