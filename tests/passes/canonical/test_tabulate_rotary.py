@@ -66,7 +66,7 @@ def test_tables_are_as_exact_as_the_model():
 
 def test_what_has_positions_stays():
     model = build(dataclasses.replace(ARCH, angles=False))
-    assert_untouched(TabulateRotaryPass(positions=POSITIONS), model, "positions of its own")
+    assert_untouched(TabulateRotaryPass(positions=POSITIONS), model)
 
 
 def test_angles_of_something_else_stay():
