@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from compactor.passes.graph.matching import attribute, constant, scalar
+from compactor.passes.graph.matching import attribute, constant, same_size, scalar
 
 PADDING_MASK = "attention_mask"
 ENCODER_PADDING_MASK = "encoder_attention_mask"  # of the tokens that a decoder's cross-attention looks at
@@ -55,11 +55,14 @@ class MaskSummary:
     @property
     def is_padding_mask(self) -> bool:
         """Whether the mask hides exactly the padded keys: (B, 1, S or 1, S), True or 0 where real."""
-        if self.is_index or len(self.axes) != 4 or self.axes[0] != _BATCH or self.axes[3] != _KEY:
+        return len(self.axes) == 4 and self.hides_keys
+
+    @property
+    def hides_keys(self) -> bool:
+        """Whether it hides exactly the padded keys, with any number of axes between examples and keys."""
+        if self.is_index or self.axes[:1] != (_BATCH,) or self.axes[-1] != _KEY or len(self.axes) < 3:
             return False
-        if not set(self.axes[1:3]) <= {_ONE, _ANY}:
-            return False
-        return self._hides
+        return set(self.axes[1:-1]) <= {_ONE, _ANY} and self._hides
 
     @property
     def _hides(self) -> bool:
@@ -69,19 +72,26 @@ class MaskSummary:
 
 
 def hides_padding(value: ir.Value | None) -> bool:
-    """Whether a mask is proven to hide every padded key, whatever else it adds to the logits."""
+    """Whether a mask (B, 1 or H, 1 or S, S) is proven to hide every padded key, whatever else it adds to the logits."""
+    if value is not None and value.shape is not None and len(value.shape) != 4:
+        return False
+    return _hides_keys(value)
+
+
+def _hides_keys(value: ir.Value | None) -> bool:
+    """The same of a value with fewer axes between those of the examples and the keys."""
     summary = summarize(value)
     if summary is not None:
-        return summary.is_padding_mask
+        return summary.hides_keys
     node = value.producer() if value is not None else None
     if node is None:
         return False
     if node.op_type in ("Add", "And"):
-        return any(hides_padding(v) for v in node.inputs)
+        return any(_hides_keys(v) for v in node.inputs)
     if node.op_type == "Gather" and attribute(node, "axis", 0) not in (1, -3):
         return False  # it may choose heads, but not examples or keys
-    if node.op_type in ("Gather", "Expand", "Identity"):
-        return hides_padding(node.inputs[0])
+    if node.op_type in ("Gather", "Expand", "Identity") or (node.op_type == "Reshape" and _new_axes(node) is not None):
+        return _hides_keys(node.inputs[0])
     if node.op_type == "Where":
         hidden = scalar(node.inputs[2])
         return hidden is not None and hidden <= HIDDEN and _zero_where_padded(node.inputs[0])
@@ -93,7 +103,7 @@ def _zero_where_padded(value: ir.Value | None) -> bool:
     summary = summarize(value)
     if summary is not None:
         roles = summary.axes
-        fits = len(roles) == 4 and roles[0] == _BATCH and roles[3] == _KEY and not summary.is_index
+        fits = len(roles) > 2 and roles[0] == _BATCH and roles[-1] == _KEY and not summary.is_index
         return fits and summary.padded == 0
     node = value.producer() if value is not None else None
     if node is None or node.domain:
@@ -113,7 +123,10 @@ def weighs_hidden_evenly(mask: ir.Value | None) -> bool:
     node = mask.producer()
     if node is not None and node.op_type == "Add":
         return any(weighs_hidden_evenly(v) for v in node.inputs if hides_padding(v))
-    return summarize(mask) is None and hides_padding(mask)
+    if summarize(mask) is not None or not hides_padding(mask):
+        return False
+    condition = summarize(node.inputs[0]) if node is not None and node.op_type == "Where" else None
+    return condition is None or not condition.hides_keys
 
 
 def zeroes_padding(node: ir.Node) -> bool:
@@ -213,6 +226,33 @@ def _unsqueeze(node: ir.Node) -> MaskSummary | None:
     return dataclasses.replace(source, axes=tuple(_ONE if i in inserted else next(rest) for i in range(rank)))
 
 
+def _reshape(node: ir.Node) -> MaskSummary | None:
+    source, new = summarize(node.inputs[0]), _new_axes(node)
+    if source is None or new is None:
+        return None
+    rest = iter(source.axes)
+    return dataclasses.replace(
+        source, axes=tuple(_ONE if i in new else next(rest) for i in range(len(source.axes) + len(new)))
+    )
+
+
+def _new_axes(reshape: ir.Node) -> set[int] | None:
+    """The axes of size one that a Reshape puts in; None where it does anything else."""
+    before = reshape.inputs[0].shape if reshape.inputs[0] is not None else None
+    after = reshape.outputs[0].shape
+    if before is None or after is None:
+        return None
+    new, old = set(), list(before)
+    for axis, size in enumerate(after):
+        if old and same_size(old[0], size):
+            old.pop(0)
+        elif size == 1:
+            new.add(axis)
+        else:
+            return None
+    return None if old else new
+
+
 def _expand(node: ir.Node) -> MaskSummary | None:
     source, shape = summarize(node.inputs[0]), node.inputs[1]
     if source is None or shape is None or shape.shape is None or not isinstance(shape.shape[0], int):
@@ -289,6 +329,7 @@ _RULES: Mapping[str, Rule] = {
     "Not": _elementwise(lambda a: not a, boolean=True),
     "Or": _elementwise(lambda a, b: bool(a) or bool(b), boolean=True),
     "Range": _range,
+    "Reshape": _reshape,
     "Sub": _elementwise(lambda a, b: a - b, boolean=False),
     "Unsqueeze": _unsqueeze,
     "Where": _where,
