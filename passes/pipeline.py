@@ -37,6 +37,7 @@ from compactor.passes.lowering.fuse_skip_layer_norm import FuseSkipLayerNormPass
 from compactor.passes.lowering.lower_opset import LowerOpsetPass
 from compactor.passes.lowering.pack_tokens import PackTokensPass
 from compactor.passes.lowering.repeat_shared_heads import RepeatSharedHeadsPass
+from compactor.passes.lowering.write_head_norms import WriteHeadNormsPass
 from compactor.passes.lowering.write_masks_as_floats import WriteMasksAsFloatsPass
 from compactor.passes.lowering.write_relative_logits import WriteRelativeLogitsPass
 from compactor.passes.lowering.write_residuals_as_sum import WriteResidualsAsSumPass
@@ -73,6 +74,7 @@ PASSES: tuple[type[RewritePass], ...] = (
     AlignWidthsPass,
     PackTokensPass,
     WriteRelativeLogitsPass,
+    WriteHeadNormsPass,
     WriteResidualsAsSumPass,
     WriteMasksAsFloatsPass,
     FuseCudaAttentionPass,
@@ -149,7 +151,7 @@ def lowering(target: str, *, pack: Mapping[str, float] | None) -> list[AnyPass]:
         passes += [RepeatSharedHeadsPass(), common.ShapeInferencePass()]
     if pack is not None:
         passes.append(PackTokensPass(fill=dict(pack)))
-    passes.append(WriteRelativeLogitsPass())  # behind packing, which knows the operator that reads by position
+    passes += [WriteRelativeLogitsPass(), WriteHeadNormsPass()]  # behind packing, which knows these operators
     if target == "cpu":
         # ORT fuses (B, S, D) residuals into a kernel that is slow on CPU; packed (T, D) ones, where packing was not
         # refused, it does not.

@@ -2,6 +2,7 @@
 
     Reshape, Transpose (x3) -> Attention (4-D) -> Transpose, Reshape   ==>   Attention (3-D; q_num_heads, scale)
     Reshape, Transpose [-> c * ] -> RotaryEmbedding (4-D)              ==>   RotaryEmbedding (3-D; num_heads), c * scale
+    RMSNormalization (4-D) of each head                                ==>   HeadRMSNormalization (3-D; num_heads)
     Unsqueeze, Expand, Reshape of keys and values for their group      ==>   kv_num_heads
 
 In the 3-D form the head count is one attribute and everything else is the width of a matrix. The scale is pinned to
@@ -18,8 +19,17 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compactor.passes.base import Applied, NoMatch, Refused, RewritePass, RewriteResult
-from compactor.passes.graph.heads import SWAP, SplitHeads, scaled_heads, split_heads
-from compactor.passes.graph.matching import attribute, constant, new_node, producer, redirect, same_size, sole_consumer
+from compactor.passes.graph.heads import HEAD_NORMS, SWAP, SplitHeads, normed_heads, split_heads
+from compactor.passes.graph.matching import (
+    CANONICAL,
+    attribute,
+    constant,
+    new_node,
+    producer,
+    redirect,
+    same_size,
+    sole_consumer,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,13 +121,13 @@ def _before_repeats(value: ir.Value | None) -> ir.Value | None:
 
 
 def _rotated(value: ir.Value | None) -> SplitHeads:
-    """An operand behind a rotary embedding or not, and behind a factor or not."""
+    """An operand behind a rotary embedding, a factor and a norm of each head, or not."""
     rotary = value.producer() if value is not None else None
     if rotary is None or rotary.op_type != "RotaryEmbedding" or rotary.domain:
-        return scaled_heads(value)
+        return normed_heads(value)
     if len(rotary.inputs) < 4 or rotary.inputs[3] is None:
         raise NoMatch("the rotary embedding does not read its tables by position")
-    return dataclasses.replace(scaled_heads(rotary.inputs[0]), rotary=rotary)
+    return dataclasses.replace(normed_heads(rotary.inputs[0]), rotary=rotary)
 
 
 def _rewrite(graph: ir.Graph, node: ir.Node, found: _Wrapped) -> None:
@@ -131,7 +141,7 @@ def _rewrite(graph: ir.Graph, node: ir.Node, found: _Wrapped) -> None:
         "softcap": softcap,
     }
     given = {name: value for name, value in options.items() if value}
-    sources = [_rotate(graph, operand) for operand in found.operands]
+    sources = [_in_rows(graph, operand) for operand in found.operands]
     attention = new_node("Attention", [*sources, *node.inputs[3:4]], **given)
     attention.name = node.name
     attention.outputs[0].type = found.output.type
@@ -140,13 +150,27 @@ def _rewrite(graph: ir.Graph, node: ir.Node, found: _Wrapped) -> None:
     redirect(found.output, attention.outputs[0])
 
 
-def _rotate(graph: ir.Graph, operand: SplitHeads) -> ir.Value:
+def _in_rows(graph: ir.Graph, operand: SplitHeads) -> ir.Value:
     """The 3-D value that the attention reads."""
-    if operand.rotary is None:
-        return operand.source
-    given = {name: attribute(operand.rotary, name, 0) for name in ("interleaved", "rotary_embedding_dim")}
-    options = {name: value for name, value in given.items() if value}
-    node = new_node("RotaryEmbedding", [operand.source, *operand.rotary.inputs[1:]], num_heads=operand.heads, **options)
-    node.outputs[0].type, node.outputs[0].shape = operand.source.type, operand.source.shape
-    graph.insert_after(operand.rotary, node)
-    return node.outputs[0]
+    value = operand.source
+    if operand.norm is not None:
+        node = new_node(
+            HEAD_NORMS[operand.norm.op_type],
+            [value, *operand.norm.inputs[1:]],
+            domain=CANONICAL,
+            num_heads=operand.heads,
+            epsilon=float(attribute(operand.norm, "epsilon", 1e-5)),
+        )
+        graph.opset_imports.setdefault(CANONICAL, 1)
+        graph.insert_after(operand.norm, node)
+        value = node.outputs[0]
+    if operand.rotary is not None:
+        given = {name: attribute(operand.rotary, name, 0) for name in ("interleaved", "rotary_embedding_dim")}
+        options = {name: number for name, number in given.items() if number}
+        node = new_node("RotaryEmbedding", [value, *operand.rotary.inputs[1:]], num_heads=operand.heads, **options)
+        graph.insert_after(operand.rotary, node)
+        value = node.outputs[0]
+    if value is not operand.source:
+        for made in (value, *(v for v in value.producer().inputs[:1] if v is not None)):  # type: ignore[union-attr]
+            made.type, made.shape = operand.source.type, operand.source.shape
+    return value

@@ -24,7 +24,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compactor.passes.base import Applied, NoMatch, Refused, RewritePass, RewriteResult
 from compactor.passes.graph.evaluating import evaluate, nodes_behind
-from compactor.passes.graph.heads import split_heads, without_factors
+from compactor.passes.graph.heads import normed_heads, without_factors
 from compactor.passes.graph.matching import Array, add_initializer, attribute, constant, layer_of, new_node, same_size
 
 _LARGEST = 1 << 28  # bytes of an operand that is computed to see what becomes of it
@@ -128,7 +128,7 @@ def _split_value(value: ir.Value) -> ir.Value:
     while pending:
         current = pending.pop()
         try:
-            split_heads(current)
+            normed_heads(current)
             found[current] = None
             continue
         except NoMatch:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from compactor.passes.base import NoMatch
+from compactor.passes.graph.heads import HEAD_NORMS
 from compactor.passes.graph.liveness import HeadLiveness, head_liveness, repeat_heads
 from compactor.passes.graph.matching import (
     CANONICAL,
@@ -115,6 +116,8 @@ class AttentionBlock:
         output: ``(H*dv, D)`` projection, the only reader of the attention's output.
         per_head_mask: Whether the mask carries a value per head on axis 1 that does not come from this block.
         rotary: What turns queries and keys by their positions, where anything does.
+        query_norm: The norm of each head of the queries, in front of ``rotary``, where there is one.
+        key_norm: The same of the keys.
         query_terms: Logits of the queries and the distances, which the mask adds.
         key_terms: Logits of the keys and the distances.
     """
@@ -128,6 +131,8 @@ class AttentionBlock:
     rotary: Rotary | None = None
     query_terms: tuple[RelativeTerm, ...] = ()
     key_terms: tuple[RelativeTerm, ...] = ()
+    query_norm: ir.Node | None = None
+    key_norm: ir.Node | None = None
 
     @property
     def terms(self) -> tuple[RelativeTerm, ...]:
@@ -153,8 +158,10 @@ class AttentionBlock:
         """Write new counts into the attributes of all nodes that have them. Weights are the caller's."""
         for name, number in (("q_num_heads", heads), ("kv_num_heads", kv_heads)):
             self.node.attributes[name] = ir.AttrInt64(name, number)
-        if self.rotary is not None:
-            for node, number in ((self.rotary.query, heads), (self.rotary.key, kv_heads)):
+        of_query, of_key = (self.query_norm, heads), (self.key_norm, kv_heads)
+        turned = () if self.rotary is None else ((self.rotary.query, heads), (self.rotary.key, kv_heads))
+        for node, number in (of_query, of_key, *turned):
+            if node is not None:
                 node.attributes["num_heads"] = ir.AttrInt64("num_heads", number)
                 node.outputs[0].shape = None
         self.node.outputs[0].shape = None
@@ -167,7 +174,7 @@ class AttentionBlock:
     @property
     def liveness(self) -> HeadLiveness:
         """What can change the output."""
-        return head_liveness(
+        found = head_liveness(
             self.query.weight,
             self.query.bias,
             self.key.weight,
@@ -180,6 +187,12 @@ class AttentionBlock:
             query_table=_stacked(self.query_terms),
             key_table=_stacked(self.key_terms),
         )
+        return dataclasses.replace(found, qk=np.ones_like(found.qk)) if self.normed else found
+
+    @property
+    def normed(self) -> bool:
+        """Whether a norm makes every channel of a head's queries or keys depend on the others, so that all stay."""
+        return self.query_norm is not None or self.key_norm is not None
 
     @property
     def live_heads(self) -> NDArray[np.bool_]:
@@ -200,7 +213,9 @@ class AttentionBlock:
         """Every node of the block."""
         rotary = () if self.rotary is None else self.rotary.nodes
         terms = [node for term in self.terms for node in (term.node, *term.way)]
-        return (self.node, *rotary, *terms, *self.query.nodes, *self.key.nodes, *self.value.nodes, *self.output.nodes)
+        norms = [node for node in (self.query_norm, self.key_norm) if node is not None]
+        layers = [node for each in (self.query, self.key, self.value, self.output) for node in each.nodes]
+        return (self.node, *rotary, *norms, *terms, *layers)
 
 
 def _stacked(terms: tuple[RelativeTerm, ...]) -> Array | None:
@@ -223,6 +238,8 @@ def match_attention(node: ir.Node) -> AttentionBlock:
         raise NoMatch("the attention keeps a key/value cache or exposes its logits")
     rotary = _rotary(node)
     operands = node.inputs[:3] if rotary is None else [rotary.query.inputs[0], rotary.key.inputs[0], node.inputs[2]]
+    norms = [_head_norm(operand) for operand in operands[:2]]
+    operands = [each if norm is None else norm.inputs[0] for each, norm in zip(operands, (*norms, None), strict=True)]
     mask = node.inputs[3] if len(node.inputs) > 3 else None
     found = _relative_terms(mask)
     of_query, of_key = (tuple(t for t, turned in found if turned is side) for side in (False, True))
@@ -241,7 +258,16 @@ def match_attention(node: ir.Node) -> AttentionBlock:
     if found and kv_heads != heads:
         raise NoMatch("query heads share keys beside logits of distances")
     per_head = not found and _is_per_head(mask, heads)
-    return AttentionBlock(node, query, key, value, output, per_head, rotary, of_query, of_key)
+    return AttentionBlock(node, query, key, value, output, per_head, rotary, of_query, of_key, *norms)
+
+
+def _head_norm(value: ir.Value | None) -> ir.Node | None:
+    """The norm of each head that gives ``value``, which nobody else reads."""
+    node = value.producer() if value is not None else None
+    if value is None or node is None or node.domain != CANONICAL or node.op_type not in HEAD_NORMS.values():
+        return None
+    sole_consumer(value)
+    return node
 
 
 def _relative_terms(mask: ir.Value | None) -> list[tuple[RelativeTerm, bool]]:

@@ -7,9 +7,12 @@ import dataclasses
 import onnx_ir as ir
 
 from compactor.passes.base import NoMatch
-from compactor.passes.graph.matching import attribute, producer, scalar
+from compactor.passes.graph.matching import attribute, constant, producer, scalar
 
 SWAP = (0, 2, 1, 3)  # (B, S, H, d) <-> (B, H, S, d)
+
+HEAD_NORMS = {"RMSNormalization": "HeadRMSNormalization", "LayerNormalization": "HeadLayerNormalization"}
+"""Norms over the channels of a head, and the canonical operators (B, S, H*d) -> (B, S, H*d) that they become."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +25,7 @@ class SplitHeads:
         width: d.
         factor: What it is multiplied by on its way.
         rotary: The rotary embedding on its way, if there is one.
+        norm: The norm of each head on its way, if there is one, in front of ``rotary`` and the factor.
     """
 
     source: ir.Value
@@ -29,12 +33,28 @@ class SplitHeads:
     width: int
     factor: float = 1.0
     rotary: ir.Node | None = None
+    norm: ir.Node | None = None
 
 
 def scaled_heads(value: ir.Value | None) -> SplitHeads:
     """An operand behind numbers that it is multiplied or divided by, or none. Raises NoMatch."""
     value, factor = without_factors(value)
     return dataclasses.replace(split_heads(value), factor=factor)
+
+
+def normed_heads(value: ir.Value | None) -> SplitHeads:
+    """The same of an operand whose heads may each have been normalised before. Raises NoMatch."""
+    value, factor = without_factors(value)
+    norm = value.producer() if value is not None else None
+    if norm is None or norm.op_type not in HEAD_NORMS or norm.domain:
+        return dataclasses.replace(split_heads(value), factor=factor)
+    if attribute(norm, "axis", -1) not in (-1, 3) or any(constant(v) is None for v in norm.inputs[1:] if v is not None):
+        raise NoMatch("queries or keys are normalised by something else than numbers for the channels of a head")
+    found = split_heads(norm.inputs[0])
+    weight = constant(norm.inputs[1])
+    if weight is None or weight.shape != (found.width,):
+        raise NoMatch("queries or keys are normalised by something else than numbers for the channels of a head")
+    return dataclasses.replace(found, factor=factor, norm=norm)
 
 
 def without_factors(value: ir.Value | None) -> tuple[ir.Value | None, float]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from compactor.passes.graph.heads import HEAD_NORMS
 from compactor.passes.graph.masks import zeroes_padding
-from compactor.passes.graph.matching import attribute, constant, same_size
+from compactor.passes.graph.matching import CANONICAL, attribute, constant, same_size
 from compactor.passes.graph.pointwise import is_pointwise
 
 SPREAD = ("Attention", "RotaryEmbedding")
@@ -55,6 +56,8 @@ def token_wise_nodes(graph: ir.Graph, mask: ir.Value) -> set[ir.Node]:
 
 
 def _treats_rows_alone(node: ir.Node) -> bool:
+    if node.domain == CANONICAL:
+        return node.op_type in HEAD_NORMS.values()
     if node.domain not in ("", "ai.onnx"):
         return False
     constants = [array for value in node.inputs if value is not None and (array := constant(value)) is not None]

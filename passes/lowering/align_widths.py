@@ -45,7 +45,9 @@ class AlignWidthsPass(RewritePass):
             heads, kv_heads = block.heads, block.kv_heads
             qk, v = block.query.weight.shape[1] // heads, block.value.weight.shape[1] // kv_heads
             new_qk, new_v = _round_up(qk, self.head), _round_up(v, self.head)
-            if self.same:
+            if block.normed:  # a mean over the channels of a head counts zeros too
+                new_qk = qk
+            elif self.same:
                 new_qk = new_v = max(new_qk, new_v)
             if new_qk > qk:
                 if block.rotary is not None:

@@ -46,7 +46,6 @@ class WriteRelativeLogitsPass(RewritePass):
                 applied.append(Applied(layer_of(node), "written-relative-logits", 1))
         if applied:
             RemoveUnusedNodesPass()(model)
-            model.graph.opset_imports.pop(CANONICAL, None)
         return RewriteResult.of(model, applied)
 
 

@@ -5,8 +5,8 @@
 
 Both hold for every mask that leaves each query at least one key; one that may leave none keeps the value bias. A rotary
 embedding turns ``bk`` by the position of the key, so that it moves logits: it stays in the channels that are turned,
-and in those that logits of keys and distances read. Afterwards a value channel whose weights are zero is exactly zero,
-which is what the passes after this one look for.
+and in those that logits of keys and distances read, and in front of a norm. Afterwards a value channel whose weights are
+zero is exactly zero, which is what the passes after this one look for.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class FoldValueBiasesPass(RewritePass):
 
 
 def _mattering(block: AttentionBlock, bias: Array) -> Array:
-    """A key bias in the channels that a rotary embedding turns or that logits of distances read, 0 in the others."""
-    matters = np.zeros(len(bias), dtype=np.bool_)
+    """A key bias in the channels that are normalised, that are turned or that distances read, 0 in the others."""
+    matters = np.full(len(bias), block.key_norm is not None)
     if block.rotary is not None:
         matters |= np.tile(block.rotary.partners(len(bias) // block.kv_heads) >= 0, block.kv_heads)
     for term in block.key_terms:

@@ -18,6 +18,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compactor.passes.base import Applied, NoMatch, Refused, RewritePass, RewriteResult
 from compactor.passes.graph.blocks import AttentionBlock, attention_blocks, feed_forward_blocks
+from compactor.passes.graph.evaluating import evaluate
 from compactor.passes.graph.matching import Array, Linear, add_initializer, attribute, constant, redirect, sole_consumer
 
 
@@ -54,14 +55,19 @@ class RemoveEmptySublayersPass(RewritePass):
 
 def _replace_by_bias(graph: ir.Graph, output: Linear) -> ir.Node:
     """Let the residual addition behind ``output`` add its bias (D,) instead. Returns the addition."""
-    residual = sole_consumer(output.output)
+    bias = np.zeros(output.weight.shape[1], output.weight.dtype) if output.bias is None else np.asarray(output.bias)
+    result = output.output
+    residual = sole_consumer(result)
+    if residual.op_type in ("LayerNormalization", "RMSNormalization") and attribute(residual, "axis", -1) in (-1, 2):
+        result = residual.outputs[0]  # of a constant row, a norm makes another
+        bias = evaluate(result, {output.output: bias[None, None]}).reshape(-1)
+        residual = sole_consumer(result)
     if residual.op_type != "Add":
         raise NoMatch(f"the output of the emptied block feeds '{residual.op_type}', not a residual addition")
-    index = 0 if residual.inputs[0] is output.output else 1
+    index = 0 if residual.inputs[0] is result else 1
     stream = residual.inputs[1 - index]
-    if stream is output.output or constant(stream) is not None:
+    if stream is result or constant(stream) is not None:
         raise NoMatch("the output of the emptied block feeds no residual addition")
-    bias = np.zeros(output.weight.shape[1], output.weight.dtype) if output.bias is None else np.asarray(output.bias)
     residual.replace_input_with(index, add_initializer(graph, f"{residual.outputs[0].name}.bias", bias))
     return residual
 

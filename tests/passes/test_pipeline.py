@@ -45,6 +45,7 @@ def test_structure_reads_as_the_design() -> None:
         "split-merged-heads",
         "raise-relative-logits",
         "raise-attention",
+        "raise-rotary",
         "tabulate-rotary",
         "normalize-attention",
         "label-layers",
@@ -66,16 +67,24 @@ def test_structure_reads_as_the_design() -> None:
             "cpu",
             True,
             [
-                *("align-widths", "pack-tokens", "write-relative-logits", "write-residuals-as-sum"),
-                "write-masks-as-floats",
+                *("align-widths", "pack-tokens", "write-relative-logits", "write-head-norms"),
+                *("write-residuals-as-sum", "write-masks-as-floats"),
             ],
         ),
-        ("cpu", False, ["align-widths", "write-relative-logits", "write-residuals-as-sum", "write-masks-as-floats"]),
+        (
+            "cpu",
+            False,
+            [
+                *("align-widths", "write-relative-logits", "write-head-norms"),
+                *("write-residuals-as-sum", "write-masks-as-floats"),
+            ],
+        ),
         (
             "cuda",
             False,
             [
-                *("repeat-shared-heads", "write-relative-logits", "align-widths", "fuse-cuda-attention"),
+                *("repeat-shared-heads", "write-relative-logits", "write-head-norms", "align-widths"),
+                "fuse-cuda-attention",
                 *("fuse-cuda-rotary", "fuse-skip-layer-norm", "fuse-bias-gelu", "lower-opset"),
             ],
         ),
@@ -83,8 +92,8 @@ def test_structure_reads_as_the_design() -> None:
             "portable",
             False,
             [
-                *("repeat-shared-heads", "write-relative-logits", "decompose-attention", "decompose-rotary"),
-                "lower-opset",
+                *("repeat-shared-heads", "write-relative-logits", "write-head-norms", "decompose-attention"),
+                *("decompose-rotary", "lower-opset"),
             ],
         ),
     ],
