@@ -23,11 +23,16 @@ from compactor.passes.graph.matching import attribute, last_dim, new_node, produ
 
 
 @dataclasses.dataclass(frozen=True)
-class _SpelledOut:
-    """``q``, ``k`` (not transposed), ``v``, the terms added to the logits, the factor, and the last MatMul.
+class _Choice:
+    """A bool, and what it is where logits are left; elsewhere they are hidden."""
 
-    ``visible`` is the bool that says which logits are left; where it is False, they are the lowest float.
-    """
+    condition: ir.Value
+    left: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _SpelledOut:
+    """``q``, ``k`` (not transposed), ``v``, terms added to the logits, the factor, the last MatMul, what is hidden."""
 
     q: ir.Value
     k: ir.Value
@@ -35,7 +40,7 @@ class _SpelledOut:
     terms: tuple[ir.Value, ...]
     scale: float
     merge: ir.Node
-    visible: ir.Value | None
+    choice: _Choice | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +79,7 @@ def _match(softmax: ir.Node) -> _SpelledOut:
         raise NoMatch("its probabilities do not multiply a value matrix")
     terms: list[ir.Value] = []
     scale = 1.0
-    value, visible = _visible(softmax.inputs[0])
+    value, choice = _chosen(softmax.inputs[0])
     while True:
         node = producer(value, "Add", "Mul", "Div", "MatMul")
         if node.op_type == "MatMul":
@@ -118,23 +123,20 @@ def _match(softmax: ir.Node) -> _SpelledOut:
         k = straight.outputs[0]
     else:
         raise NoMatch(f"its keys are transposed by {perm}")
-    return _SpelledOut(q, k, merge.inputs[1], tuple(terms), scale, merge, visible)
+    return _SpelledOut(q, k, merge.inputs[1], tuple(terms), scale, merge, choice)
 
 
-def _visible(logits: ir.Value | None) -> tuple[ir.Value | None, ir.Value | None]:
-    """The logits before a number hid some of them, and the bool that says which are left."""
+def _chosen(logits: ir.Value | None) -> tuple[ir.Value | None, _Choice | None]:
+    """The logits before a number hid some of them, and what said which."""
     node = logits.producer() if logits is not None else None
-    if node is None or node.domain or node.op_type != "Where":
+    if node is None or node.domain or node.op_type != "Where" or node.inputs[0] is None:
         return logits, None
     condition, yes, no = node.inputs
-    hidden = scalar(yes)
-    if hidden is not None and hidden <= HIDDEN:
-        negation = producer(condition, "Not")
-        return no, negation.inputs[0]
-    hidden = scalar(no)
-    if hidden is None or hidden > HIDDEN:
-        raise NoMatch("its logits are chosen by a condition")
-    return yes, condition
+    for hidden, left, value in ((yes, False, no), (no, True, yes)):
+        number = scalar(hidden)
+        if number is not None and number <= HIDDEN:
+            return value, _Choice(condition, left)
+    raise NoMatch("its logits are chosen by a condition")
 
 
 def _leads_to_product(value: ir.Value | None) -> bool:
@@ -154,26 +156,33 @@ class _Masks:
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
-        self._made: dict[ir.Value, ir.Value] = {}
+        self._made: dict[_Choice, ir.Value] = {}
 
-    def of(self, visible: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """The term that hides what is not ``visible``."""
-        if visible not in self._made:
-            node = hide_where_false(self._graph, visible, dtype, EVEN_LOGIT)
+    def of(self, choice: _Choice, dtype: ir.DataType) -> ir.Value:
+        """The term that hides what is not left."""
+        if choice not in self._made:
+            visible, nodes = choice.condition, list[ir.Node]()
             source = visible.producer()
+            if not choice.left and source is not None and source.op_type == "Not" and source.inputs[0] is not None:
+                visible = source.inputs[0]
+            elif not choice.left:
+                nodes = [new_node("Not", [visible])]
+                nodes[0].outputs[0].type, nodes[0].outputs[0].shape = visible.type, visible.shape
+                visible = nodes[0].outputs[0]
+            nodes.append(hide_where_false(self._graph, visible, dtype, EVEN_LOGIT))
             if source is None:
-                self._graph.insert_before(self._graph[0], node)
+                self._graph.insert_before(self._graph[0], nodes)
             else:
-                self._graph.insert_after(source, node)
-            self._made[visible] = node.outputs[0]
-        return self._made[visible]
+                self._graph.insert_after(source, nodes)
+            self._made[choice] = nodes[-1].outputs[0]
+        return self._made[choice]
 
 
 def _rewrite(graph: ir.Graph, found: _SpelledOut, masks: _Masks) -> None:
     mask: ir.Value | None = None
     terms = list(found.terms)
-    if found.visible is not None:
-        terms.append(masks.of(found.visible, found.merge.outputs[0].dtype or ir.DataType.FLOAT))
+    if found.choice is not None:
+        terms.append(masks.of(found.choice, found.merge.outputs[0].dtype or ir.DataType.FLOAT))
     for term in terms:
         if mask is None:
             mask = term

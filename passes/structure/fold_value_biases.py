@@ -5,7 +5,7 @@
 
 Both hold for every mask that leaves each query at least one key; one that may leave none keeps the value bias. A rotary
 embedding turns ``bk`` by the position of the key, so that it moves logits: it stays in the channels that are turned,
-and in those that logits of keys and distances read, and in front of a norm. Afterwards a value channel whose weights are
+in those that logits of keys and distances read, and in front of a norm. Afterwards a value channel whose weights are
 zero is exactly zero, which is what the passes after this one look for.
 """
 

@@ -21,6 +21,8 @@ from compactor.passes.graph.blocks import AttentionBlock, attention_blocks, feed
 from compactor.passes.graph.evaluating import evaluate
 from compactor.passes.graph.matching import Array, Linear, add_initializer, attribute, constant, redirect, sole_consumer
 
+_NORMS = ("LayerNormalization", "RMSNormalization")
+
 
 @dataclasses.dataclass(frozen=True)
 class RemoveEmptySublayersPass(RewritePass):
@@ -58,9 +60,10 @@ def _replace_by_bias(graph: ir.Graph, output: Linear) -> ir.Node:
     bias = np.zeros(output.weight.shape[1], output.weight.dtype) if output.bias is None else np.asarray(output.bias)
     result = output.output
     residual = sole_consumer(result)
-    if residual.op_type in ("LayerNormalization", "RMSNormalization") and attribute(residual, "axis", -1) in (-1, 2):
-        result = residual.outputs[0]  # of a constant row, a norm makes another
-        bias = evaluate(result, {output.output: bias[None, None]}).reshape(-1)
+    normed = residual.outputs[0]
+    is_norm = residual.op_type in _NORMS and attribute(residual, "axis", -1) in (-1, 2)
+    if is_norm and len(normed.uses()) == 1 and not normed.is_graph_output():  # of a constant row, it makes another
+        result, bias = normed, evaluate(normed, {result: bias[None, None]}).reshape(-1)
         residual = sole_consumer(result)
     if residual.op_type != "Add":
         raise NoMatch(f"the output of the emptied block feeds '{residual.op_type}', not a residual addition")

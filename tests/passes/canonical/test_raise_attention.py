@@ -184,7 +184,7 @@ def unknown_query_width(model):
         (scale_that_is_computed, "its scale is not a constant"),
         (scale_per_head, "its scale is not a constant"),
         (not_added, "expected Add or Mul or Div or MatMul, found 'Sub'"),
-        (not_a_product, "expected Not, found 'Cast'"),
+        (not_a_product, "expected Add or Mul or Div or MatMul, found 'Sub'"),
         (keys_not_transposed_like_keys, "its keys are transposed by (1, 0, 3, 2)"),
         (constant_keys, "not a scaled product plus additive terms"),
         (weighs_on_the_right, "do not multiply a value matrix"),
