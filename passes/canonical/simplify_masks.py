@@ -6,7 +6,8 @@ In a decoder it is ``encoder_attention_mask`` that cross-attention reads, and th
 
 Exporters spell the mask differently in every release (additive, boolean, gathered through an index grid); the later
 passes and ONNX Runtime meet one. The forms differ only for an example without any real token, which has no defined
-output. See ``graph/masks.py`` for how a mask is recognised.
+output. A mask that hides more than padding by the lowest float gets a number with which a query that sees no key weighs
+all alike in ONNX Runtime, too. See ``graph/masks.py`` for how a mask is recognised.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compactor.passes.base import Applied, RewritePass, RewriteResult
-from compactor.passes.graph.masks import PADDING_MASK, PADDING_MASKS, summarize
-from compactor.passes.graph.matching import add_initializer, layer_of, new_node
+from compactor.passes.graph.additive_masks import EVEN_LOGIT
+from compactor.passes.graph.masks import PADDING_MASK, PADDING_MASKS, summarize, weighs_hidden_evenly
+from compactor.passes.graph.matching import add_initializer, constant, layer_of, new_node
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +41,11 @@ class SimplifyMasksPass(RewritePass):
         for node in tuple(model.graph):
             if node.op_type != "Attention" or node.domain or len(node.inputs) < 4 or node.inputs[3] is None:
                 continue
-            summary = summarize(node.inputs[3])
+            mask = node.inputs[3]
+            summary = summarize(mask)
             if summary is None:
+                if weighs_hidden_evenly(mask):
+                    applied.append(Applied(layer_of(node), "even-mask", _write_evenly(model.graph, mask)))
                 continue
             if summary.keeps_everything:
                 node.replace_input_with(3, None)
@@ -91,3 +96,19 @@ def _plain_mask(graph: ir.Graph) -> ir.Value:
     mask.outputs[0].name = "padding_mask"
     graph.insert_before(graph[0], [visible, keys, size, target, mask])
     return mask.outputs[0]
+
+
+def _write_evenly(graph: ir.Graph, mask: ir.Value | None) -> int:
+    """Raise the numbers by which a mask hides to EVEN_LOGIT, in place: all its readers are masks. Returns how many."""
+    node = mask.producer() if mask is not None else None
+    if node is None or node.op_type not in ("Add", "Where"):
+        return 0
+    changed = 0
+    for index, operand in enumerate(node.inputs):
+        array = constant(operand)
+        if array is None:
+            changed += _write_evenly(graph, operand)
+        elif array.size == 1 and array.item() < EVEN_LOGIT:
+            node.replace_input_with(index, add_initializer(graph, "even_logit", np.array(EVEN_LOGIT, array.dtype)))
+            changed += 1
+    return changed

@@ -93,9 +93,15 @@ def _hides_keys(value: ir.Value | None) -> bool:
     if node.op_type in ("Gather", "Expand", "Identity") or (node.op_type == "Reshape" and _new_axes(node) is not None):
         return _hides_keys(node.inputs[0])
     if node.op_type == "Where":
-        hidden = scalar(node.inputs[2])
-        return hidden is not None and hidden <= HIDDEN and _zero_where_padded(node.inputs[0])
+        condition, yes, no = node.inputs
+        chosen = [_is_hidden(branch) or _hides_keys(branch) for branch in (yes, no)]
+        return all(chosen) or (_is_hidden(no) and _zero_where_padded(condition))
     return _zero_where_padded(value) if node.op_type == "Cast" else False
+
+
+def _is_hidden(value: ir.Value | None) -> bool:
+    number = scalar(value)
+    return number is not None and number <= HIDDEN
 
 
 def _zero_where_padded(value: ir.Value | None) -> bool:
