@@ -14,7 +14,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
 from compactor.passes.caching.attach_caches import AttachCachesPass, Step
-from tests.models import VOCAB, Architecture, Builder, Weights, _Transformer, random_weights
+from tests.builder import Builder
+from tests.models import VOCAB, Architecture, Weights, _Transformer, random_weights
 
 Arrays = dict[str, np.ndarray]
 Run = Callable[[ir.Model, Mapping[str, np.ndarray]], Arrays]

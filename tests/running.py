@@ -17,7 +17,9 @@ from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_attention import Attention_23
 from onnx_ir.passes.common import CheckerPass, RemoveUnusedNodesPass
 
-from tests.models import VOCAB, infer_shapes
+from compactor.passes.graph.matching import CANONICAL
+from tests.builder import infer_shapes
+from tests.models import VOCAB
 
 Arrays = dict[str, np.ndarray]
 
@@ -68,9 +70,27 @@ class Attention(Attention_23):
         return super()._run(*inputs, scale=None if scale is None else float(scale), **attributes)
 
 
+class RelativeLogits(OpRun):
+    """``x[b, i, h] . table[index[i, j], h]``, of the canonical dialect."""
+
+    op_domain = CANONICAL
+
+    def _run(self, x, table, index, num_heads=None):
+        queries, rows = (array.reshape(*array.shape[:-1], num_heads, -1) for array in (x, table[index]))
+        return (np.einsum("bihd,ijhd->bhij", queries, rows),)
+
+
+class RMSNormalization(OpRun):
+    """In the precision of its input; ONNX's own computes in float32."""
+
+    def _run(self, x, scale, axis=None, epsilon=None, stash_type=None):
+        assert axis in (None, -1)
+        return ((x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + epsilon) * scale).astype(x.dtype),)
+
+
 def run64(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> Arrays:
     """The outputs by name, computed by numpy in the types of the graph."""
-    evaluator = ReferenceEvaluator(ir.to_proto(model), new_ops=[Attention, Erf, Gelu])
+    evaluator = ReferenceEvaluator(ir.to_proto(model), new_ops=[Attention, Erf, Gelu, RelativeLogits, RMSNormalization])
     return dict(zip(evaluator.output_names, evaluator.run(None, dict(feeds)), strict=True))
 
 

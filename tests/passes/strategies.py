@@ -50,6 +50,23 @@ def pruned(draw: st.DrawFn, **fixed: object) -> tuple[Architecture, Weights]:
     return arch, weights
 
 
+@st.composite
+def grouped(draw: st.DrawFn, **fixed: object) -> tuple[Architecture, Weights]:
+    """The same, of which 2 to 4 query heads share each key and value head."""
+    groups, times = draw(st.integers(1, 3)), draw(st.integers(2, 4))
+    return draw(pruned(**{"kv_heads": groups, "heads": groups * times, **fixed}))
+
+
+@st.composite
+def disentangled(draw: st.DrawFn, **fixed: object) -> tuple[Architecture, Weights]:
+    """The same, with logits of distances."""
+    drawn = {
+        "relative": draw(st.sampled_from(["c2p", "p2c", "both"])),
+        "mask": draw(st.sampled_from(["both_real", "none", "additive", "scaled"])),
+    }
+    return draw(pruned(**{**drawn, **fixed}))
+
+
 def prune_layer(
     draw: st.DrawFn, arch: Architecture, weights: Weights, layer: int, *, attentions: Sequence[str]
 ) -> None:
@@ -81,22 +98,29 @@ def _prune_attention(draw: st.DrawFn, arch: Architecture, weights: Weights, laye
     every = draw(st.sampled_from((None, None, None, "no-value", "no-output", "no-key")))
     for head in range(arch.heads):
         fate = every or draw(st.sampled_from(fates))
+        shared = head * arch.groups // arch.heads  # the number of its key and value head
         qk, v = columns(arch.qk, head), columns(arch.v, head)
+        shared_qk, shared_v = columns(arch.qk, shared), columns(arch.v, shared)
+        for side in ("c2p", "p2c"):
+            if f"{layer}.{side}" in weights:
+                silent = draw(st.sampled_from([[], qk, draw(st.lists(st.sampled_from(qk)))]))
+                weights[f"{layer}.{side}"][:, silent] = 0
+                weights[f"{layer}.{side}.bias"][silent] = 0
         if fate == "no-value":
-            weights[f"{layer}.value"][:, v] = 0
+            weights[f"{layer}.value"][:, shared_v] = 0
         elif fate == "no-output":
             weights[f"{layer}.output"][v] = 0
         elif fate == "no-key":
-            weights[f"{layer}.key"][:, qk] = 0
+            weights[f"{layer}.key"][:, shared_qk] = 0
         elif fate == "no-query":
             weights[f"{layer}.query"][:, qk] = 0
             weights[f"{layer}.query.bias"][qk] = 0
         elif fate == "constant-query":  # its bias still meets the keys: alive
             weights[f"{layer}.query"][:, qk] = 0
         elif fate == "half-qk":
-            weights[f"{layer}.key"][:, draw(st.lists(st.sampled_from(qk)))] = 0
+            weights[f"{layer}.key"][:, draw(st.lists(st.sampled_from(shared_qk)))] = 0
         elif fate == "half-v":
-            weights[f"{layer}.value"][:, draw(st.lists(st.sampled_from(v)))] = 0
+            weights[f"{layer}.value"][:, draw(st.lists(st.sampled_from(shared_v)))] = 0
         elif fate == "half-output":
             weights[f"{layer}.output"][draw(st.lists(st.sampled_from(v)))] = 0
 

@@ -22,7 +22,8 @@ from compactor.passes.structure.remove_dead_heads import RemoveDeadHeadsPass
 from compactor.passes.structure.remove_dead_neurons import RemoveDeadNeuronsPass
 from compactor.passes.structure.remove_empty_sublayers import RemoveEmptySublayersPass
 from compactor.passes.structure.trim_head_channels import TrimHeadChannelsPass
-from tests.models import POSITIONS, Architecture, build, random_weights
+from tests.attention import POSITIONS
+from tests.models import Architecture, build, random_weights
 from tests.passes.strategies import pruned
 from tests.planting import attention_node, columns, empty_feed_forward, kill_values, make_uniform
 from tests.running import PADDINGS, assert_same, check, operators, padding_mask, random_feeds, run32, run64

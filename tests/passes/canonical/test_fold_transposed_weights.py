@@ -6,7 +6,7 @@ import pytest
 
 from compactor.passes.canonical.fold_transposed_weights import FoldTransposedWeightsPass
 from compactor.passes.finishing.share_transposed_weights import ShareTransposedWeightsPass
-from tests.models import Builder
+from tests.builder import Builder
 from tests.running import assert_rewrites_once, assert_untouched, operators, run32
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compactor.passes.canonical.split_projections import SplitProjectionsPass
-from tests.models import Builder
+from tests.builder import Builder
 from tests.passes.strategies import PROPERTY
 from tests.running import (
     assert_rewrites_once,

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compactor.passes.canonical.tabulate_rotary import TabulateRotaryPass
-from tests.models import POSITIONS, Architecture, build
+from tests.attention import POSITIONS
+from tests.models import Architecture, build
 from tests.passes.strategies import PROPERTY, architectures
 from tests.running import (
     PADDINGS,

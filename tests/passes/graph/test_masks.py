@@ -9,7 +9,9 @@ from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes.common import ShapeInferencePass
 
 from compactor.passes.graph.masks import hides_padding, summarize
-from tests.models import MASKS, Architecture, Builder, _gathered, build
+from tests.builder import Builder
+from tests.masks import MASKS, gathered
+from tests.models import Architecture, build
 from tests.planting import attention_node
 from tests.running import PADDINGS, padding_mask
 
@@ -49,7 +51,7 @@ def test_a_summary_is_what_the_mask_computes(name):
 
 
 def test_a_grid_with_its_axes_swapped_is_not_the_mask():
-    swapped, _ = masked(lambda b, x: _gathered(b, {"attention_mask": x}, swap=True))
+    swapped, _ = masked(lambda b, x: gathered(b, {"attention_mask": x}, swap=True))
     assert not hides_padding(swapped)
     assert summarize(swapped) is None or not summarize(swapped).is_padding_mask
 

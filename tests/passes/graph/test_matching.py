@@ -8,7 +8,7 @@ import pytest
 
 from compactor.passes.base import NoMatch
 from compactor.passes.graph.matching import add_initializer, linear_from, linear_into, redirect
-from tests.models import Builder
+from tests.builder import Builder
 
 X = np.random.default_rng(0).standard_normal((2, 3, 4))
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from compactor.passes.graph.pointwise import _OPERATORS, evaluate, is_pointwise
-from tests.models import Builder
+from tests.builder import Builder
 from tests.running import run32
 
 X = np.array([-3.0, -1.0, -0.25, 0.0, 0.25, 1.0, 3.0])

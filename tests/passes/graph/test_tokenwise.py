@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from compactor.passes.graph.tokenwise import token_wise_nodes
-from tests.models import Builder
+from tests.builder import Builder
 
 VECTOR, SQUARE = np.ones(4), np.ones((4, 4))
 

@@ -17,7 +17,8 @@ from compactor.passes.lowering.lower_opset import (
     LowerOpsetPass,
 )
 from compactor.passes.precision.quantize_linears import QuantizeLinearsPass
-from tests.models import Architecture, Builder, build
+from tests.builder import Builder
+from tests.models import Architecture, build
 from tests.running import (
     assert_rewrites_once,
     assert_same,

@@ -14,8 +14,9 @@ from compactor.passes.lowering.fuse_bias_gelu import FuseBiasGeluPass
 from compactor.passes.lowering.fuse_cuda_attention import FuseCudaAttentionPass
 from compactor.passes.lowering.fuse_skip_layer_norm import FuseSkipLayerNormPass
 from compactor.passes.precision.convert_to_float16 import ConvertToFloat16Pass
+from tests.builder import Builder
 from tests.decoders import build_decoder, run_at_once, run_in_steps, texts, two_steps
-from tests.models import Architecture, Builder, build, random_weights
+from tests.models import Architecture, build, random_weights
 from tests.passes.caching.test_attach_caches import ARCH as DECODER
 from tests.passes.caching.test_attach_caches import compact, pruned_weights
 from tests.passes.strategies import PROPERTY, architectures
