@@ -52,6 +52,8 @@ class AlignWidthsPass(RewritePass):
             if new_qk > qk:
                 if block.rotary is not None:
                     block.rotary.pin(qk)
+                    for node in block.rotary.nodes:
+                        node.outputs[0].shape = None
                 _widen_columns(block.query, heads, new_qk)
                 _widen_columns(block.key, kv_heads, new_qk)
                 for term in block.terms:
