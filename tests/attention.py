@@ -26,7 +26,8 @@ class AttentionWriter:
     def __init__(self, b: Builder, arch: Architecture, weights: Weights, inputs: Mapping[str, ir.Value]) -> None:
         self.b, self.arch, self.weights, self.inputs = b, arch, weights, inputs
         self.places: ir.Value | None = None  # of tokens, where queries and keys are turned by them
-        self._indices: dict[str, tuple[ir.Value, ir.Value | None]] = {}
+        self._indices: dict[str, tuple[ir.Value, list[ir.Value] | None]] = {}
+        self._grids: dict[str, ir.Value] = {}
         self._additive: dict[ir.Value, ir.Value] = {}
 
     def write(self, layer: str, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None) -> ir.Value:
@@ -173,8 +174,8 @@ class AttentionWriter:
         weights, name = self.weights, f"{layer}.{side}"
         return weights["distances"] @ weights[name] + weights[f"{name}.bias"]
 
-    def _index(self, side: str) -> tuple[ir.Value, ir.Value | None]:
-        """(S, T) rows for pairs of tokens; and the span, where the table is cut to what the length reaches."""
+    def _index(self, side: str) -> tuple[ir.Value, list[ir.Value] | None]:
+        """(S, T) rows for pairs of tokens; and where a table begins and ends that is cut to what the length reaches."""
         if side in self._indices:
             return self._indices[side]
         b, arch = self.b, self.arch
@@ -185,8 +186,11 @@ class AttentionWriter:
         distances = b.node("Sub", rows, columns)
         if side == "p2c":
             distances = b.node("Neg", distances)
-        cut = b.node("Min", length, b.constant(SPAN)) if arch.form == "spelled" else None
-        span = b.constant(SPAN) if cut is None else cut
+        span = b.constant(SPAN)
+        cut = None
+        if arch.form == "spelled":
+            most, span = b.constant([SPAN]), b.node("Min", length, span)
+            cut = [b.node(op_type, most, b.node("Reshape", span, b.constant([1]))) for op_type in ("Sub", "Add")]
         last = b.node("Sub", b.node("Mul", span, b.constant(2)), b.constant(1))
         index = b.node("Clip", b.node("Add", distances, span), b.constant(0), last, name=f"{side}.index")
         index.type, index.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([arch.dims[1], arch.dims[1]])
@@ -200,9 +204,7 @@ class AttentionWriter:
         index, cut = self._index(side)
         table = b.constant(weights["distances"], "w.distances")
         if cut is not None:
-            most, one = b.constant([SPAN]), b.constant([1])
-            first, end = (b.node(op, most, b.node("Reshape", cut, one)) for op in ("Sub", "Add"))
-            table = b.node("Slice", table, first, end, b.constant([0]), one)
+            table = b.node("Slice", table, *cut, b.constant([0]), b.constant([1]))
         count = 2 * SPAN if cut is None else None
         table = b.node("Unsqueeze", table, b.constant([0]))
         factors = b.node("MatMul", table, b.constant(weights[f"{layer}.{side}"], f"w.{layer}.{side}"))
@@ -220,13 +222,13 @@ class AttentionWriter:
             product = b.node("MatMul", x, b.node("Transpose", factors, perm=[0, 2, 1]))
             self._shaped(product, f"{batch}*{arch.heads}", length, 2 * SPAN)
             grid = self._sizes(("batch", arch.heads), "length", "length")
-            rows = self._integers(b.node("Unsqueeze", rows, b.constant([0])), 1, length, length)
+            rows = self._led(rows, 1)
             shape = (f"{batch}*{arch.heads}", length, length)
         else:
             product = b.node("MatMul", x, b.node("Transpose", factors, perm=[0, 1, 3, 2]))
             self._shaped(product, batch, arch.heads, length, count)
             grid = self._sizes("batch", arch.heads, "length", "length")
-            rows = self._integers(b.node("Unsqueeze", rows, b.constant([0, 1])), 1, 1, length, length)
+            rows = self._led(rows, 2)
             shape = (batch, arch.heads, length, length)
         indices = self._integers(b.node("Expand", rows, grid), *shape)
         gathered = self._shaped(
@@ -238,6 +240,14 @@ class AttentionWriter:
         if side == "c2p" or merged:
             gathered = self._shaped(b.node("Div", gathered, b.number(1 / arch.scale)), *shape)
         return gathered
+
+    def _led(self, rows: ir.Value, count: int) -> ir.Value:
+        """(S, T) numbers behind ``count`` axes of size one, made once."""
+        name = f"{rows.name}.{count}"
+        if name not in self._grids:
+            led = self.b.node("Unsqueeze", rows, self.b.constant(list(range(count))), name=name)
+            self._grids[name] = self._integers(led, *[1] * count, *[self.arch.dims[1]] * 2)
+        return self._grids[name]
 
     def _turned_round(self, term: ir.Value, side: str) -> ir.Value:
         return self._logits(self.b.node("Transpose", term, perm=[0, 1, 3, 2])) if side == "p2c" else term

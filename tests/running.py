@@ -70,6 +70,15 @@ class Attention(Attention_23):
         return super()._run(*inputs, scale=None if scale is None else float(scale), **attributes)
 
 
+class GatherElements(OpRun):
+    """Over any axis; ONNX's own takes one that is counted from behind for another."""
+
+    def _run(self, data, indices, axis=0):
+        axis %= data.ndim
+        taken = tuple(slice(None if n == axis else size) for n, size in enumerate(indices.shape))
+        return (np.take_along_axis(data[taken], indices, axis),)
+
+
 class RelativeLogits(OpRun):
     """``x[b, i, h] . table[index[i, j], h]``, of the canonical dialect."""
 
@@ -88,9 +97,12 @@ class RMSNormalization(OpRun):
         return ((x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + epsilon) * scale).astype(x.dtype),)
 
 
+_OPERATORS = (Attention, Erf, GatherElements, Gelu, RelativeLogits, RMSNormalization)
+
+
 def run64(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> Arrays:
     """The outputs by name, computed by numpy in the types of the graph."""
-    evaluator = ReferenceEvaluator(ir.to_proto(model), new_ops=[Attention, Erf, Gelu, RelativeLogits, RMSNormalization])
+    evaluator = ReferenceEvaluator(ir.to_proto(model), new_ops=list(_OPERATORS))
     return dict(zip(evaluator.output_names, evaluator.run(None, dict(feeds)), strict=True))
 
 

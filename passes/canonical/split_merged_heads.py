@@ -99,8 +99,10 @@ class _Writer:
             options["axis"] = -1
         elif node.op_type != "MatMul" and not is_pointwise(node):
             return
-        if not shapes or result.shape is None or len(result.shape) != 3:
+        if not shapes or result.shape is None or len(result.shape) != 3 or len({shape[1] for shape in shapes}) > 1:
             return
+        if node.op_type == "GatherElements" and not same_size(result.shape[1], shapes[0][2]):
+            return  # rows that its index has not are left out
         written = new_node(node.op_type, inputs, like=node, **options)
         # the one whose batch is told: a constant repeated for every example has a batch of one
         lead = max(shapes, key=lambda shape: not isinstance(shape[0], int))
