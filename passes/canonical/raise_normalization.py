@@ -133,11 +133,22 @@ def _quotient(root: ir.Node, source: ir.Value) -> ir.Node:
     if node.op_type == "Reciprocal" or (node.op_type == "Div" and scalar(node.inputs[0]) == 1):
         inverse = node.outputs[0]
         node = sole_consumer(inverse)
-        if node.op_type == "Mul" and source in node.inputs:
+        if node.op_type == "Mul" and any(_is_same(operand, source) for operand in node.inputs):
             return node
-    elif node.op_type == "Div" and node.inputs[0] is source and node.inputs[1] is root.outputs[0]:
+    elif node.op_type == "Div" and _is_same(node.inputs[0], source) and node.inputs[1] is root.outputs[0]:
         return node
     raise NoMatch("the root does not divide what it is of")
+
+
+def _is_same(value: ir.Value | None, source: ir.Value) -> bool:
+    """Whether ``value`` is ``source``, or another difference of the same value and its mean."""
+    if value is source:
+        return True
+    nodes = [each.producer() if each is not None else None for each in (value, source)]
+    wholes = [node.inputs[0] for node in nodes if node is not None and node.op_type == "Sub" and not node.domain]
+    if len(wholes) != 2 or wholes[0] is None or wholes[0] is not wholes[1]:
+        return False
+    return all(node is not None and _is_mean_of(node.inputs[1], wholes[0]) for node in nodes)
 
 
 def _applied(node: ir.Node, op_type: str, width: int) -> tuple[ir.Node, Array | None]:
