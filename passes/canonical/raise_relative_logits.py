@@ -141,7 +141,10 @@ def _table(value: ir.Value) -> tuple[Array, ir.Value | None]:
         source = cut.inputs[1 if swapped else 0]
         cut = source.producer() if source is not None else None
     rows = constant(cut.inputs[0]) if cut is not None else None
-    if cut is None or rows is None or rows.ndim != 2 or scalar(cut.inputs[3]) != 0 or scalar(cut.inputs[4]) != 1:
+    if cut is None or rows is None or rows.ndim != 2:
+        raise NoMatch("the table of positions depends on the input")
+    given = [scalar(number) for number in cut.inputs[3:]]
+    if given != [0, 1][: len(given)]:  # the axis and the step, which are these where they are not given
         raise NoMatch("the table of positions depends on the input")
     whole, less = (_three_axes(evaluate(value, {cut.outputs[0]: some})) for some in (rows, rows[:-1]))
     if whole.shape[-1] != len(rows) or not np.allclose(whole[..., :-1], less, rtol=1e-4, atol=1e-6):
