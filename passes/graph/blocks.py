@@ -281,18 +281,25 @@ def _relative_terms(mask: ir.Value | None) -> list[tuple[RelativeTerm, bool]]:
         if value is None:
             continue
         if node is not None and node.op_type == "RelativeLogits" and node.domain == CANONICAL:
-            if constant(node.inputs[1]) is None or any(len(each.outputs[0].uses()) != 1 for each in (node, *way)):
+            results = [each.outputs[0] for each in (node, *way)]
+            shared = any(len(result.uses()) != 1 or result.is_graph_output() for result in results)
+            if shared or constant(node.inputs[1]) is None:
                 raise NoMatch("logits of distances are used outside the block")
             found.append((RelativeTerm(node, way), turned))
         elif node is not None and node.op_type == "Add" and not node.domain and not turned:
             pending += [(operand, (*way, node), False) for operand in node.inputs]
-        elif node is not None and node.op_type == "Transpose" and tuple(attribute(node, "perm", ())) == (0, 1, 3, 2):
+        elif _turns_round(node) and not turned:
+            assert node is not None
             pending.append((node.inputs[0], (*way, node), True))
         else:
             others.append(value)
     if found and any(v.shape is None or (len(v.shape) > 2 and v.shape[-3] != 1) for v in others):
         raise NoMatch("the mask has values per head beside logits of distances")
     return found
+
+
+def _turns_round(node: ir.Node | None) -> bool:
+    return node is not None and node.op_type == "Transpose" and tuple(attribute(node, "perm", ())) == (0, 1, 3, 2)
 
 
 def _rotary(node: ir.Node) -> Rotary | None:
