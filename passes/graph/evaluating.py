@@ -75,7 +75,7 @@ def evaluate(value: ir.Value, given: Mapping[ir.Value, Array] | None = None) -> 
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
     try:
         return np.asarray(ReferenceEvaluator(model).run(None, {})[0])
-    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+    except (LookupError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise NoMatch(f"it cannot be computed beforehand: {error}") from None
 
 
