@@ -98,7 +98,7 @@ def _trim_rotated(
     heads, width = live.qk.shape
     alive = live.qk & live.heads[:, None]
     pairs = rotary.pairs(width)
-    kept = alive[:, pairs[:, 0]].any(axis=0)
+    kept = alive[:, pairs].any(axis=(0, 2))  # tables of distances may keep either half alone
     turned = rotary.lay_out(pairs[kept])
     others = np.setdiff1d(np.arange(width), pairs)
     rest = channel_index(alive[:, others], int(alive[:, others].sum(axis=1).max(initial=0))).reshape(heads, -1)

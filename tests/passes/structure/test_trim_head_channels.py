@@ -12,6 +12,7 @@ from compactor.passes.canonical.tabulate_rotary import TabulateRotaryPass
 from compactor.passes.structure.fold_value_biases import FoldValueBiasesPass
 from compactor.passes.structure.remove_dead_heads import RemoveDeadHeadsPass
 from compactor.passes.structure.trim_head_channels import TrimHeadChannelsPass, channel_index
+from tests.attention import SPAN
 from tests.models import Architecture, build, random_weights
 from tests.passes.strategies import PROPERTY, pruned
 from tests.planting import UNMATCHED, attention_node, columns, kill_values, make_uniform
@@ -252,3 +253,71 @@ def test_whatever_dies_of_what_is_turned_changes_no_number(data, rotary, rotated
     check(model)
     assert_same(run64(model, feeds), before)
     assert not TrimHeadChannelsPass()(model).modified
+
+
+# Logits of distances, and keys and values that are shared
+
+
+@pytest.mark.parametrize(("relative", "silent"), [("c2p", "key"), ("p2c", "query")])
+def test_a_channel_alive_only_through_a_table_stays(relative, silent):
+    arch = Architecture(heads=2, qk=4, v=3, mask="both_real", relative=relative)
+    weights = random_weights(arch)
+    silence(weights, silent, range(2), [0, 2], size=4)
+    for name in (relative, f"{relative}.bias"):
+        weights[f"0.{name}"][..., columns(4, range(2), [2])] = 0  # so that 2 is dead, and 0 alive by its table alone
+    model = folded(arch, weights)
+    feeds = random_feeds(model, padding_mask("left"))
+    before = run64(model, feeds)
+
+    assert_rewrites_once(TrimHeadChannelsPass(), model, dead_qk_channel=2)
+
+    term = next(node for node in model.graph if node.op_type == "RelativeLogits")
+    assert term.inputs[1].const_value.numpy().shape == (2 * SPAN, 2 * 3)
+    assert_same(run64(model, feeds), before)
+
+
+def test_a_rotated_pair_of_which_a_table_reads_either_half_stays():
+    """The tables read what is not turned: a half may be alive by them alone, whichever it is."""
+    for half in (0, 1):
+        arch = Architecture(heads=2, qk=4, v=3, rotary="half", mask="both_real", relative="c2p", front="ids")
+        weights = random_weights(arch)
+        silence(weights, "key", range(2), [0, 2], size=4)
+        for name in ("c2p", "c2p.bias"):
+            weights[f"0.{name}"][..., columns(4, range(2), [2 * half])] = 0
+        model = folded(arch, weights)
+        feeds = random_feeds(model, padding_mask("left"))
+        before = run64(model, feeds)
+        TrimHeadChannelsPass()(model)
+        check(model)
+        assert_same(run64(model, feeds), before)
+
+
+@pytest.mark.parametrize("rotary", ["", "half"])
+def test_heads_that_share_keys_and_values_keep_the_channels_of_any_of_them(rotary):
+    arch = Architecture(heads=4, kv_heads=2, qk=4, v=3, rotary=rotary, front="ids")
+    weights = random_weights(arch)
+    silence(weights, "query", range(4), [1, 3], size=4)  # of all queries
+    silence(weights, "query", [0, 2], [0, 2], size=4)  # of one query of each group
+    weights["0.output"][columns(3, range(4), [0])] = 0
+    weights["0.output"][columns(3, [1, 3], [1])] = 0
+    model = folded(arch, weights)
+    feeds = random_feeds(model, padding_mask("holes"))
+    before = run64(model, feeds)
+
+    assert_rewrites_once(TrimHeadChannelsPass(), model, dead_qk_channel=4 * 2, dead_v_channel=4 * 1)
+
+    node = attention_node(model)
+    assert [tuple(value.shape)[-1] for value in node.inputs[:3]] == [4 * 2, 2 * 2, 2 * 2]
+    assert_same(run64(model, feeds), before)
+
+
+def test_a_dead_query_head_does_not_hold_the_channels_of_its_group_up():
+    arch = Architecture(heads=4, kv_heads=2, qk=4, v=3)
+    weights = random_weights(arch)
+    kill_values(weights, arch, 0, [0], "output")
+    silence(weights, "query", [1, 2, 3], [1, 3], size=4)
+    model = folded(arch, weights)
+    feeds = random_feeds(model)
+    before = run64(model, feeds)
+    assert_rewrites_once(TrimHeadChannelsPass(), model, dead_qk_channel=4 * 2)
+    assert_same(run64(model, feeds), before)
