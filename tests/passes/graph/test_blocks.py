@@ -72,7 +72,7 @@ def mask_of_heads(model):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        pytest.param(turn_again, "used outside the block", id="turned-twice"),
+        pytest.param(turn_again, "the mask has values per head", id="turned-twice"),
         pytest.param(of_another_value, "projection", id="of-another-value"),
         pytest.param(lambda model: read_elsewhere(model, "0.c2p"), "used outside the block", id="read-elsewhere"),
         pytest.param(expose("0.c2p"), "used outside the block", id="is-an-output"),

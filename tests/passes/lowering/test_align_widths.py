@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from compactor.passes.graph.blocks import feed_forward_blocks
 from compactor.passes.lowering.align_widths import AlignWidthsPass
+from tests.attention import SPAN
 from tests.models import Architecture, build, random_weights
 from tests.passes.strategies import PROPERTY, pruned
 from tests.planting import UNMATCHED, attention_node
@@ -122,3 +123,41 @@ def test_a_block_is_padded_to_a_smaller_multiple_rather_than_by_much(width, padd
     for _ in range(2):
         AlignWidthsPass(neurons=64, waste=0.05)(model)
         assert {block.width for block in feed_forward_blocks(model.graph)} == {padded}
+
+
+@pytest.mark.parametrize("rotary", ["half", "interleaved"])
+@pytest.mark.parametrize("kv_heads", [0, 2])
+def test_channels_behind_those_that_are_turned_stand_still(kv_heads, rotary):
+    arch = Architecture(heads=4, kv_heads=kv_heads, qk=6, v=5, rotary=rotary, front="ids")
+    model = build(arch)
+    feeds = random_feeds(model, padding_mask("left"))
+    before = run64(model, feeds)
+    assert_rewrites_once(AlignWidthsPass(head=8), model, padded_channel=4 * (2 + 3))
+    for node in model.graph:
+        if node.op_type == "RotaryEmbedding":
+            assert node.attributes["rotary_embedding_dim"].value == 6
+            assert node.outputs[0].shape[-1] == node.attributes["num_heads"].value * 8
+    assert_same(run64(model, feeds), before)
+
+
+def test_tables_of_distances_are_as_wide_as_their_heads():
+    arch = Architecture(heads=2, qk=3, v=4, mask="both_real", relative="both")
+    model = build(arch)
+    feeds = random_feeds(model, padding_mask("holes"))
+    before = run64(model, feeds)
+    assert_rewrites_once(AlignWidthsPass(head=4), model, padded_channel=2 * 1)
+    tables = [node.inputs[1].const_value.numpy() for node in model.graph if node.op_type == "RelativeLogits"]
+    assert [table.shape for table in tables] == [(2 * SPAN, 2 * 4)] * 2
+    assert all((table[:, [3, 7]] == 0).all() for table in tables)
+    assert_same(run64(model, feeds), before)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_shared_heads_are_widened_once(kv_heads):
+    model = build(Architecture(heads=4, kv_heads=kv_heads, qk=3, v=2))
+    feeds = random_feeds(model)
+    before = run64(model, feeds)
+    assert_rewrites_once(AlignWidthsPass(head=4), model, padded_channel=4 * (1 + 2))
+    node = next(node for node in model.graph if node.op_type == "Attention")
+    assert [tuple(value.shape)[-1] for value in node.inputs[:3]] == [4 * 4, kv_heads * 4, kv_heads * 4]
+    assert_same(run64(model, feeds), before)

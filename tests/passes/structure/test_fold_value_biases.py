@@ -134,3 +134,50 @@ def test_a_value_bias_stays_where_a_query_may_see_no_key(mask):
     result = FoldValueBiasesPass()(build(Architecture(mask=mask)))
     assert {event.rule for event in result.applied} == {"key-bias"}
     assert "the mask may hide every key" in result.refused[0].reason
+
+
+def test_a_key_bias_stays_exactly_where_a_table_of_keys_reads_it():
+    arch = Architecture(mask="both_real", relative="both")
+    weights = random_weights(arch)
+    for name in ("p2c", "p2c.bias"):
+        weights[f"0.{name}"][..., [0, 5, 6]] = 0
+    for name in ("c2p", "c2p.bias"):
+        weights[f"0.{name}"][..., [7]] = 0  # queries have nothing to do with it
+    model = build(arch, weights)
+    feeds = random_feeds(model, padding_mask("left"))
+    before = run64(model, feeds)
+
+    assert_rewrites_once(FoldValueBiasesPass(), model, key_bias=1, value_bias=1)
+
+    expected = weights["0.key.bias"].copy()
+    expected[[0, 5, 6]] = 0
+    biases = [value.const_value.numpy() for value in model.graph.initializers.values()]
+    assert any(bias.shape == expected.shape and (bias == expected).all() for bias in biases)
+    assert_same(run64(model, feeds), before)
+
+
+def test_a_key_bias_goes_where_only_queries_have_a_table():
+    model = build(Architecture(mask="both_real", relative="c2p"))
+    feeds = random_feeds(model, padding_mask("holes"))
+    before = run64(model, feeds)
+    assert_rewrites_once(FoldValueBiasesPass(), model, key_bias=1, value_bias=1)
+    key = next(node for node in model.graph if node.op_type == "Attention").inputs[1].producer()
+    assert key.op_type == "MatMul"
+    assert_same(run64(model, feeds), before)
+
+
+@pytest.mark.parametrize("rotary", ["", "half"])
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_a_shared_value_bias_is_folded_for_each_of_its_queries(kv_heads, rotary):
+    arch = Architecture(heads=4, kv_heads=kv_heads, rotary=rotary, front="ids")
+    weights = random_weights(arch)
+    model = build(arch, weights)
+    feeds = random_feeds(model, padding_mask("left"))
+    before = run64(model, feeds)
+    counts = {"value_bias": 1} if rotary else {"key_bias": 1, "value_bias": 1}
+    assert_rewrites_once(FoldValueBiasesPass(), model, **counts)
+    row = weights["0.value.bias"].reshape(kv_heads, -1).repeat(4 // kv_heads, axis=0).reshape(-1)
+    total = weights["0.output.bias"] + row @ weights["0.output"]
+    biases = [value.const_value.numpy() for value in model.graph.initializers.values()]
+    assert any(bias.shape == total.shape and np.allclose(bias, total, rtol=1e-12) for bias in biases)
+    assert_same(run64(model, feeds), before)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compactor.passes.structure.fold_value_biases import FoldValueBiasesPass
@@ -15,6 +17,7 @@ from tests.running import (
     assert_rewrites_once,
     assert_same,
     assert_untouched,
+    check,
     initializer_shapes,
     padding_mask,
     random_feeds,
@@ -206,3 +209,121 @@ def test_rotary_embeddings_turn_the_heads_that_are_left():
     nodes = [node for node in model.graph if node.op_type == "RotaryEmbedding"]
     assert [node.attributes["num_heads"].value for node in nodes] == [2, 2]
     assert_same(run64(model, feeds), before)
+
+
+# Logits of distances
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("relative", ["c2p", "p2c", "both"])
+def test_heads_go_through_the_tables_of_distances(relative, padding):
+    arch = Architecture(mask="both_real", relative=relative, layers=2)
+    weights = random_weights(arch)
+    kill_values(weights, arch, 0, [1, 2])
+    model = folded(arch, weights)
+    feeds = random_feeds(model, padding_mask(padding))
+    before = run64(model, feeds)
+    tables = {node.name: node.inputs[1].const_value.numpy() for node in model.graph if node.op_type == "RelativeLogits"}
+
+    assert_rewrites_once(RemoveDeadHeadsPass(), model, dead_head=2)
+
+    for node in model.graph:
+        if node.op_type == "RelativeLogits":
+            kept = columns(4, [0, 3] if node.name.startswith("0.") else range(4))
+            assert node.attributes["num_heads"].value == len(kept) // 4
+            np.testing.assert_array_equal(node.inputs[1].const_value.numpy(), tables[node.name][:, kept])
+            assert node.outputs[0].shape[1] == len(kept) // 4
+    assert_same(run64(model, feeds), before)
+
+
+# Keys and values that query heads share
+
+
+GROUPED = Architecture(heads=4, kv_heads=2, qk=4, v=3, front="ids", mask="plain")
+UNEVEN = dataclasses.replace(GROUPED, heads=12, kv_heads=3, width=64)
+
+
+def heads_of(model):
+    node = attention_node(model)
+    return node.attributes["q_num_heads"].value, node.attributes["kv_num_heads"].value
+
+
+def without(arch, dead):
+    """A folded model of which these query heads are dead, an input for it, and what it computes."""
+    weights = random_weights(arch)
+    kill_values(weights, arch, 0, dead, "output")
+    model = folded(arch, weights)
+    feeds = random_feeds(model, padding_mask("left"))
+    return model, feeds, run64(model, feeds)
+
+
+@pytest.mark.parametrize("rotary", ["", "half"])
+@pytest.mark.parametrize(
+    ("arch", "dead", "written"),
+    [
+        pytest.param(GROUPED, [2, 3], (2, 1), id="fewer-groups"),
+        pytest.param(GROUPED, [0, 2], (2, 2), id="smaller-groups"),
+        pytest.param(GROUPED, [0], (3, 3), id="a-head-of-keys-for-each-query"),
+        pytest.param(UNEVEN, [9, 10, 11], (10, 5), id="keys-written-several-times"),
+        pytest.param(
+            dataclasses.replace(GROUPED, heads=8, kv_heads=2, width=64), [7], (8, 2), id="a-query-of-zeros-stays"
+        ),
+        pytest.param(
+            dataclasses.replace(GROUPED, heads=12, kv_heads=3, width=64),
+            [0, 4, 8, 9, 10, 11],
+            (6, 2),
+            id="a-group-and-a-query-of-each",
+        ),
+    ],
+)
+def test_groups_are_written_in_the_cheapest_form(arch, dead, written, rotary):
+    model, feeds, before = without(dataclasses.replace(arch, rotary=rotary), dead)
+    if written == (arch.heads, arch.kv_heads):
+        assert_untouched(RemoveDeadHeadsPass(), model)
+        return
+    assert_rewrites_once(RemoveDeadHeadsPass(), model, dead_head=arch.heads - written[0])
+    assert heads_of(model) == written
+    turned = [node.attributes["num_heads"].value for node in model.graph if node.op_type == "RotaryEmbedding"]
+    assert turned == (list(written) if rotary else [])
+    assert_same(run64(model, feeds), before)
+
+
+def test_query_heads_of_zeros_fill_up_the_last_piece():
+    model, feeds, before = without(UNEVEN, [9, 10, 11])
+    RemoveDeadHeadsPass()(model)
+    check(model)
+    query = attention_node(model).inputs[0].producer()
+    matmul = query if query.op_type == "MatMul" else query.inputs[0].producer()
+    weight = matmul.inputs[1].const_value.numpy().reshape(UNEVEN.width, 10, 4)
+    assert [bool(weight[:, head].any()) for head in range(10)] == [True] * 9 + [False]
+    assert_same(run64(model, feeds), before)
+
+
+@pytest.mark.parametrize("mask", ["bias", "bias_only"])
+def test_a_mask_of_heads_keeps_a_place_for_queries_of_zeros(mask):
+    arch = dataclasses.replace(UNEVEN, mask=mask)
+    model, feeds, before = without(arch, [9, 10, 11])
+    RemoveDeadHeadsPass()(model)
+    check(model)
+    gather = next(node for node in model.graph if node.op_type == "Gather" and "live_heads" in node.inputs[1].name)
+    assert gather.inputs[1].const_value.numpy().tolist() == [*range(9), 0]
+    assert_same(run64(model, feeds), before)
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 3), st.integers(2, 4), st.sampled_from([8, 64]), st.sampled_from(["", "half"]), st.data())
+def test_any_groups_are_written_once_and_exactly(groups, times, width, rotary, data):
+    heads = groups * times
+    arch = Architecture(heads=heads, kv_heads=groups, qk=4, v=2, width=width, neurons=2, rotary=rotary, front="ids")
+    dead = data.draw(st.sets(st.integers(0, heads - 1), max_size=heads - 1))
+    model, feeds, before = without(arch, sorted(dead))
+    changed = RemoveDeadHeadsPass()(model).modified
+    check(model)
+    queries, keys = heads_of(model)
+    assert queries % keys == 0 and queries <= heads
+    if not dead:
+        assert not changed
+    if len(dead) == times and {head // times for head in dead} == {min(dead) // times}:
+        assert keys <= heads - times
+    assert_same(run64(model, feeds), before)
+    assert not RemoveDeadHeadsPass()(model).modified
