@@ -98,6 +98,11 @@ def _both_real(b: Builder, inputs: Mapping[str, ir.Value]) -> ir.Value:
     return b.node("Cast", b.node("Mul", keys, queries), to=ir.DataType.BOOL.value)
 
 
+def _near_or_lowest(b: Builder, inputs: Mapping[str, ir.Value]) -> ir.Value:
+    """The window as a float: a query that sees nothing weighs all keys alike."""
+    return b.node("Where", _window(b, inputs), b.number(0), b.number(-1e30))
+
+
 def _visible(b: Builder, inputs: Mapping[str, ir.Value]) -> ir.Value:
     return b.node("Expand", b.constant(np.ones((1, 1, 1, 1), dtype=np.bool_)), _square(b, inputs))
 
@@ -117,6 +122,7 @@ MASKS: Mapping[str, Callable[[Builder, Mapping[str, ir.Value]], ir.Value | None]
     "inverted": lambda b, inputs: b.node("Not", _plain(b, inputs)),
     "causal": _causal,
     "window": _window,
+    "window_additive": _near_or_lowest,
     "both_real": _both_real,
     "visible": _visible,
     "bias": _biased,

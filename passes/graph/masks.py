@@ -104,19 +104,24 @@ def _is_hidden(value: ir.Value | None) -> bool:
     return number is not None and number <= HIDDEN
 
 
-def _zero_where_padded(value: ir.Value | None) -> bool:
-    """Whether a condition (B, 1, S or 1, S) is False, or a number that it is cast from 0, for every padded key."""
+def _zero_where_padded(value: ir.Value | None, *, axis: int = -1) -> bool:
+    """Whether a condition (B, .., S, S) is False, or a number that it is cast from 0, for every padded key.
+
+    Args:
+        value: The condition; axes of size one may stand for those it does not depend on.
+        axis: -1, or -2 to ask the same of queries.
+    """
     summary = summarize(value)
     if summary is not None:
         roles = summary.axes
-        fits = len(roles) > 2 and roles[0] == _BATCH and roles[-1] == _KEY and not summary.is_index
+        fits = len(roles) > 2 and roles[0] == _BATCH and roles[axis] == _KEY and not summary.is_index
         return fits and summary.padded == 0
     node = value.producer() if value is not None else None
     if node is None or node.domain:
         return False
     if node.op_type in ("And", "Mul"):
-        return any(_zero_where_padded(v) for v in node.inputs)
-    return node.op_type in ("Cast", "Expand", "Identity") and _zero_where_padded(node.inputs[0])
+        return any(_zero_where_padded(v, axis=axis) for v in node.inputs)
+    return node.op_type in ("Cast", "Expand", "Identity") and _zero_where_padded(node.inputs[0], axis=axis)
 
 
 def weighs_hidden_evenly(mask: ir.Value | None) -> bool:
@@ -133,6 +138,17 @@ def weighs_hidden_evenly(mask: ir.Value | None) -> bool:
         return False
     condition = summarize(node.inputs[0]) if node is not None and node.op_type == "Where" else None
     return condition is None or not condition.hides_keys
+
+
+def hides_all_from_padding(mask: ir.Value | None) -> bool:
+    """Whether a float mask is proven to hide every key from padded queries, which are all alike then."""
+    node = mask.producer() if mask is not None else None
+    if node is not None and node.op_type == "Add":
+        return any(map(hides_all_from_padding, node.inputs))
+    if node is None or node.op_type != "Where":
+        return False
+    hidden = scalar(node.inputs[2])
+    return hidden is not None and hidden <= HIDDEN and _zero_where_padded(node.inputs[0], axis=-2)
 
 
 def zeroes_padding(node: ir.Node) -> bool:
@@ -230,6 +246,16 @@ def _unsqueeze(node: ir.Node) -> MaskSummary | None:
     inserted = {int(axis) % rank for axis in new.reshape(-1)}
     rest = iter(source.axes)
     return dataclasses.replace(source, axes=tuple(_ONE if i in inserted else next(rest) for i in range(rank)))
+
+
+def _squeeze(node: ir.Node) -> MaskSummary | None:
+    source, gone = summarize(node.inputs[0]), constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    if source is None or gone is None:
+        return None
+    taken = {int(axis) % len(source.axes) for axis in gone.reshape(-1)}
+    if any(source.axes[axis] != _ONE for axis in taken):
+        return None
+    return dataclasses.replace(source, axes=tuple(role for axis, role in enumerate(source.axes) if axis not in taken))
 
 
 def _reshape(node: ir.Node) -> MaskSummary | None:
@@ -336,6 +362,7 @@ _RULES: Mapping[str, Rule] = {
     "Or": _elementwise(lambda a, b: bool(a) or bool(b), boolean=True),
     "Range": _range,
     "Reshape": _reshape,
+    "Squeeze": _squeeze,
     "Sub": _elementwise(lambda a, b: a - b, boolean=False),
     "Unsqueeze": _unsqueeze,
     "Where": _where,

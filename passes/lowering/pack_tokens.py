@@ -27,7 +27,13 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compactor.passes.base import Applied, NoMatch, Refused, RewritePass, RewriteResult
-from compactor.passes.graph.masks import PADDING_MASK, hides_padding, weighs_hidden_evenly, zeroes_padding
+from compactor.passes.graph.masks import (
+    PADDING_MASK,
+    hides_all_from_padding,
+    hides_padding,
+    weighs_hidden_evenly,
+    zeroes_padding,
+)
 from compactor.passes.graph.matching import add_initializer, attribute, constant, new_node, scalar
 from compactor.passes.graph.tokenwise import BY_POSITION, SPREAD, token_wise_nodes
 
@@ -113,8 +119,9 @@ def _plan(graph: ir.Graph) -> _Plan:
             if outside or value.is_graph_output():
                 exits.append(value)
                 _check_readers(value, region)
-    even = any(weighs_hidden_evenly(node.inputs[3]) for node in attentions)
-    if even and not all(_is_zeroed(value) for value in entries):
+    masks = [node.inputs[3] for node in attentions]
+    even = any(map(weighs_hidden_evenly, masks))
+    if even and not (all(map(_is_zeroed, entries)) and all(map(hides_all_from_padding, masks))):
         raise NoMatch("a padded query weighs all keys alike, and the padded ones are not equal")
     return _Plan(mask, attentions, frozenset(region), entries, tuple(exits), even)
 

@@ -8,7 +8,13 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes.common import ShapeInferencePass
 
-from compactor.passes.graph.masks import hides_padding, summarize
+from compactor.passes.graph.masks import (
+    hides_all_from_padding,
+    hides_padding,
+    summarize,
+    weighs_hidden_evenly,
+    zeroes_padding,
+)
 from tests.builder import Builder
 from tests.masks import MASKS, gathered
 from tests.models import Architecture, build
@@ -123,3 +129,44 @@ def test_a_function_of_a_query_and_a_key_is_not_summed_up(op_type):
 def test_no_mask_hides_nothing():
     assert summarize(None) is None
     assert not hides_padding(None)
+
+
+def last_mask(**knobs):
+    return attention_node(build(Architecture(**knobs))).inputs[3]
+
+
+@pytest.mark.parametrize(
+    ("mask", "hides", "evenly", "all_of_padding"),
+    [
+        ("plain", True, False, False),
+        ("additive", True, False, False),
+        ("window", True, False, False),  # zeros for a query that sees nothing
+        ("window_additive", True, True, False),
+        ("both_real", True, True, True),
+        ("bias", True, False, False),
+        ("causal", True, False, False),
+    ],
+)
+def test_what_a_query_gets_that_sees_nothing(mask, hides, evenly, all_of_padding):
+    value = last_mask(mask=mask)
+    assert hides_padding(value) == hides
+    assert weighs_hidden_evenly(value) == evenly
+    assert hides_all_from_padding(value) == all_of_padding
+
+
+def test_logits_of_distances_beside_a_mask_change_nothing_of_that():
+    value = last_mask(mask="both_real", relative="both")
+    assert hides_padding(value) and weighs_hidden_evenly(value) and hides_all_from_padding(value)
+
+
+@pytest.mark.parametrize("axes", [[1], [-1]])
+def test_an_axis_that_is_taken_off_again(axes):
+    value, _ = masked(lambda b, x: b.node("Squeeze", b.node("Unsqueeze", x, b.constant([1, 3])), b.constant(axes)))
+    assert summarize(value).axes == (("batch", "key", "1") if axes == [1] else ("batch", "1", "key"))
+
+
+def test_a_product_with_the_padding_mask_is_zero_where_padded():
+    zeroed = next(node for node in build(Architecture(mask="plain", zeroed=True)).graph if node.name == "zeroed")
+    assert zeroes_padding(zeroed)
+    other = next(node for node in build(Architecture(mask="plain", activation="silu")).graph if node.op_type == "Mul")
+    assert not zeroes_padding(other)

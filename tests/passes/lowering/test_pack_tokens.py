@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from compactor.passes.lowering.pack_tokens import FILL_LOGITS, PackTokensPass
 from tests.models import Architecture, build, random_weights
-from tests.passes.strategies import architectures
+from tests.passes.strategies import architectures, disentangled
 from tests.planting import attention_node
 from tests.running import (
     PADDINGS,
@@ -288,6 +288,82 @@ def test_keeps_the_output_of_any_model(arch, mask, head, seed, padding):
     arch = dataclasses.replace(arch, mask=mask, head=head)
     model = build(arch, random_weights(arch, seed))
     real = padding_mask(padding, seed=seed)
+    feeds = random_feeds(model, real, seed)
+    before = run64(model, feeds)
+    assert PackTokensPass()(model).modified
+    check(model)
+    assert_same_where_real(run64(model, feeds), before, real)
+
+
+# Masks of query and key: a padded query sees nothing, and weighs all keys alike
+
+EVEN = dataclasses.replace(ARCH, mask="both_real", zeroed=True)
+
+
+@pytest.mark.parametrize("head", ["hidden", "classifier", "span", "tokens"])
+@pytest.mark.parametrize("padding", [*PADDINGS, "left and holes"])
+@pytest.mark.parametrize("relative", ["", "both"])
+def test_a_first_token_that_is_padded_weighs_all_keys_alike(relative, padding, head):
+    arch = dataclasses.replace(EVEN, relative=relative, head=head, layers=3)
+    model = build(arch)
+    real = padding_mask("left") * padding_mask("holes") if padding == "left and holes" else padding_mask(padding)
+    real[:, -1] = 1
+    feeds = random_feeds(model, real)
+    before = run64(model, feeds)
+
+    result = PackTokensPass()(model)
+
+    check(model)
+    assert {event.rule: event.count for event in result.applied}["spread-attention"] == 3
+    after = run64(model, feeds)
+    assert_same_where_real(after, before, real)
+
+
+@pytest.mark.parametrize(
+    "arch",
+    [
+        pytest.param(dataclasses.replace(EVEN, zeroed=False), id="not-zeroed"),
+        pytest.param(dataclasses.replace(EVEN, mask="window_additive"), id="padded-queries-see-what-is-near"),
+        pytest.param(dataclasses.replace(EVEN, norm="pre", head="classifier", zeroed=False), id="pre-norm"),
+    ],
+)
+def test_padded_tokens_that_differ_are_not_packed(arch):
+    assert_untouched(PackTokensPass(), build(arch), "a padded query weighs all keys alike, and the padded ones are not")
+
+
+def test_one_attention_of_another_mask_makes_padded_tokens_differ():
+    model = build(EVEN)
+    second = [node for node in model.graph if node.op_type == "Attention"][1]
+    mask = next(value for value in model.graph.inputs if value.name == "attention_mask")
+    axes = ir.Value(name="axes", const_value=ir.tensor(np.array([1, 2])))
+    numbers = [ir.Value(name=name, const_value=ir.tensor(np.array(x))) for name, x in (("zero", 0.0), ("low", -1e30))]
+    real = ir.Node("", "Cast", [mask], attributes=[ir.AttrInt64("to", ir.DataType.BOOL)], name="real")
+    keys = ir.Node("", "Unsqueeze", [real.outputs[0], axes], name="keys")
+    term = ir.Node("", "Where", [keys.outputs[0], *numbers], name="term")
+    for value in (axes, *numbers):
+        model.graph.register_initializer(value)
+    for node in (real, keys, term):
+        node.outputs[0].name = f"{node.name}.result"
+        model.graph.insert_before(second, node)
+    second.replace_input_with(3, term.outputs[0])
+    assert_untouched(PackTokensPass(), model, "the padded ones are not equal")
+
+
+@settings(max_examples=60)
+@given(
+    disentangled(mask="both_real", front="ids", zeroed=True, form="3d"),
+    st.sampled_from(["hidden", "classifier", "span", "tokens"]),
+    st.integers(0, 9),
+    st.sampled_from(PADDINGS),
+    st.sampled_from(PADDINGS),
+    st.integers(1, 11),
+)
+def test_masks_of_query_and_key_are_exact_in_any_model(case, head, seed, padding, other, length):
+    arch, weights = case
+    arch = dataclasses.replace(arch, head=head)
+    weights = random_weights(arch, seed) | {name: weights[name] for name in weights if "classifier" not in name}
+    model = build(arch, weights)
+    real = np.stack([padding_mask(kind, length=length, seed=seed)[1] for kind in (padding, other, "left", "holes")])
     feeds = random_feeds(model, real, seed)
     before = run64(model, feeds)
     assert PackTokensPass()(model).modified
