@@ -259,3 +259,51 @@ def test_a_factor_of_the_queries_joins_the_scale():
 def test_angles_without_positions_stay():
     model = build(dataclasses.replace(ARCH, rotary="half", mask="plain", angles=True))
     assert_untouched(NormalizeAttentionPass(), model, "does not read its tables by position")
+
+
+@pytest.mark.parametrize("rotary", ["", "half"])
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_keys_and_values_that_are_repeated_for_their_queries_are_read_once(kv_heads, rotary):
+    arch = dataclasses.replace(ARCH, kv_heads=kv_heads, rotary=rotary, front="ids")
+    model = build(arch)
+    feeds = random_feeds(model, padding_mask("left"))
+    before = run64(model, feeds)
+
+    assert_rewrites_once(NormalizeAttentionPass(), model, normalized_attention=1)
+
+    node = attention_node(model)
+    assert (node.attributes["q_num_heads"].value, node.attributes["kv_num_heads"].value) == (4, kv_heads)
+    assert not {"Transpose", "Reshape"} & operators(model).keys()
+    assert_same(run64(model, feeds), before)
+
+
+def repeated_in_turns(model):
+    """(B, r, G, S, d): query head h reads key head h modulo G, not h divided by r."""
+    axis = _shape(model, [1])
+    for index in (1, 2):
+        expand = attention_node(model).inputs[index].producer().inputs[0].producer()
+        expand.inputs[0].producer().replace_input_with(1, axis)
+
+
+def repeated_by_an_unknown_number(model):
+    for index in (1, 2):
+        expand = attention_node(model).inputs[index].producer().inputs[0].producer()
+        sizes = list(expand.outputs[0].shape)
+        expand.outputs[0].shape = ir.Shape([*sizes[:2], "times", *sizes[3:]])
+
+
+def more_heads_than_keys_go_into(model):
+    reshape = attention_node(model).inputs[1].producer()
+    sizes = list(reshape.outputs[0].shape)
+    reshape.outputs[0].shape = ir.Shape([sizes[0], 8, *sizes[2:]])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [repeated_in_turns, repeated_by_an_unknown_number, more_heads_than_keys_go_into],
+    ids=lambda change: change.__name__,
+)
+def test_keys_that_are_repeated_in_another_way_are_not_read(change):
+    model = build(dataclasses.replace(ARCH, kv_heads=2, front="ids"))
+    change(model)
+    assert_untouched(NormalizeAttentionPass(), model, "reshaped in a way that is not known")

@@ -246,3 +246,68 @@ def test_keeps_the_output_of_any_model(arch, mask, seed, padding):
     before = run64(model, feeds)
     assert_rewrites_once(RaiseAttentionPass(), model, raised_attention=arch.layers)
     assert_same(run64(model, feeds), before)
+
+
+# Logits that a Where hides: a query that sees no key weighs all keys alike, padded ones too
+
+
+def visible_first(model):
+    """Where(visible, logits, lowest), not Where(Not(visible), lowest, logits)."""
+    for where in [node for node in model.graph if node.op_type == "Where"]:
+        hidden, lowest, logits = where.inputs
+        for index, value in enumerate((hidden.producer().inputs[0], logits, lowest)):
+            where.replace_input_with(index, value)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("change", [None, visible_first])
+def test_logits_that_are_hidden_by_a_choice_are_hidden_by_a_term(change, padding):
+    model = build(dataclasses.replace(ARCH, mask="both_real", layers=2))
+    if change is not None:
+        change(model)
+    RemoveUnusedNodesPass()(model)
+    feeds = random_feeds(model, padding_mask(padding))
+    before = run64(model, feeds)
+    assert_rewrites_once(RaiseAttentionPass(), model, raised_attention=2)
+    masks = {node.inputs[3] for node in model.graph if node.op_type == "Attention"}
+    assert len(masks) == 1, "written once for all layers"
+    assert_same(run64(model, feeds), before)
+
+
+def test_onnx_runtime_weighs_all_keys_alike_too():
+    model = build(dataclasses.replace(ARCH, mask="both_real", dtype=np.float32))
+    feeds = random_feeds(model, padding_mask("left"))
+    before = run32(model, feeds)
+    assert_rewrites_once(RaiseAttentionPass(), model, raised_attention=1)
+    assert_same(run32(model, feeds), before, tolerance=1e-5)
+    assert_same(run32(model, feeds, optimize=True), before, tolerance=1e-5)
+
+
+def hides_mildly(model):
+    next(node for node in model.graph if node.op_type == "Where").replace_input_with(1, constant(model, -5.0))
+
+
+def chooses_between_logits(model):
+    where = next(node for node in model.graph if node.op_type == "Where")
+    where.replace_input_with(1, where.inputs[2])
+
+
+def hides_what_is_visible(model):
+    where = next(node for node in model.graph if node.op_type == "Where")
+    where.replace_input_with(0, where.inputs[0].producer().inputs[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (hides_mildly, "its logits are chosen by a condition"),
+        (chooses_between_logits, "its logits are chosen by a condition"),
+        (hides_what_is_visible, "expected Not, found 'Cast'"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_logits_that_are_chosen_otherwise_stay(change, reason):
+    model = build(dataclasses.replace(ARCH, mask="both_real"))
+    change(model)
+    RemoveUnusedNodesPass()(model)
+    assert_untouched(RaiseAttentionPass(), model, reason)
