@@ -12,7 +12,7 @@ from compactor.passes.graph.blocks import attention_blocks
 from tests.models import Architecture, build
 from tests.planting import attention_node, read_elsewhere
 
-ARCH = Architecture(mask="both_real", relative="both")
+ARCH = Architecture(width=16, mask="both_real", relative="both")
 
 
 def block(model):
@@ -44,8 +44,14 @@ def turn_again(model):
     return model
 
 
-def of_another_value(model):
+def of_the_keys(model):
     term(model, "c2p").replace_input_with(0, term(model, "p2c").inputs[0])
+    return model
+
+
+def of_what_is_not_projected(model):
+    value = next(node for node in model.graph if node.name == "first").outputs[0]
+    term(model, "c2p").replace_input_with(0, value)
     return model
 
 
@@ -73,7 +79,8 @@ def mask_of_heads(model):
     ("change", "reason"),
     [
         pytest.param(turn_again, "the mask has values per head", id="turned-twice"),
-        pytest.param(of_another_value, "projection", id="of-another-value"),
+        pytest.param(of_the_keys, "key projection: '0.key' is used outside the block", id="of-the-keys"),
+        pytest.param(of_what_is_not_projected, "logits of distances are of another value", id="of-another-value"),
         pytest.param(lambda model: read_elsewhere(model, "0.c2p"), "used outside the block", id="read-elsewhere"),
         pytest.param(expose("0.c2p"), "used outside the block", id="is-an-output"),
         pytest.param(expose_the_sum, "used outside the block", id="sum-is-an-output"),

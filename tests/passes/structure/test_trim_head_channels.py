@@ -321,3 +321,17 @@ def test_a_dead_query_head_does_not_hold_the_channels_of_its_group_up():
     before = run64(model, feeds)
     assert_rewrites_once(TrimHeadChannelsPass(), model, dead_qk_channel=4 * 2)
     assert_same(run64(model, feeds), before)
+
+
+def test_each_group_keeps_channels_of_its_own():
+    arch = Architecture(heads=4, kv_heads=2, qk=4, v=4)
+    weights = random_weights(arch)
+    silence(weights, "query", [0, 1], [0, 1], size=4)
+    silence(weights, "query", [2, 3], [2, 3], size=4)
+    weights["0.output"][columns(4, [0, 1], [1, 3])] = 0
+    weights["0.output"][columns(4, [2, 3], [0, 2])] = 0
+    model = folded(arch, weights)
+    feeds = random_feeds(model, padding_mask("left"))
+    before = run64(model, feeds)
+    assert_rewrites_once(TrimHeadChannelsPass(), model, dead_qk_channel=4 * 2, dead_v_channel=4 * 2)
+    assert_same(run64(model, feeds), before)
