@@ -131,7 +131,7 @@ def _chosen(logits: ir.Value | None) -> tuple[ir.Value | None, _Choice | None]:
     node = logits.producer() if logits is not None else None
     if node is None or node.domain or node.op_type != "Where" or node.inputs[0] is None:
         return logits, None
-    condition, yes, no = node.inputs
+    condition, (yes, no) = node.inputs[0], node.inputs[1:]
     for hidden, left, value in ((yes, False, no), (no, True, yes)):
         number = scalar(hidden)
         if number is not None and number <= HIDDEN:

@@ -101,7 +101,7 @@ def _match(node: ir.Node) -> _Found:
     assert factors is not None
     table, first = _table(factors)
     table = table.reshape(table.shape[-3:])
-    if table.shape[:2] != (operand.heads, operand.width):
+    if list(table.shape[:2]) != [operand.heads, operand.width]:
         raise NoMatch(f"the table of positions has shape {table.shape} for {operand.heads} heads of {operand.width}")
     scaled, factor = _factors(node.outputs[0])
     rows = (table.transpose(2, 0, 1) * (operand.factor * factor)).astype(table.dtype)

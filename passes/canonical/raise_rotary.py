@@ -14,7 +14,6 @@ Reference: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embed
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -184,8 +183,8 @@ def _tables(source: ir.Value, run: Any, numbers: Array, turned: Array) -> _Turne
 
 def _rotate(x: NDArray[Any], found: _Turned) -> NDArray[Any]:
     """``RotaryEmbedding`` of ``x`` (1, H, S, d) at the places 0, 1, 2, ..."""
-    pairs = np.arange(found.rotated)
-    pairs = pairs.reshape(-1, 2) if found.interleaved else pairs.reshape(2, -1).T
+    numbers = np.arange(found.rotated)
+    pairs = numbers.reshape(-1, 2) if found.interleaved else numbers.reshape(2, -1).T
     first, second = x[..., pairs[:, 0]], x[..., pairs[:, 1]]
     cosines, sines = found.cosines[: x.shape[2]], found.sines[: x.shape[2]]
     y = x.copy()
@@ -208,10 +207,10 @@ class _Writer:
         assert node is not None
         places = self._of(found.source)
         tables = [self._table(rows) for rows in (found.cosines, found.sines)]
-        options: Mapping[str, int] = {"interleaved": int(found.interleaved), "rotary_embedding_dim": found.rotated}
-        whole = found.source.shape is not None and found.rotated == found.source.shape[3]
-        given = {name: number for name, number in options.items() if number and not (whole and name.startswith("rot"))}
-        turned = new_node("RotaryEmbedding", [found.source, *tables, places], **given)
+        options: dict[str, Any] = {"interleaved": 1} if found.interleaved else {}
+        if found.source.shape is not None and found.rotated != found.source.shape[3]:
+            options["rotary_embedding_dim"] = found.rotated
+        turned = new_node("RotaryEmbedding", [found.source, *tables, places], **options)
         turned.outputs[0].type, turned.outputs[0].shape = found.source.type, found.source.shape
         self._graph.insert_after(node, turned)
         for usage in tuple(value.uses()):
@@ -227,9 +226,9 @@ class _Writer:
         """Places (B, S) of the tokens of ``source`` (B, H, S, d)."""
         shape = source.shape
         assert shape is not None
-        for known, places in self._places:
+        for known, made in self._places:
             if all(same_size(known[axis], shape[axis]) for axis in (0, 2)):
-                return places
+                return made
         zero, one = (add_initializer(self._graph, f"place_{n}", np.array(n, dtype=np.int64)) for n in (0, 1))
         sizes = [self._size(shape[0], 0), self._size(shape[2], 1)]
         length = new_node("Squeeze", [sizes[1].outputs[0]])

@@ -74,7 +74,8 @@ def evaluate(value: ir.Value, given: Mapping[ir.Value, Array] | None = None) -> 
     version = owner.opset_imports.get("", 23)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
     try:
-        return np.asarray(ReferenceEvaluator(model).run(None, {})[0])
+        [result] = ReferenceEvaluator(model).run(None, {})
+        return np.asarray(result)
     except (LookupError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise NoMatch(f"it cannot be computed beforehand: {error}") from None
 

@@ -62,10 +62,12 @@ class HeadLiveness:
 
     def by_group(self, kv_heads: int) -> HeadLiveness:
         """What is alive in any live head that shares a key/value head: ``(G, d)`` and ``(G, dv)``."""
-        qk, v = (
-            (side & self.heads[:, None]).reshape(kv_heads, -1, side.shape[1]).any(axis=1) for side in (self.qk, self.v)
-        )
-        return HeadLiveness(qk, v)
+
+        def joined(side: NDArray[np.bool_]) -> NDArray[np.bool_]:
+            alive = side & self.heads[:, None]
+            return np.asarray(alive.reshape(kv_heads, -1, side.shape[1]).any(axis=1))
+
+        return HeadLiveness(joined(self.qk), joined(self.v))
 
 
 def repeat_heads(array: Array, kv_heads: int, heads: int) -> Array:

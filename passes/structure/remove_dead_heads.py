@@ -97,8 +97,8 @@ def _arrange(block: AttentionBlock, live: NDArray[np.bool_]) -> tuple[Columns, C
     The size is the one that costs the least multiply-adds for a token of a text of 128.
     """
     groups = [np.flatnonzero(group) + i * len(group) for i, group in enumerate(live.reshape(block.kv_heads, -1))]
-    width = block.query.weight.shape[1] // block.heads
-    inner = block.query.weight.shape[0]
+    width = int(block.query.weight.shape[1]) // block.heads
+    inner = int(block.query.weight.shape[0])
 
     def pieces(size: int) -> list[int]:
         return [-(-len(group) // size) for group in groups]
