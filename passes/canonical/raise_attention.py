@@ -132,11 +132,20 @@ def _chosen(logits: ir.Value | None) -> tuple[ir.Value | None, _Choice | None]:
     if node is None or node.domain or node.op_type != "Where" or node.inputs[0] is None:
         return logits, None
     condition, (yes, no) = node.inputs[0], node.inputs[1:]
+    assert condition is not None
     for hidden, left, value in ((yes, False, no), (no, True, yes)):
         number = scalar(hidden)
         if number is not None and number <= HIDDEN:
-            return value, _Choice(condition, left)
+            return value, _choice(condition, left)
     raise NoMatch("its logits are chosen by a condition")
+
+
+def _choice(condition: ir.Value, left: bool) -> _Choice:
+    """A choice by what a ``Not`` negates, where the condition is one: layers negate a mask each for itself."""
+    node = condition.producer()
+    if node is not None and node.op_type == "Not" and node.inputs[0] is not None:
+        return _choice(node.inputs[0], not left)
+    return _Choice(condition, left)
 
 
 def _leads_to_product(value: ir.Value | None) -> bool:
@@ -163,9 +172,7 @@ class _Masks:
         if choice not in self._made:
             visible, nodes = choice.condition, list[ir.Node]()
             source = visible.producer()
-            if not choice.left and source is not None and source.op_type == "Not" and source.inputs[0] is not None:
-                visible = source.inputs[0]
-            elif not choice.left:
+            if not choice.left:
                 nodes = [new_node("Not", [visible])]
                 nodes[0].outputs[0].type, nodes[0].outputs[0].shape = visible.type, visible.shape
                 visible = nodes[0].outputs[0]
