@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import inspect
 import json
 import logging
 import multiprocessing
@@ -28,6 +29,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 VOCABULARY_FLOOR = 1000  # below are special tokens
+_TASKS = {"QuestionAnswering": "question-answering", "ImageClassification": "image-classification"}
 
 
 class BuildError(Exception):
@@ -66,8 +68,7 @@ def load_torch(model_dir: Path) -> Any:
 
     transformers.utils.logging.disable_progress_bar()
     kind = getattr(transformers, _config(model_dir)["architectures"][0])
-    model = kind.from_pretrained(model_dir, attn_implementation="sdpa")
-    return model.eval().requires_grad_(False)
+    return kind.from_pretrained(model_dir).eval().requires_grad_(False)
 
 
 def write_reference(model_dir: Path, cases: Mapping[str, Sequence[Path]], folder: Path) -> None:
@@ -75,39 +76,60 @@ def write_reference(model_dir: Path, cases: Mapping[str, Sequence[Path]], folder
     import torch
 
     model = load_torch(model_dir)
+    taken = _inputs(model)
     folder.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
         for name, files in cases.items():
             for i, file in enumerate(files):
-                feeds = {key: torch.from_numpy(array) for key, array in np.load(file).items()}
+                feeds = {key: torch.from_numpy(array) for key, array in np.load(file).items() if key in taken}
                 np.savez(folder / f"{name}.{i}.npz", **{key: value.numpy() for key, value in model(**feeds).items()})
 
 
 def export_plain(model_dir: Path, path: Path, opset: int) -> None:
-    """What one gets without any tool: ``torch.onnx.export`` of the stock model."""
+    """What one gets without any tool: ``torch.onnx.export`` of the stock model, mended where it runs no batch.
+
+    Raises:
+        BuildError: It is refused.
+    """
+    import onnx
     import torch
+
+    from benchmarks._mending import repeat_rotary_tables
 
     model = load_torch(model_dir)
     names = ["start_logits", "end_logits"] if type(model).__name__.endswith("QuestionAnswering") else ["logits"]
-    model.config.return_dict = False
-    ids = torch.full((2, 16), VOCABULARY_FLOOR)
-    feeds = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
-    axes = {0: torch.export.Dim("batch_size"), 1: torch.export.Dim("sequence_length")}
+    taken = _inputs(model)
+    axes = {0: torch.export.Dim("batch_size")}
+    if "input_ids" in taken:
+        ids = torch.full((2, 16), min(VOCABULARY_FLOOR, model.config.vocab_size // 2))
+        feeds = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+        axes |= {1: torch.export.Dim("sequence_length")}
+    else:
+        size = model.config.image_size
+        feeds = {"pixel_values": torch.zeros(2, model.config.num_channels, size, size)}
+    feeds = {name: tensor for name, tensor in feeds.items() if name in taken}
     _quieten()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            model,
-            (),
-            path,
-            kwargs=feeds,
-            dynamo=True,
-            opset_version=opset,
-            dynamic_shapes=dict.fromkeys(feeds, axes),
-            output_names=names,
-            external_data=False,
-            verbose=False,
-        )
+        try:
+            torch.onnx.export(
+                model,
+                (),
+                path,
+                kwargs=feeds,
+                dynamo=True,
+                opset_version=opset,
+                dynamic_shapes=dict.fromkeys(feeds, axes),
+                output_names=names,
+                external_data=False,
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+            raise BuildError(f"torch.onnx.export: {reason[0]}") from error
+    written = onnx.load(path)
+    if repeat_rotary_tables(written):
+        onnx.save(written, path)
 
 
 def export_ours(model_dir: Path, folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,11 +158,17 @@ def quantize(source: Path, path: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     _quieten()
-    nodes = onnx.load(source, load_external_data=False).graph.node
-    # Left to itself it takes the standard Attention for Microsoft's and writes a graph that does not load.
-    standard = any(node.op_type == "Attention" and not node.domain for node in nodes)
+    model = onnx.load(source)
+    # Left to itself it takes the standard Attention for Microsoft's, and gives signed weights to ConvInteger, which
+    # takes none: it writes a graph that does not load.
+    standard = any(node.op_type in ("Attention", "Conv") and not node.domain for node in model.graph.node)
+    # It transposes the weights of Gemm under their old names, and then its shape inference finds them to be wrong.
+    weights = {tensor.name for tensor in model.graph.initializer}
+    described = [value for value in model.graph.value_info if value.name not in weights]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(described)
     quantize_dynamic(
-        source,
+        model,
         path,
         per_channel=True,
         weight_type=QuantType.QInt8,
@@ -161,8 +189,21 @@ def fuse(source: Path, path: Path) -> None:
     print(f"fused: {fused}", file=sys.stderr, flush=True)
 
 
-def convert_openvino(source: Path, path: Path, calibration: int = 0) -> None:
-    """Convert ``source`` for OpenVINO, quantized statically by NNCF where there are ``calibration`` sequences of 128.
+def calibration_batch(seed: int) -> dict[str, Any]:
+    """One sequence of 128 tokens for a BERT."""
+    return random_batch(1, 128, seed)
+
+
+def convert_openvino(
+    source: Path, path: Path, calibration: int = 0, batch_of: Callable[[int], Mapping[str, Any]] = calibration_batch
+) -> None:
+    """Convert ``source`` for OpenVINO, quantized statically by NNCF where there are ``calibration`` batches.
+
+    Args:
+        source: An ONNX file.
+        path: Where to.
+        calibration: How many batches scales are taken from; 0 quantizes nothing.
+        batch_of: Makes one of them, of a seed.
 
     Raises:
         BuildError: It is refused.
@@ -176,7 +217,7 @@ def convert_openvino(source: Path, path: Path, calibration: int = 0) -> None:
 
             nncf.set_log_level(logging.ERROR)
             inputs = {port.get_any_name() for port in model.inputs}
-            batches = [random_batch(1, 128, 1000 + i) for i in range(calibration)]
+            batches = [batch_of(1000 + i) for i in range(calibration)]
             with contextlib.redirect_stdout(None):  # its progress
                 model = nncf.quantize(
                     model,
@@ -189,12 +230,17 @@ def convert_openvino(source: Path, path: Path, calibration: int = 0) -> None:
         raise BuildError(traceback.format_exception_only(error)[-1].strip().splitlines()[-1]) from error
 
 
-def export_optimum(model_dir: Path, path: Path, python: str, level: str) -> None:
-    """``optimum-cli export onnx`` at an optimization level, in an environment that has it. Raises ``BuildError``."""
+def export_optimum(model_dir: Path, path: Path, python: str, level: str | None = None) -> None:
+    """``optimum-cli export onnx`` in an environment that has it, at an optimization level or without any.
+
+    Raises:
+        BuildError: It is refused.
+    """
     tool = str(Path(python).with_name("optimum-cli"))
     kind = _config(model_dir)["architectures"][0]
-    task = "question-answering" if kind.endswith("QuestionAnswering") else "text-classification"
-    run_tool([tool, "export", "onnx", "--model", str(model_dir), "--task", task, "--optimize", level, str(path)])
+    task = next((task for end, task in _TASKS.items() if kind.endswith(end)), "text-classification")
+    optimize = [] if level is None else ["--optimize", level]
+    run_tool([tool, "export", "onnx", "--model", str(model_dir), "--task", task, *optimize, str(path)])
 
 
 def convert_ctranslate2(model_dir: Path, folder: Path, quantization: str) -> None:
@@ -241,6 +287,11 @@ def run_tool(command: Sequence[str]) -> None:
         raise BuildError(str(error)) from error
     if done.returncode != 0:
         raise BuildError((done.stderr.strip().splitlines() or ["it failed without a word"])[-1])
+
+
+def _inputs(model: Any) -> set[str]:
+    """What a PyTorch model takes, by name."""
+    return set(inspect.signature(model.forward).parameters)
 
 
 def _config(model_dir: Path) -> dict[str, Any]:

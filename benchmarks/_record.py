@@ -37,8 +37,19 @@ def make_report(
     baseline: str,
     command: str,
     workload: Mapping[str, Any] | None = None,
+    profiles: Mapping[str, list[dict[str, Any]]] | None = None,
 ) -> dict[str, Any]:
-    """The harness's report of some rows of a run, on random tokens where ``workload`` does not say otherwise."""
+    """The harness's report of some rows of a run.
+
+    Args:
+        title: What was measured.
+        rows: Which.
+        found: The run, which may be of more rows.
+        baseline: Id of the row that the others are compared with.
+        command: How to do it again.
+        workload: The report's block; None is random tokens.
+        profiles: Where the time goes, a block for each case, by row; None where nobody asked.
+    """
     names = {row.id for row in rows}
     variants = [variant for variant in found.variants if variant.id in names]
     counts = {"file_bytes": file_bytes, "parameters": parameters, "sha256": model_hash}
@@ -56,7 +67,7 @@ def make_report(
         workload=_random_tokens(found.cases) if workload is None else workload,
         settings=found.how,
         measurements=found.measurements,
-        extras=Extras(counters=counters, machine=machine_card()),
+        extras=Extras(counters=counters, profiles=dict(profiles or {}), machine=machine_card()),
         duration_s=found.duration_s,
     )
 

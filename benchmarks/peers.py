@@ -171,7 +171,7 @@ def _portable(shop: Workshop) -> Path:
 
 def _openvino_rows(kind: str, shop: Workshop, source: Callable[[], Path]) -> list[Row]:
     """OpenVINO in fp32, in bf16 where the CPU has it, and in int8 quantized statically by NNCF."""
-    missing = _not_installed(*CONVERTER_PACKAGES)
+    missing = not_installed(*CONVERTER_PACKAGES)
     name = f"{'dense' if kind == 'dense' else 'our compact graph'}: OpenVINO"
 
     def row(precision: str, label: str, missing: str | None, *, static: bool = False) -> Row:
@@ -197,7 +197,7 @@ def _openvino_rows(kind: str, shop: Workshop, source: Callable[[], Path]) -> lis
     ]
 
 
-def _not_installed(*packages: str) -> str | None:
+def not_installed(*packages: str) -> str | None:
     """Why a row cannot be run where packages are missing."""
     absent = [name for name in packages if importlib.util.find_spec(name) is None]
     return f"{' and '.join(absent)} not installed: pip install 'compactor[peers]'" if absent else None
@@ -220,7 +220,7 @@ def _ctranslate2_row(dense: Workshop) -> Row:
         lambda: dense.exported("ctranslate2-int8", _graphs.convert_ctranslate2, "int8"),
         precision="int8",
         engine="ctranslate2",
-        missing=_not_installed("ctranslate2"),
+        missing=not_installed("ctranslate2"),
         adapt=with_head,
     )
 
