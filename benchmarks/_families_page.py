@@ -66,8 +66,8 @@ def render(result: Mapping[str, Any]) -> str:
         "Random weights in the published sizes. `dense`: all of them; `pruned`: half of the heads and two thirds of "
         "the neurons of every layer planted dead. `plain export`: `torch.onnx.export` of the stock model, its rotary "
         "tables repeated for the batch; int8 of it and of optimum's by `quantize_dynamic` (signed weights, one scale a "
-        "column). Stock is the faster of these two in each case. Batch × length, random tokens without padding, or pictures; `SST-2`: its lengths in batches of 32, "
-        "in file order, all batches one sample.",
+        "column). Stock is the faster of these two in each case. Batch × length, random tokens without padding, or "
+        "pictures; `SST-2`: its lengths in batches of 32, in file order, all batches one sample.",
         "## Targets",
         _record.markdown_table(["target", "reached", "missed"], target_rows(families)).replace("---:", "---"),
         "## What exports cost",

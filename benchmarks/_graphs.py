@@ -76,7 +76,7 @@ def write_reference(model_dir: Path, cases: Mapping[str, Sequence[Path]], folder
     import torch
 
     model = load_torch(model_dir)
-    taken = _inputs(model)
+    taken = inputs_of(model)
     folder.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
         for name, files in cases.items():
@@ -98,7 +98,7 @@ def export_plain(model_dir: Path, path: Path, opset: int) -> None:
 
     model = load_torch(model_dir)
     names = ["start_logits", "end_logits"] if type(model).__name__.endswith("QuestionAnswering") else ["logits"]
-    taken = _inputs(model)
+    taken = inputs_of(model)
     axes = {0: torch.export.Dim("batch_size")}
     if "input_ids" in taken:
         ids = torch.full((2, 16), min(VOCABULARY_FLOOR, model.config.vocab_size // 2))
@@ -289,7 +289,7 @@ def run_tool(command: Sequence[str]) -> None:
         raise BuildError((done.stderr.strip().splitlines() or ["it failed without a word"])[-1])
 
 
-def _inputs(model: Any) -> set[str]:
+def inputs_of(model: Any) -> set[str]:
     """What a PyTorch model takes, by name."""
     return set(inspect.signature(model.forward).parameters)
 
