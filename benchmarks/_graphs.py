@@ -153,7 +153,11 @@ def export_compact(model_dir: Path, path: Path) -> None:
 
 
 def quantize(source: Path, path: Path) -> None:
-    """ONNX Runtime's dynamic quantizer at its best setting: signed weights, one scale a column."""
+    """ONNX Runtime's dynamic quantizer at its best setting: signed weights, one scale a column.
+
+    Raises:
+        BuildError: It refuses the graph.
+    """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -167,14 +171,17 @@ def quantize(source: Path, path: Path) -> None:
     described = [value for value in model.graph.value_info if value.name not in weights]
     del model.graph.value_info[:]
     model.graph.value_info.extend(described)
-    quantize_dynamic(
-        model,
-        path,
-        per_channel=True,
-        weight_type=QuantType.QInt8,
-        op_types_to_quantize=["MatMul", "Gemm", "Gather"] if standard else None,
-        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # its shape inference does not know Attention
-    )
+    try:
+        quantize_dynamic(
+            model,
+            path,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            op_types_to_quantize=["MatMul", "Gemm", "Gather"] if standard else None,
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # its shape inference does not know Attention
+        )
+    except Exception as error:  # whatever it raises, it is a row that says why
+        raise BuildError(f"quantize_dynamic: {_last_line(error)}") from error
 
 
 def fuse(source: Path, path: Path) -> None:
@@ -227,7 +234,7 @@ def convert_openvino(
                 )
         openvino.save_model(model, str(path), compress_to_fp16=False)
     except Exception as error:  # whatever it raises, it is a row that says why
-        raise BuildError(traceback.format_exception_only(error)[-1].strip().splitlines()[-1]) from error
+        raise BuildError(_last_line(error)) from error
 
 
 def export_optimum(model_dir: Path, path: Path, python: str, level: str | None = None) -> None:
@@ -292,6 +299,11 @@ def run_tool(command: Sequence[str]) -> None:
 def inputs_of(model: Any) -> set[str]:
     """What a PyTorch model takes, by name."""
     return set(inspect.signature(model.forward).parameters)
+
+
+def _last_line(error: Exception) -> str:
+    """What an error ends with, its class included where that is one line."""
+    return traceback.format_exception_only(error)[-1].strip().splitlines()[-1]
 
 
 def _config(model_dir: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,16 @@ class Row:
 
     def make(self) -> Variant:
         """Build it, or find out why not."""
-        path, reason = Path(), None if self.missing is None else f"not run: {self.missing}"
+        path, reason = Path(), self.missing
         if reason is None:
             try:
                 path = self.build()
             except BuildError as error:
-                reason = f"not run: {error}"
-                say(f"{self.name}: {reason}")
+                reason = str(error)
+            except BrokenProcessPool:
+                reason = "the process that built it was ended from outside: out of memory is the usual reason"
+            if reason is not None:
+                say(f"{self.name}: not run: {reason}")
         return Variant(
             id=self.id,
             name=self.name,
@@ -92,7 +96,7 @@ class Row:
             precision=self.precision,
             path=path,
             options=self.options,
-            reason=reason,
+            reason=None if reason is None else f"not run: {reason}",
         )
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
-from benchmarks import _run
+from benchmarks import _graphs, _run
 from benchmarks._graphs import BuildError
 from benchmarks._workshop import Given, Outputs, parse_shapes, relative_error
 from compactor.benching.processes import Measurements
@@ -88,6 +91,21 @@ def test_a_tool_that_refuses_is_the_reason(tmp_path: Path) -> None:
 
     made = dataclasses.replace(row("one", tmp_path), build=build).make()
     assert made.reason == "not run: it does not know this operator"
+
+
+def test_a_build_that_is_killed_is_the_reason(tmp_path: Path) -> None:
+    build = functools.partial(_graphs.in_fresh_process, os._exit, 9)
+    made = dataclasses.replace(row("one", tmp_path), build=build).make()
+    assert "ended from outside: out of memory is the usual reason" in str(made.reason)
+
+
+def test_a_graph_that_the_quantizer_refuses_is_the_reason(tmp_path: Path) -> None:
+    source = tmp_path / "model.onnx"
+    source.write_bytes(onnx.ModelProto(ir_version=10).SerializeToString())  # without an opset
+    build = functools.partial(_graphs.quantize, source, tmp_path / "quantized.onnx")
+    assert str(dataclasses.replace(row("one", tmp_path), build=build).make().reason).startswith(
+        "not run: quantize_dynamic: "
+    )
 
 
 def test_a_row_that_is_built_has_no_reason(tmp_path: Path) -> None:
