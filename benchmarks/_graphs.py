@@ -14,6 +14,7 @@ import inspect
 import json
 import logging
 import multiprocessing
+import re
 import subprocess
 import sys
 import traceback
@@ -29,6 +30,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 VOCABULARY_FLOOR = 1000  # below are special tokens
+_ERROR = re.compile(r"[\w.]+(Error|Exception): ")  # the last line of a traceback, before more of the message
 _TASKS = {"QuestionAnswering": "question-answering", "ImageClassification": "image-classification"}
 
 
@@ -287,13 +289,18 @@ def quantize_with(source: Path, path: Path, python: str) -> None:
 
 
 def run_tool(command: Sequence[str]) -> None:
-    """Run a command to its end. Raises ``BuildError`` with its last line where it fails."""
+    """Run a command to its end.
+
+    Raises:
+        BuildError: It fails; with the exception that it names, else with its last line.
+    """
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
         raise BuildError(str(error)) from error
     if done.returncode != 0:
-        raise BuildError((done.stderr.strip().splitlines() or ["it failed without a word"])[-1])
+        lines = done.stderr.strip().splitlines() or ["it failed without a word"]
+        raise BuildError(next(filter(_ERROR.match, reversed(lines)), lines[-1]))
 
 
 def inputs_of(model: Any) -> set[str]:

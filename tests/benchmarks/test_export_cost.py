@@ -37,8 +37,11 @@ def test_a_fresh_process_returns_what_the_function_does() -> None:
     assert _graphs.in_fresh_process(divmod, 7, 2) == (3, 1)
 
 
-def test_a_tool_that_fails_tells_its_last_line() -> None:
+def test_a_tool_that_fails_tells_its_error_or_its_last_line() -> None:
     with pytest.raises(_graphs.BuildError, match=r"^last$"):
         _graphs.run_tool([sys.executable, "-c", "import sys; sys.exit('first\\nlast')"])
+    failing = "raise ValueError('no such model\\n\\nUpdate, and try again.')"
+    with pytest.raises(_graphs.BuildError, match=r"^ValueError: no such model$"):
+        _graphs.run_tool([sys.executable, "-c", failing])
     with pytest.raises(_graphs.BuildError, match="No such file"):
         _graphs.in_fresh_process(_graphs.run_tool, ["/no/such/tool"])
