@@ -196,11 +196,12 @@ class AttentionBlock:
 
     @property
     def live_heads(self) -> NDArray[np.bool_]:
-        """``(H,)`` bool: heads with a live value channel; a bias that was not folded keeps its head alive."""
+        """``(H,)`` bool: heads with a live value channel; a bias that was not folded, and is read, keeps its head."""
         live = self.liveness.heads
         if self.value.bias is not None:
             bias = repeat_heads(self.value.bias, self.kv_heads, self.heads)
-            live = live | bias.reshape(self.heads, -1).any(axis=1)
+            read = (bias != 0) & self.output.weight.any(axis=1)
+            live = live | read.reshape(self.heads, -1).any(axis=1)
         return live
 
     @property

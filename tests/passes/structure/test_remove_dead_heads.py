@@ -56,6 +56,16 @@ def test_shrinks_every_block_to_its_live_heads(dead, how):
     assert_same(run64(model, feeds), before)
 
 
+def test_a_value_bias_that_nobody_reads_keeps_no_head():
+    weights = random_weights(ARCH)
+    kill_values(weights, ARCH, 0, 1, "output")
+    model = build(ARCH, weights)  # its value bias is not folded, as under a mask that may hide all keys
+    feeds = random_feeds(model)
+    before = run64(model, feeds)
+    assert_rewrites_once(RemoveDeadHeadsPass(), model, dead_head=1)
+    assert_same(run64(model, feeds), before)
+
+
 def test_a_head_is_dead_when_column_and_row_take_turns():
     weights = random_weights(ARCH)
     weights["0.value"][:, columns(3, 2, [0, 1])] = 0
