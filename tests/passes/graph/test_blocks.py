@@ -79,7 +79,7 @@ def mask_of_heads(model):
     ("change", "reason"),
     [
         pytest.param(turn_again, "the mask has values per head", id="turned-twice"),
-        pytest.param(of_the_keys, "key projection: '0.key' is used outside the block", id="of-the-keys"),
+        pytest.param(of_the_keys, "logits of distances are of another value", id="of-the-keys"),
         pytest.param(of_what_is_not_projected, "logits of distances are of another value", id="of-another-value"),
         pytest.param(lambda model: read_elsewhere(model, "0.c2p"), "used outside the block", id="read-elsewhere"),
         pytest.param(expose("0.c2p"), "used outside the block", id="is-an-output"),
