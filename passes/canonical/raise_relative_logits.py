@@ -143,8 +143,8 @@ def _table(value: ir.Value) -> tuple[Array, ir.Value | None]:
     rows = constant(cut.inputs[0]) if cut is not None else None
     if cut is None or rows is None or rows.ndim != 2:
         raise NoMatch("the table of positions depends on the input")
-    given = [scalar(number) for number in cut.inputs[3:]]
-    if given != [0, 1][: len(given)]:  # the axis and the step, which are these where they are not given
+    given = map(scalar, cut.inputs[3:])  # the axis and the step, which are 0 and 1 where they are not given
+    if any(number != usual for number, usual in zip(given, (0, 1), strict=False)):
         raise NoMatch("the table of positions depends on the input")
     whole, less = (_three_axes(evaluate(value, {cut.outputs[0]: some})) for some in (rows, rows[:-1]))
     if whole.shape[-1] != len(rows) or not np.allclose(whole[..., :-1], less, rtol=1e-4, atol=1e-6):

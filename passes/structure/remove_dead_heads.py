@@ -105,7 +105,8 @@ def _arrange(block: AttentionBlock, live: NDArray[np.bool_]) -> tuple[Columns, C
 
     def cost(size: int) -> int:
         written = sum(pieces(size))
-        return (written * size + written) * 2 * inner * width + written * size * 2 * _LENGTH * width
+        queries = written * size
+        return int(2 * width * ((queries + written) * inner + queries * _LENGTH))
 
     size = min(range(1, max(map(len, groups)) + 1), key=cost)
     queries, keys = [], []
