@@ -62,6 +62,7 @@ def disentangled(draw: st.DrawFn, **fixed: object) -> tuple[Architecture, Weight
     """The same, with logits of distances."""
     drawn = {
         "relative": draw(st.sampled_from(["c2p", "p2c", "both"])),
+        "qk": draw(st.sampled_from([1, 4])),  # whose scale is exact in the float32 that an attribute holds
         "mask": draw(st.sampled_from(["both_real", "none", "additive", "scaled"])),
     }
     return draw(pruned(**{**drawn, **fixed}))
