@@ -79,7 +79,7 @@ class _Writer:
             batch = self._emit(node, None, "Shape", x, start=0, end=1)
             sizes = self._emit(node, None, "Shape", index)
             shape = self._emit(node, None, "Concat", batch, self._numbers("heads", heads), sizes, axis=0)
-            self._indices[index, heads] = self._emit(node, None, "Expand", numbers, shape)
+            self._indices[index, heads] = self._emit(node, numbers.type, "Expand", numbers, shape)
         gathered = emit("GatherElements", product, self._indices[index, heads], axis=3)
         gathered.shape = result.shape
         redirect(result, gathered)
@@ -94,6 +94,8 @@ class _Writer:
                 for op_type in ("ReduceMin", "ReduceMax")
             )
             numbers = self._emit(node, None, "Sub", index, least)
+            numbers = self._emit(node, None, "Cast", numbers, to=ir.DataType.INT32.value)  # half of what they take up
+            numbers.type = ir.TensorType(ir.DataType.INT32)
             self._spans[index] = least, self._emit(node, None, "Add", most, one), numbers
         return self._spans[index]
 
