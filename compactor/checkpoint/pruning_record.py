@@ -37,6 +37,8 @@ class MaskedMatrix:
         rows: Output features of a block.
         cols: Input features of a block.
         transposed: Whether the scores' rows are the matrix's columns.
+        start: The first output feature that they lie on: above 0 in a weight that is fused of several.
+        stop: The one behind the last; None where they reach to the end.
     """
 
     module: str
@@ -44,9 +46,15 @@ class MaskedMatrix:
     rows: int
     cols: int
     transposed: bool
+    start: int = 0
+    stop: int | None = None
+
+    def part(self, weight: torch.Tensor) -> torch.Tensor:
+        """The output features of ``weight``, or of a bias, that the blocks lie on."""
+        return weight[self.start : self.stop]
 
     def expand(self, blocks: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-        """``blocks`` as a value for each element of a weight of ``shape``."""
+        """``blocks`` as a value for each element of a part of ``shape``."""
         blocks = blocks.T if self.transposed else blocks
         spread = blocks.repeat_interleave(self.rows, 0)[: shape[0]]
         return spread.repeat_interleave(self.cols, 1)[:, : shape[1]]
@@ -74,12 +82,18 @@ def write_record(folder: Path, record: PruningRecord) -> None:
     content = {
         "schema": _SCHEMA,
         **record.facts,
-        "matrices": [dataclasses.asdict(matrix) for matrix in record.matrices],
+        "matrices": [_stated(matrix) for matrix in record.matrices],
     }
     tensors = {f"{name}.scores": scores.float().contiguous() for name, scores in record.scores.items()}
     tensors |= {f"{name}.live": live.to(torch.uint8).contiguous() for name, live in record.live.items()}
     save_file(tensors, folder / MASKS_FILE, metadata={"format": "pt"})
     (folder / RECORD_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _stated(matrix: MaskedMatrix) -> dict[str, Any]:
+    """Its fields, without those of a part where it is whole: earlier versions know these alone."""
+    whole = {"start": 0, "stop": None}
+    return {name: value for name, value in dataclasses.asdict(matrix).items() if (name, value) not in whole.items()}
 
 
 def read_record_file(folder: Path) -> PruningRecord:
@@ -120,18 +134,21 @@ def describe_record(folder: Path, tensors: Mapping[str, torch.Tensor]) -> str | 
     if not (folder / RECORD_FILE).is_file():
         return None
     record = read_record_file(folder)
-    changed = compared = 0
+    changed: set[str] = set()
+    compared: set[str] = set()
     for matrix in record.matrices:
         weight = tensors.get(f"{matrix.module}.weight")
         if weight is None or weight.ndim != 2:  # saved under another name
             continue
-        compared += 1
-        mask = matrix.expand(record.live[matrix.group], (weight.shape[0], weight.shape[1]))
-        changed += mask.shape != weight.shape or bool((weight[~mask] != 0).any())
+        compared.add(matrix.module)
+        part = matrix.part(weight)
+        mask = matrix.expand(record.live[matrix.group], (part.shape[0], part.shape[1]))
+        if mask.shape != part.shape or bool((part[~mask] != 0).any()):
+            changed.add(matrix.module)
     density = record.facts.get("density")
     left = f", {100 * density:.1f} % of the linear weights left" if isinstance(density, float) else ""
     if changed:
-        fit = f"{changed} of {compared} matrices have weights where their mask is zero: changed since"
+        fit = f"{len(changed)} of {len(compared)} matrices have weights where their mask is zero: changed since"
     else:
-        fit = f"its zeros are where the masks of {compared} matrices put them"
+        fit = f"its zeros are where the masks of {len(compared)} matrices put them"
     return f"pruned by compactor ({record.facts.get('method')}{left}): {fit}"

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from compactor.checkpoint.pruning_record import PruningRecord, read_record_file, write_record
 from compactor.errors import ModelDirectoryError
+from compactor.trainer.masks import live_elements, live_rows
 from compactor.trainer.pruner import SUBMODULE, Pruner
 
 STATE_FILE = "training_state.safetensors"
@@ -28,19 +29,16 @@ _ORIGINAL = re.compile(r"(?P<module>.+)\.parametrizations\.(?P<kind>weight|bias)
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
     """The model's tensors under their usual names, masks folded in, without the scores."""
     pruner = find_pruner(model)
-    masks = {} if pruner is None else {member.name: (group, member) for group, member in pruner.members()}
+    masks = {} if pruner is None else pruner.masks()
     state = {}
     for name, tensor in model.state_dict().items():
         if name.startswith(f"{SUBMODULE}."):
             continue
         found = _ORIGINAL.fullmatch(name)
         if found is not None:
-            group, member = masks[found["module"]]
+            own = masks[found["module"]]
             name = f"{found['module']}.{found['kind']}"
-            if found["kind"] == "weight":
-                tensor = torch.where(member.expand(group.live), tensor, 0)
-            else:
-                tensor = torch.where(member.live_rows(group.live), tensor, 0)
+            tensor = torch.where(live_elements(own) if found["kind"] == "weight" else live_rows(own), tensor, 0)
         state[name] = tensor
     return state
 

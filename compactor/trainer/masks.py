@@ -6,7 +6,8 @@ and backward, for a weight W cut into blocks and its mask M of zeros and ones::
     W' = W * expand(M),   M = 1[σ(S) > τ]        dL/dS = sum over the block of  dL/dW' * W      (straight through)
 
 A neuron of a feed-forward pair is one score over rows of one matrix and columns of the other: both are *members* of its
-group. A row without a live block loses its bias too; else heads would rarely be removable.
+group. A row without a live block loses its bias too; else heads would rarely be removable. Of a matrix that is fused of
+several, each part of its rows is a member of its own.
 
 The model stays what it was: masks sit in ``torch.nn.utils.parametrize``, the scores in one submodule of the model, so
 that optimizers, checkpoints and data parallelism treat them as any parameter. Masked weights live for the time of one
@@ -22,7 +23,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -82,7 +83,7 @@ class Group(nn.Module):
     @torch.no_grad()
     def norms(self) -> Tensor:
         """``(R, C)``: the norm of what each score covers, per element and over all members."""
-        squares = sum(member.block_sums(member.weight.detach().square()) for member in self.members)
+        squares = sum(member.block_sums(member.part(member.weight.detach()).square()) for member in self.members)
         return (torch.as_tensor(squares) / self.weights).sqrt()
 
 
@@ -112,6 +113,8 @@ class Member:
         rows: Output features of a block.
         cols: Input features of a block.
         transposed: Whether the scores' rows are the matrix's columns.
+        start: Its first output feature in the layer, which may hold several matrices.
+        stop: The one behind its last; None where it reaches to the end.
     """
 
     module: nn.Linear
@@ -120,48 +123,59 @@ class Member:
     rows: int
     cols: int
     transposed: bool = False
+    start: int = 0
+    stop: int | None = None
 
     @property
     def layout(self) -> MaskedMatrix:
         """The same, as it is written beside a model."""
-        return MaskedMatrix(self.name, self.group, self.rows, self.cols, self.transposed)
+        return MaskedMatrix(self.name, self.group, self.rows, self.cols, self.transposed, self.start, self.stop)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Output and input features of the matrix."""
+        stop = self.module.out_features if self.stop is None else self.stop
+        return stop - self.start, self.module.in_features
 
     @property
     def weight(self) -> Tensor:
-        """``(out, in)``: the weight without its mask."""
+        """``(out, in)``: the layer's weight without its masks."""
         if parametrize.is_parametrized(self.module, "weight"):
             return self.module.parametrizations.weight.original  # type: ignore[union-attr,return-value]
         return self.module.weight
 
     @property
     def bias(self) -> Tensor | None:
-        """``(out,)``: the bias without its mask."""
+        """``(out,)``: the layer's bias without its masks."""
         if parametrize.is_parametrized(self.module, "bias"):
             return self.module.parametrizations.bias.original  # type: ignore[union-attr,return-value]
         return self.module.bias
 
+    def part(self, tensor: Tensor) -> Tensor:
+        """The matrix's own rows of the layer's weight or bias; a view."""
+        return tensor[self.start : self.stop]
+
     def expand(self, blocks: Tensor) -> Tensor:
-        """``(out, in)``: a value for each block as one for each element."""
-        shape = (self.module.out_features, self.module.in_features)
-        return self.layout.expand(blocks, shape)
+        """A value for each block as one for each element of the matrix."""
+        return self.layout.expand(blocks, self.shape)
 
     def live_rows(self, blocks: Tensor) -> Tensor:
-        """``(out,)`` bool: rows with a live block."""
+        """Bool, one for each row of the matrix: whether it has a live block."""
         blocks = blocks.T if self.transposed else blocks
-        return blocks.any(1).repeat_interleave(self.rows, 0)[: self.module.out_features]
+        return blocks.any(1).repeat_interleave(self.rows, 0)[: self.shape[0]]
 
-    def masked(self, weight: Tensor, live: Tensor) -> Tensor:
-        """``weight`` with zeros where its block does not live."""
+    def masked(self, matrix: Tensor, live: Tensor) -> Tensor:
+        """``matrix`` with zeros where its block does not live."""
         blocks = live.T if self.transposed else live
         grid = self._grid()
         if grid is None:
-            return weight * self.expand(live)
+            return matrix * self.expand(live)
         rows, cols = grid
-        spread = blocks.to(weight.dtype).reshape(rows, 1, cols, 1)
-        return (weight.view(rows, self.rows, cols, self.cols) * spread).view_as(weight)
+        spread = blocks.to(matrix.dtype).reshape(rows, 1, cols, 1)
+        return (matrix.view(rows, self.rows, cols, self.cols) * spread).view_as(matrix)
 
     def block_sums(self, elements: Tensor) -> Tensor:
-        """``(R, C)``: the sum of ``(out, in)`` over each block."""
+        """``(R, C)``: the sum of the matrix's elements over each block."""
         grid = self._grid()
         if grid is None:  # the last blocks reach beyond the edge
             down = -elements.shape[0] % self.rows
@@ -173,50 +187,82 @@ class Member:
 
     def _grid(self) -> tuple[int, int] | None:
         """How many blocks there are, where they tile the matrix."""
-        rows, cols = self.module.out_features, self.module.in_features
+        rows, cols = self.shape
         return None if rows % self.rows or cols % self.cols else (rows // self.rows, cols // self.cols)
+
+
+Mask = tuple[Group, Member]
+
+
+def live_elements(masks: Sequence[Mask]) -> Tensor:
+    """``(out, in)`` bool of a linear layer: what the masks on its matrices leave."""
+    module = masks[0][1].module
+    live = masks[0][0].live.new_ones(module.out_features, module.in_features)
+    for group, member in masks:
+        member.part(live).copy_(member.expand(group.live))
+    return live
+
+
+def live_rows(masks: Sequence[Mask]) -> Tensor:
+    """``(out,)`` bool of a linear layer: rows of which the masks leave anything."""
+    live = masks[0][0].live.new_ones(masks[0][1].module.out_features)
+    for group, member in masks:
+        member.part(live).copy_(member.live_rows(group.live))
+    return live
+
+
+def _mask(weight: Tensor, masks: Sequence[Mask], lives: Sequence[Tensor]) -> Tensor:
+    """``weight`` of a linear layer with zeros where the blocks of its matrices do not live."""
+    if weight.shape == masks[0][1].shape:
+        return masks[0][1].masked(weight, lives[0])
+    made = weight.clone()
+    for (_, member), live in zip(masks, lives, strict=True):
+        member.part(made).copy_(member.masked(member.part(weight), live))
+    return made
 
 
 class _MaskedWeight(torch.autograd.Function):
     """``W * expand(M)`` with the straight-through gradient; keeps nothing but W and M."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, scores: Tensor, live: Tensor, member: Member) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, masks: Sequence[Mask], *scores: Tensor) -> Tensor:
         """W'."""
-        ctx.save_for_backward(weight, live)
-        ctx.member = member
-        return member.masked(weight, live)
+        lives = [group.live for group, _ in masks]
+        ctx.save_for_backward(weight, *lives)
+        ctx.masks = masks
+        return _mask(weight, masks, lives)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        """Gradients of W and S from that of W'."""
-        weight, live = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of W and of each matrix's S from that of W'."""
+        weight, *lives = ctx.saved_tensors
         (gradient,) = gradients
-        of_weight = ctx.member.masked(gradient, live) if ctx.needs_input_grad[0] else None
-        of_scores = ctx.member.block_sums(gradient * weight) if ctx.needs_input_grad[1] else None
-        return of_weight, of_scores, None, None
+        of_weight = _mask(gradient, ctx.masks, lives) if ctx.needs_input_grad[0] else None
+        of_scores = [
+            member.block_sums(member.part(gradient) * member.part(weight)) if needed else None
+            for (_, member), needed in zip(ctx.masks, ctx.needs_input_grad[2:], strict=True)
+        ]
+        return (of_weight, None, *of_scores)
 
 
 class MaskedWeight(nn.Module):
-    """The parametrization of a weight: its member's part of a group's mask."""
+    """The parametrization of a linear layer's weight: masks on it, or on the matrices that it is fused of."""
 
-    def __init__(self, group: Group, member: Member) -> None:
+    def __init__(self, *masks: Mask) -> None:
         super().__init__()
-        self._of = (group, member)  # in a tuple, or each would become a part of the model once more
-        self._made: tuple[weakref.ref[Tensor], int] | None = None
+        self._masks = masks  # in tuples, or each would become a part of the model once more
 
     def forward(self, weight: Tensor) -> Tensor:
         """``(out, in)``: the masked weight."""
-        group, member = self._of
-        made: Tensor = _MaskedWeight.apply(weight, group.scores, group.live, member)  # type: ignore[no-untyped-call]
+        scores = [group.scores for group, _ in self._masks]
+        made: Tensor = _MaskedWeight.apply(weight, self._masks, *scores)  # type: ignore[no-untyped-call]
         if torch.is_grad_enabled():
             _note(made, self, weight)
         return made
 
     def again(self, weight: Tensor) -> Tensor:
         """The masked weight once more, for the backward pass."""
-        group, member = self._of
-        return member.masked(weight.detach(), group.live)
+        return _mask(weight.detach(), self._masks, [group.live for group, _ in self._masks])
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """What an assignment to the weight stores."""
@@ -226,14 +272,13 @@ class MaskedWeight(nn.Module):
 class MaskedBias(nn.Module):
     """The parametrization of a bias: zero in rows without a live block."""
 
-    def __init__(self, group: Group, member: Member) -> None:
+    def __init__(self, *masks: Mask) -> None:
         super().__init__()
-        self._of = (group, member)
+        self._masks = masks
 
     def forward(self, bias: Tensor) -> Tensor:
         """``(out,)``: the masked bias."""
-        group, member = self._of
-        return bias * member.live_rows(group.live)
+        return bias * live_rows(self._masks)
 
     def right_inverse(self, bias: Tensor) -> Tensor:
         """What an assignment to the bias stores."""

@@ -85,9 +85,10 @@ def install_pruner(run: Run, model: Any, task_data: Any, steps: int) -> list[str
 
     from compactor.trainer.models import open_model
     from compactor.trainer.pruner import Plan, Pruner
-    from compactor.trainer.refilling import fill, find_survivors, protect
+    from compactor.trainer.refilling import fill, protect
     from compactor.trainer.schedule import Schedule
     from compactor.trainer.structure import find_blocks
+    from compactor.trainer.survivors import find_survivors
 
     config, preset = run.config, run.config.preset
     attention, feed_forward = config.attention, config.feed_forward

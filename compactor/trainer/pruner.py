@@ -19,11 +19,22 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from compactor.errors import UsageError
-from compactor.passes.graph.liveness import head_liveness, neuron_liveness
-from compactor.trainer.masks import FAMILIES, Group, MaskedBias, MaskedWeight, Member, highest, keep_at_least
+from compactor.trainer.following import Part
+from compactor.trainer.masks import (
+    FAMILIES,
+    Group,
+    Mask,
+    MaskedBias,
+    MaskedWeight,
+    Member,
+    highest,
+    keep_at_least,
+    live_elements,
+)
 from compactor.trainer.methods import Block, Scoring, Shape, Unit
 from compactor.trainer.schedule import Schedule, Steering
 from compactor.trainer.structure import AttentionMatrices, FeedForwardMatrices, Matrices
+from compactor.trainer.survivors import live_heads, live_neurons
 
 SUBMODULE = "compactor_pruning"  # its name in the model
 _RANKED_AT_ONCE = 1_000_000  # scores that are ranked at every step
@@ -94,7 +105,7 @@ class Pruner(nn.Module):
         self.settled = False
         self.fixed = False  # masks that were given, and never change
         self.steering: Steering | None = None
-        self._modules_by_name: dict[str, nn.Linear] = {}
+        self._linears: dict[str, nn.Linear] = {}
         if plan.target_density is not None and plan.scoring is Scoring.MOVEMENT:
             self.steering = Steering(plan.target_density, plan.strength, plan.strength)
 
@@ -114,7 +125,7 @@ class Pruner(nn.Module):
             raise UsageError("magnitude pruning needs a density to reach", todo="pass --target-density, such as 0.3")
         pruner = cls(blocks, plan)
         linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-        pruner._modules_by_name = {name: linears[name] for block in blocks for name in block.matrices}
+        pruner._linears = {part.module: linears[part.module] for block in blocks for part in block.matrices}
         padded: list[str] = []
         for block in pruner.blocks:
             unit = plan.attention if isinstance(block, AttentionMatrices) else plan.feed_forward
@@ -127,12 +138,13 @@ class Pruner(nn.Module):
             pruner.notes = (
                 f"blocks do not divide {len(padded)} matrices, such as {padded[0]}: those at the edges are smaller",
             )
-        for group in pruner.all_groups:  # after all shapes are read
-            for member in group.members:
-                parametrize.register_parametrization(member.module, "weight", MaskedWeight(group, member))
-                if member.module.bias is not None:
-                    parametrize.register_parametrization(member.module, "bias", MaskedBias(group, member))
-            if plan.scoring is Scoring.MAGNITUDE:
+        for masks in pruner.masks().values():  # after all shapes are read
+            module = masks[0][1].module
+            parametrize.register_parametrization(module, "weight", MaskedWeight(*masks))
+            if module.bias is not None:
+                parametrize.register_parametrization(module, "bias", MaskedBias(*masks))
+        if plan.scoring is Scoring.MAGNITUDE:
+            for group in pruner.all_groups:
                 group.scores.requires_grad_(False)
         model.add_module(SUBMODULE, pruner)
         return pruner
@@ -144,11 +156,18 @@ class Pruner(nn.Module):
             assert isinstance(group, Group)
             yield group
 
-    def members(self) -> Iterator[tuple[Group, Member]]:
+    def members(self) -> Iterator[Mask]:
         """Every masked matrix, with its group."""
         for group in self.all_groups:
             for member in group.members:
                 yield group, member
+
+    def masks(self) -> dict[str, tuple[Mask, ...]]:
+        """The same by the name of the linear layer, which may be fused of several matrices."""
+        found: dict[str, tuple[Mask, ...]] = {}
+        for group, member in self.members():
+            found[member.name] = (*found.get(member.name, ()), (group, member))
+        return found
 
     # Step by step
 
@@ -270,10 +289,10 @@ class Pruner(nn.Module):
     def all_weights(self, family: str | None = None) -> int:
         """Elements of all linear layers in blocks, masked or not; of one family, or of both."""
         return sum(
-            self._modules_by_name[name].in_features * self._modules_by_name[name].out_features
+            self._linears[part.module].in_features * part.rows
             for block in self.blocks
             if family in (None, _family(block))
-            for name in block.matrices
+            for part in block.matrices
         )
 
     @torch.no_grad()
@@ -292,29 +311,18 @@ class Pruner(nn.Module):
     @torch.no_grad()
     def layers(self) -> list[Layer]:
         """What is left of each block; heads and neurons by the rules of the export (``passes.graph.liveness``)."""
-        masks = {member.name: (group, member) for group, member in self.members()}
+        masks = self.masks()
         found = []
         for block in self.blocks:
-            live = {name: self._live_elements(name, masks) for name in block.matrices}
+            live = {part: self._live_elements(part, masks) for part in block.matrices}
             kept = sum(int(mask.sum()) for mask in live.values())
             density = kept / sum(mask.size for mask in live.values())
             name = f"layers.{block.index}.{block.kind}"
             if isinstance(block, AttentionMatrices):
-                query_bias = None
-                if self._modules_by_name[block.query].bias is not None:  # of a row without a live block it is zero
-                    query_bias = np.asarray(live[block.query].any(axis=0))
-                alive = head_liveness(
-                    live[block.query],
-                    query_bias,
-                    live[block.key],
-                    live[block.value],
-                    live[block.output],
-                    heads=block.heads,
-                ).heads
-                heads = tuple(bool(head) for head in alive)
+                heads = tuple(bool(head) for head in live_heads(block, live))
                 found.append(Layer(name, block.stack, block.kind, density, heads, None))
             else:
-                neurons = neuron_liveness([live[each] for each in block.inputs], live[block.output])
+                neurons = live_neurons(block, live)
                 counts = (int(neurons.sum()), neurons.size)
                 found.append(Layer(name, block.stack, block.kind, density, None, counts))
         return found
@@ -324,14 +332,12 @@ class Pruner(nn.Module):
         heads = [head for layer in self.layers() if layer.heads is not None for head in layer.heads]
         return sum(heads), len(heads)
 
-    def _live_elements(self, name: str, masks: Mapping[str, tuple[Group, Member]]) -> NDArray[np.bool_]:
+    def _live_elements(self, part: Part, masks: Mapping[str, tuple[Mask, ...]]) -> NDArray[np.bool_]:
         """``(in, out)`` bool, as the algebra of the passes writes matrices."""
-        if name not in masks:
-            module = self._modules_by_name[name]
-            return np.ones((module.in_features, module.out_features), np.bool_)
-        group, member = masks[name]
-        mask: NDArray[np.bool_] = member.expand(group.live).T.cpu().numpy()
-        return mask
+        if part.module not in masks:
+            return np.ones((self._linears[part.module].in_features, part.rows), np.bool_)
+        live: NDArray[np.bool_] = live_elements(masks[part.module])[part.start : part.stop].T.cpu().numpy()
+        return live
 
     # What resuming needs beside the scores
 
@@ -370,35 +376,37 @@ def _members(block: Matrices, unit: Unit, linears: Mapping[str, nn.Linear]) -> I
         if unit is Shape.HEAD:
             raise UsageError("feed-forward layers have no heads", todo="use dim or a block such as 32x32 for them")
         if unit is Shape.DIM:
-            output = linears[block.output]
-            group = block.inputs[0]
-            pair = [Member(linears[name], name, group, 1, linears[name].in_features) for name in block.inputs]
-            yield [*pair, Member(output, block.output, group, output.out_features, 1, transposed=True)]
+            group = block.inputs[0].name
+            pair = [_member(linears, part, group, 1, linears[part.module].in_features) for part in block.inputs]
+            yield [*pair, _member(linears, block.output, group, block.output.rows, 1, transposed=True)]
             return
-    for name in block.matrices:
-        module = linears[name]
-        turned = isinstance(block, AttentionMatrices) and name == block.output
+    for part in block.matrices:
+        inside = linears[part.module].in_features
+        turned = isinstance(block, AttentionMatrices) and part == block.output
         if isinstance(unit, Block):
             rows, cols = (unit.cols, unit.rows) if turned else (unit.rows, unit.cols)
-            rows, cols = min(rows, module.out_features), min(cols, module.in_features)
+            rows, cols = min(rows, part.rows), min(cols, inside)
         else:
             assert isinstance(block, AttentionMatrices)
-            inner = module.in_features if turned else module.out_features
-            thick = inner // block.heads if unit is Shape.HEAD else 1
-            rows, cols = (module.out_features, thick) if turned else (thick, module.in_features)
-        yield [Member(module, name, name, rows, cols)]
+            thick = (inside if turned else part.rows) // block.heads_of(part) if unit is Shape.HEAD else 1
+            rows, cols = (part.rows, thick) if turned else (thick, inside)
+        yield [_member(linears, part, part.name, rows, cols)]
+
+
+def _member(
+    linears: Mapping[str, nn.Linear], part: Part, group: str, rows: int, cols: int, *, transposed: bool = False
+) -> Member:
+    start, stop = (0, None) if part.whole else (part.start, part.stop)
+    return Member(linears[part.module], part.module, group, rows, cols, transposed, start, stop)
 
 
 def _make_group(block: Matrices, members: Sequence[Member]) -> Group:
     """Scores for ``members``, and what each of them stands for."""
     first = members[0]
-    shape = (
-        -(-first.module.out_features // first.rows),
-        -(-first.module.in_features // first.cols),
-    )
+    shape = (-(-first.shape[0] // first.rows), -(-first.shape[1] // first.cols))
     weights = torch.zeros(shape)
     for member in members:
-        weights += member.block_sums(torch.ones(member.module.out_features, member.module.in_features))
+        weights += member.block_sums(torch.ones(member.shape))
     group = Group(first.group, _family(block), block.stack, shape, weights)
     group.members = list(members)
     return group

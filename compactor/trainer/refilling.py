@@ -1,65 +1,19 @@
-"""What follows the pruning in the filled and rewound methods: who survived, and what becomes of them.
+"""What follows the pruning in the filled and rewound methods: what becomes of the heads and neurons that survived.
 
-Surviving is what an export would keep (``passes.graph.liveness``): a head with a live value channel, a neuron that
-is driven and read. Reference: Lagunas et al. (2021), Section 3, "hybrid filled"; ``rewind`` as in its code.
+Reference: Lagunas et al. (2021), Section 3, "hybrid filled"; ``rewind`` as in its code.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from compactor.passes.graph.liveness import head_liveness, neuron_liveness
 from compactor.trainer.masks import Member
 from compactor.trainer.pruner import Pruner
 from compactor.trainer.structure import AttentionMatrices, Matrices
+from compactor.trainer.survivors import Survivors
 
 FILL_SPREAD = 5e-3  # standard deviation of what fills zeros: a quarter of what BERT is initialised with
-
-
-@dataclasses.dataclass(frozen=True)
-class Survivors:
-    """What is left of a pruned model.
-
-    Attributes:
-        heads: ``(H,)`` bool by the name of the attention's output projection.
-        neurons: ``(N,)`` bool by the name of the feed-forward's output projection.
-    """
-
-    heads: Mapping[str, Tensor]
-    neurons: Mapping[str, Tensor]
-
-
-def find_survivors(model: nn.Module, blocks: Sequence[Matrices]) -> Survivors:
-    """The heads and neurons that are alive in the weights of ``model``, which holds its zeros in place."""
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-
-    def nonzero(name: str) -> NDArray[np.bool_]:
-        mask: NDArray[np.bool_] = (linears[name].weight.detach() != 0).T.cpu().numpy()
-        return mask
-
-    heads, neurons = {}, {}
-    for block in blocks:
-        if isinstance(block, AttentionMatrices):
-            query_bias = linears[block.query].bias
-            live = head_liveness(
-                nonzero(block.query),
-                None if query_bias is None else (query_bias.detach() != 0).cpu().numpy(),
-                nonzero(block.key),
-                nonzero(block.value),
-                nonzero(block.output),
-                heads=block.heads,
-            )
-            heads[block.output] = torch.from_numpy(live.heads.copy())
-        else:
-            alive = neuron_liveness([nonzero(name) for name in block.inputs], nonzero(block.output))
-            neurons[block.output] = torch.from_numpy(alive)
-    return Survivors(heads, neurons)
 
 
 @torch.no_grad()
@@ -78,14 +32,15 @@ def fill(pruner: Pruner, survivors: Survivors, generator: torch.Generator) -> in
     live = {}
     for group in pruner.all_groups:
         block = owners[group.name]
-        alive = (
-            survivors.heads[block.output] if isinstance(block, AttentionMatrices) else survivors.neurons[block.output]
-        )
+        if isinstance(block, AttentionMatrices):
+            alive = _heads_of(group.name, block, survivors)
+        else:
+            alive = survivors.neurons[block.output.name]
         live[group.name] = alive.to(group.live.device).reshape(group.live.shape)
     pruner.fix(live)
     filled = 0
     for group, member in pruner.members():
-        weight = member.weight
+        weight = member.part(member.weight)
         empty = (weight == 0) & member.expand(group.live)
         values = torch.randn(weight.shape, generator=generator) * FILL_SPREAD
         weight.copy_(torch.where(empty, values.to(weight), weight))
@@ -100,19 +55,27 @@ def protect(pruner: Pruner, survivors: Survivors) -> None:
     for group, member in pruner.members():
         block = owners[group.name]
         if isinstance(block, AttentionMatrices):
-            group.protected |= _blocks_of_heads(member, block, survivors.heads[block.output]).to(group.protected.device)
+            alive = _heads_of(group.name, block, survivors)
+            group.protected |= _blocks_of_heads(member, block, alive).to(group.protected.device)
 
 
 def _owners(pruner: Pruner) -> dict[str, Matrices]:
     """The block of each group, by the group's name, which is that of its first matrix."""
-    return {name: block for block in pruner.blocks for name in block.matrices}
+    return {part.name: block for block in pruner.blocks for part in block.matrices}
+
+
+def _heads_of(name: str, block: AttentionMatrices, survivors: Survivors) -> Tensor:
+    """The surviving heads of the matrix called ``name``: those of keys and values live with any that reads them."""
+    alive = survivors.heads[block.output.name]
+    part = next(part for part in block.matrices if part.name == name)
+    return alive.reshape(block.heads_of(part), -1).any(1)
 
 
 def _blocks_of_heads(member: Member, block: AttentionMatrices, alive: Tensor) -> Tensor:
     """``(R, C)`` bool: the blocks that reach into a living head."""
-    rows, cols = member.module.out_features, member.module.in_features
-    if member.name == block.output:
-        elements = alive.repeat_interleave(cols // block.heads).expand(rows, cols)
+    rows, cols = member.shape
+    if member.name == block.output.module:
+        elements = alive.repeat_interleave(cols // len(alive)).expand(rows, cols)
     else:
-        elements = alive.repeat_interleave(rows // block.heads).unsqueeze(1).expand(rows, cols)
+        elements = alive.repeat_interleave(rows // len(alive)).unsqueeze(1).expand(rows, cols)
     return member.block_sums(elements.float()) > 0

@@ -28,8 +28,8 @@ def masked_linear(out: int, inside: int, rows: int, cols: int, *, transposed: bo
     with torch.no_grad():
         group.scores.normal_()
         group.set_live(torch.rand(shape) < 0.5)
-    parametrize.register_parametrization(linear, "weight", MaskedWeight(group, member))
-    parametrize.register_parametrization(linear, "bias", MaskedBias(group, member))
+    parametrize.register_parametrization(linear, "weight", MaskedWeight((group, member)))
+    parametrize.register_parametrization(linear, "bias", MaskedBias((group, member)))
     return linear, group, member
 
 

@@ -11,9 +11,10 @@ from compactor.errors import UsageError
 from compactor.trainer.folders import plain_state, stock_copy
 from compactor.trainer.methods import Block, Scoring, Shape
 from compactor.trainer.pruner import Plan, Pruner
-from compactor.trainer.refilling import FILL_SPREAD, fill, find_survivors, protect
+from compactor.trainer.refilling import FILL_SPREAD, fill, protect
 from compactor.trainer.schedule import Schedule
 from compactor.trainer.structure import AttentionMatrices, find_blocks
+from compactor.trainer.survivors import find_survivors
 from tests.compactor.trainer.tiny import HEADS, LAYERS, NEURONS, WIDTH, bert_config
 
 SCHEDULE = Schedule(steps=100, warm_up=10, cool_down=30)
@@ -67,7 +68,7 @@ def test_the_attention_output_is_cut_the_other_way_round():
     _, pruner = model_and_pruner(Block(8, 16))
     output = next(block.output for block in pruner.blocks if isinstance(block, AttentionMatrices))
     for _, member in pruner.members():
-        if member.name == output:
+        if member.name == output.module:
             assert (member.rows, member.cols) == (16, 8)
 
 
@@ -204,9 +205,9 @@ def test_heads_are_judged_as_the_export_judges_them():
     _, pruner = model_and_pruner(Shape.HEAD)
     groups = {group.name: group for group in pruner.all_groups}
     attention = next(block for block in pruner.blocks if isinstance(block, AttentionMatrices))
-    groups[attention.query].live[0] = False  # an average of its values: alive
-    groups[attention.value].live[1] = False  # no values: dead
-    groups[attention.output].live[0, 2] = False  # never read: dead
+    groups[attention.query.name].live[0] = False  # an average of its values: alive
+    groups[attention.value.name].live[1] = False  # no values: dead
+    groups[attention.output.name].live[0, 2] = False  # never read: dead
     assert pruner.layers()[0].heads == (True, False, False, True)
 
 
@@ -232,23 +233,23 @@ def test_filling_revives_surviving_heads_and_nothing_else():
     dead = next(block for block in pruner.blocks if isinstance(block, AttentionMatrices))
     groups = {group.name: group for group in pruner.all_groups}
     with torch.no_grad():
-        groups[dead.output].scores[:, 0] = -9  # the first head of 8 channels is never read
-        groups[dead.output].scores[:, 1] = 9
-        groups[dead.value].scores[1] = 9
+        groups[dead.output.name].scores[:, 0] = -9  # the first head of 8 channels is never read
+        groups[dead.output.name].scores[:, 1] = 9
+        groups[dead.value.name].scores[1] = 9
     pruner.advance(70)
     stock = stock_copy(model)
     blocks = pruner.blocks
     survivors = find_survivors(stock, blocks)
-    assert survivors.heads[dead.output].tolist() == list(pruner.layers()[0].heads)
-    assert not survivors.heads[dead.output][0] and survivors.heads[dead.output][1]
+    assert survivors.heads[dead.output.name].tolist() == list(pruner.layers()[0].heads)
+    assert not survivors.heads[dead.output.name][0] and survivors.heads[dead.output.name][1]
     before = {name: tensor.clone() for name, tensor in stock.state_dict().items()}
 
     filler = Pruner.install(stock, blocks, Plan(Shape.HEAD, Shape.DIM, Schedule(10, 0, 0)))
     filled = fill(filler, survivors, torch.Generator().manual_seed(0))
 
     assert filler.settled and filled > 0
-    query = next(member for _, member in filler.members() if member.name == dead.query).weight
-    was = before[f"{dead.query}.weight"]
+    query = next(member for _, member in filler.members() if member.name == dead.query.module).weight
+    was = before[f"{dead.query.module}.weight"]
     new = (was == 0) & (query != 0)
     assert not new[:8].any() and (query[8:16] != 0).all()  # of the dead head nothing, of the living one everything
     assert torch.equal(query[was != 0], was[was != 0])
@@ -270,6 +271,6 @@ def test_protected_heads_cannot_be_pruned():
     second.advance(70)
     for layer, block in zip(second.layers(), second.blocks, strict=True):
         if isinstance(block, AttentionMatrices):
-            assert list(layer.heads) == survivors.heads[block.output].tolist()
+            assert list(layer.heads) == survivors.heads[block.output.name].tolist()
         else:
             assert layer.neurons[0] == 0

@@ -44,13 +44,16 @@ def test_finds_the_blocks_of_an_encoder(family, attention):
     for block in blocks:
         if isinstance(block, AttentionMatrices):
             assert block.heads == 4
-            assert all(modules[name].out_features == modules[name].in_features == 16 for name in block.matrices)
+            assert all(part.whole and part.rows == modules[part.module].in_features == 16 for part in block.matrices)
+            assert block.kv_heads == 4
         else:
-            assert [modules[name].out_features for name in block.inputs] == [24]
-            assert modules[block.output].in_features == 24
-    assert len({name for block in blocks for name in block.matrices}) == 12  # each matrix in one block
+            assert [part.rows for part in block.inputs] == [24]
+            assert modules[block.output.module].in_features == 24
+    assert len({part.name for block in blocks for part in block.matrices}) == 12  # each matrix in one block
     for tell, at in (("q", 0), ("k", 1), ("v", 2)):  # the roles, by the initials that all families share
-        assert all(block.matrices[at].rpartition(".")[2][0] == tell for block in blocks if block.kind == "attention")
+        assert all(
+            block.matrices[at].module.rpartition(".")[2][0] == tell for block in blocks if block.kind == "attention"
+        )
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu", "gelu_new", "silu"])
@@ -110,8 +113,8 @@ class Plain(nn.Module):
 def test_names_do_not_matter_and_a_classifier_is_no_feed_forward_block():
     attention, feed_forward = find_blocks(Plain(), {"x": torch.randn(1, 5, 16)})
 
-    assert attention.matrices == ("c", "a", "b", "d") and attention.heads == 2
-    assert set(feed_forward.inputs) == {"e", "f"} and feed_forward.output == "g"
+    assert [part.name for part in attention.matrices] == ["c", "a", "b", "d"] and attention.heads == 2
+    assert {part.name for part in feed_forward.inputs} == {"e", "f"} and feed_forward.output.name == "g"
 
 
 def test_a_model_without_attention_is_refused():
