@@ -7,6 +7,7 @@ weights that the masks hide (``training_state.safetensors``): they still change,
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from compactor.checkpoint.pruning_record import PruningRecord, read_record_file, write_record
 from compactor.errors import ModelDirectoryError
 from compactor.trainer.masks import live_elements, live_rows
+from compactor.trainer.placing import place
 from compactor.trainer.pruner import SUBMODULE, Pruner
 
 STATE_FILE = "training_state.safetensors"
@@ -75,12 +77,18 @@ def save_model(model: Any, folder: Path, *, tokenizer: Any, facts: Mapping[str, 
         tokenizer: Written beside the model.
         facts: JSON: method, settings and the like; nothing is written of a model without a pruner.
     """
-    stock_copy(model).save_pretrained(folder)
+    stock = stock_copy(model)
+    stock.save_pretrained(folder)
     _state_labels(folder / "config.json", model.config)
     save_tokenizer(tokenizer, folder)
     pruner = find_pruner(model)
     if pruner is not None:
-        write_record(folder, make_record(pruner, facts))
+        record = make_record(pruner, facts)
+        saved: dict[str, Tensor] = {}
+        for path in sorted(folder.glob("model*.safetensors")):
+            saved |= load_file(path)
+        placed = place(record.matrices, stock.state_dict(), saved)
+        write_record(folder, dataclasses.replace(record, matrices=placed))
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
@@ -103,7 +111,7 @@ def _state_labels(path: Path, config: Any) -> None:
 
 
 def make_record(pruner: Pruner, facts: Mapping[str, Any]) -> PruningRecord:
-    """Scores and masks by group, and how they lie on the matrices."""
+    """Scores and masks by group, and how they lie on the matrices, by the names of modules."""
     groups = {group.name: group for group in pruner.all_groups}
     return PruningRecord(
         facts={**facts, **pruner.state(), "density": pruner.density()},
