@@ -8,11 +8,21 @@ import hypothesis
 import pytest
 import torch
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from compactor.trainer import masks
-from compactor.trainer.masks import Group, MaskedBias, MaskedWeight, Member, highest, keep_at_least, recomputed_weights
+from compactor.trainer.masks import (
+    Group,
+    MaskedBias,
+    MaskedWeight,
+    Member,
+    highest,
+    keep_at_least,
+    live_elements,
+    live_rows,
+    recomputed_weights,
+)
 
 
 def masked_linear(out: int, inside: int, rows: int, cols: int, *, transposed: bool = False, seed: int = 0):
@@ -150,3 +160,51 @@ def test_a_neuron_switches_its_row_and_its_column():
     assert not members[1].expand(group.live)[:, dead].any()
     assert members[1].live_rows(group.live).all()  # of the output, every row has living weights: its bias stays
     assert int(group.live_weights) == 4 * 8
+
+
+def fused_linear(*, seed: int = 0) -> tuple[nn.Linear, Tensor, Tensor, list[tuple[Group, Member]]]:
+    """One weight of 4 rows that no mask covers, 4 cut into blocks of 2x3, and twice 3 that are neurons."""
+    torch.manual_seed(seed)
+    linear = nn.Linear(6, 14).double()
+    weight, bias = linear.weight.detach().clone(), linear.bias.detach().clone()
+    blocks = Group("fused[4:8]", "attention", "encoder", (2, 2), torch.full((2, 2), 6.0)).double()
+    neurons = Group("fused[8:11]", "feed_forward", "encoder", (3, 1), torch.full((3, 1), 12.0)).double()
+    blocks.members = [Member(linear, "fused", blocks.name, 2, 3, start=4, stop=8)]
+    neurons.members = [Member(linear, "fused", neurons.name, 1, 6, start=start, stop=start + 3) for start in (8, 11)]
+    blocks.set_live(torch.tensor([[True, False], [False, False]]))
+    neurons.set_live(torch.tensor([[False], [True], [True]]))
+    own = [(group, member) for group in (blocks, neurons) for member in group.members]
+    parametrize.register_parametrization(linear, "weight", MaskedWeight(*own))
+    parametrize.register_parametrization(linear, "bias", MaskedBias(*own))
+    return linear, weight, bias, own
+
+
+FUSED = torch.ones(14, 6, dtype=torch.float64)
+FUSED[4:6, 3:], FUSED[6:8], FUSED[8], FUSED[11] = 0, 0, 0, 0
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_matrices_in_one_weight_have_masks_of_their_own(recompute):
+    linear, weight, bias, own = fused_linear()
+    x = torch.randn(5, 6, dtype=torch.float64)
+    upstream = torch.randn(5, 14, dtype=torch.float64)
+    with recomputed_weights() if recompute else contextlib.nullcontext():
+        found = linear(x.requires_grad_())
+        (found * upstream).sum().backward()
+
+    torch.testing.assert_close(found, x @ (weight * FUSED).T + bias * FUSED.any(1))
+    torch.testing.assert_close(x.grad, upstream @ (weight * FUSED))
+    of_masked = upstream.T @ x.detach()  # dL/dW'
+    torch.testing.assert_close(own[0][1].weight.grad, of_masked * FUSED)
+    each = of_masked * weight
+    blocks = [[each[4 + 2 * i : 6 + 2 * i, 3 * j : 3 * j + 3].sum() for j in (0, 1)] for i in (0, 1)]
+    torch.testing.assert_close(own[0][0].scores.grad, torch.stack([torch.stack(row) for row in blocks]))
+    neurons = torch.stack([each[8 + i].sum() + each[11 + i].sum() for i in range(3)])
+    torch.testing.assert_close(own[1][0].scores.grad.flatten(), neurons)
+    assert torch.equal(live_elements(own), FUSED.bool()) and torch.equal(live_rows(own), FUSED.any(1))
+
+
+def test_the_norm_of_a_neuron_is_over_all_its_matrices():
+    _, weight, _, own = fused_linear()
+    by_hand = [((weight[8 + i].square().sum() + weight[11 + i].square().sum()) / 12).sqrt() for i in range(3)]
+    torch.testing.assert_close(own[1][0].norms().flatten(), torch.stack(by_hand))
