@@ -25,6 +25,15 @@ _ATTENTION_NAMES: tuple[tuple[str, str, str, str], ...] = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
     ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.out_proj"),
+    # DeBERTa-v2
+    ("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj", "attention.output.dense"),
+)
+# Queries, keys and values as thirds of one matrix, in this order, and the output: ModernBERT, NomicBERT, Jina v3, GTE.
+_FUSED_ATTENTION_NAMES: tuple[tuple[str, str], ...] = (
+    ("attn.Wqkv", "attn.Wo"),
+    ("attn.Wqkv", "attn.out_proj"),
+    ("mixer.Wqkv", "mixer.out_proj"),
+    ("attention.qkv_proj", "attention.o_proj"),
 )
 # What a decoder's layer has beside them to look at the encoder's states: BART, mBART, Marian, Pegasus.
 _CROSS_ATTENTION_NAMES = (
@@ -36,11 +45,16 @@ _FEED_FORWARD_NAMES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("mlp.fc1",), "mlp.fc2"),
     (("fc1",), "fc2"),
     (("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"),
+    (("mlp.fc11", "mlp.fc12"), "mlp.fc2"),  # NomicBERT
 )
+# A gated pair as halves of one matrix, in whatever order: ModernBERT, GTE.
+_FUSED_FEED_FORWARD_NAMES = (("mlp.Wi", "mlp.Wo"), ("mlp.up_gate_proj", "mlp.down_proj"))
 # Beside its projections, what an attention block may hold without changing which channels are alive: something
 # added to the logits, or applied after the output. Anything else (a norm of Q, a relative key) voids the algebra.
 _HARMLESS = re.compile(
     r"(\.output)?\.LayerNorm\.(weight|bias|gamma|beta)$|relative_(attention_bias|position_(bias|index))"
+    r"|\.self\.pos_(key|query)_proj\.(weight|bias)$"  # DeBERTa-v2: of what queries and keys meet the distances
+    r"|\.rotary_embeddings\.inv_freq$"  # ESM-2, as saved by transformers 4
 )
 _INDEX = re.compile(r"\d+")
 
@@ -55,6 +69,7 @@ class AttentionNames:
         value: The value projection.
         output: The output projection.
         unknown: Tensors of the block that the algebra does not know; if any, nothing is claimed about it.
+        fused: Whether query, key and value are the thirds of one matrix, in this order, whose name all three have.
     """
 
     query: str
@@ -62,6 +77,7 @@ class AttentionNames:
     value: str
     output: str
     unknown: tuple[str, ...] = ()
+    fused: bool = False
 
     @property
     def inputs(self) -> tuple[str, str, str]:
@@ -77,11 +93,13 @@ class FeedForwardNames:
         inputs: The input projection, or two where it is gated.
         output: The output projection.
         unknown: Tensors between them that the algebra does not know, as for attention.
+        fused: Whether the two of a gated block are the halves of one matrix, whose name stands alone in ``inputs``.
     """
 
     inputs: tuple[str, ...]
     output: str
     unknown: tuple[str, ...] = ()
+    fused: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +132,7 @@ def find_layers(names: Collection[str]) -> tuple[LayerNames, ...]:
     layers = []
     for module in sorted(_layer_prefixes(modules), key=_natural):
         attention = _find_attention(module, _ATTENTION_NAMES, modules, names)
+        attention = attention or _find_fused_attention(module, modules, names)
         cross_attention = _find_attention(module, _CROSS_ATTENTION_NAMES, modules, names)
         feed_forward = _find_feed_forward(module, modules, names)
         if attention or cross_attention or feed_forward:
@@ -144,12 +163,25 @@ def _find_attention(
     return None
 
 
+def _find_fused_attention(layer: str, modules: Collection[str], names: Collection[str]) -> AttentionNames | None:
+    for local in _FUSED_ATTENTION_NAMES:
+        fused, output = (f"{layer}.{name}" for name in local)
+        if fused in modules and output in modules:
+            unknown = _find_unknown(layer, local[0], (fused, output), names)
+            return AttentionNames(fused, fused, fused, output, unknown, fused=True)
+    return None
+
+
 def _find_feed_forward(layer: str, modules: Collection[str], names: Collection[str]) -> FeedForwardNames | None:
     for local_inputs, local_output in _FEED_FORWARD_NAMES:
         inputs = tuple(f"{layer}.{name}" for name in local_inputs)
         output = f"{layer}.{local_output}"
         if output in modules and all(name in modules for name in inputs):
             return FeedForwardNames(inputs, output, _find_unknown(layer, local_inputs[0], (*inputs, output), names))
+    for local_input, local_output in _FUSED_FEED_FORWARD_NAMES:
+        fused, output = f"{layer}.{local_input}", f"{layer}.{local_output}"
+        if fused in modules and output in modules:
+            return FeedForwardNames((fused,), output, _find_unknown(layer, local_input, (fused, output), names), True)
     return None
 
 

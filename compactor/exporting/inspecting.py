@@ -14,19 +14,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from compactor.checkpoint import Checkpoint, SourceFile, read_checkpoint
 from compactor.checkpoint.config import Sizes, check_config
-from compactor.checkpoint.naming import AttentionNames, FeedForwardNames, LayerNames, find_layers
-from compactor.passes.graph.liveness import head_liveness, neuron_liveness
+from compactor.checkpoint.naming import AttentionNames, LayerNames, find_layers
+from compactor.exporting.matrices import config_of, judge_attention, judge_feed_forward
 
 Change = tuple[int, int]  # before, after
 _FP32_BYTES = 4
-# Families with BERT's names whose attention is something else.
-_OTHER_ATTENTION = frozenset({"nystromformer", "yoso", "roformer", "reformer", "fnet"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,36 +167,50 @@ def _summarise_layers(
     layers: list[LayerSummary] = []
     skipped: list[Skipped] = []
 
-    def attend(path: str, module: str, names: AttentionNames, heads: int | None) -> None:
-        if reason := _why_no_attention(names, tensors, config, heads):
-            skipped.append(Skipped(path, module, reason))
+    def attend(path: str, layer: LayerNames, names: AttentionNames, heads: int | None) -> None:
+        own = config_of(layer, config)
+        stated = heads if own is config else own.get("num_attention_heads")
+        found = judge_attention(names, layer.index, tensors, own, stated)
+        if isinstance(found, str):
+            skipped.append(Skipped(path, layer.module, found))
         else:
-            assert heads  # _why_no_attention checked
-            layers.append(_summarise_attention(path, module, names, tensors, heads))
+            layers.append(
+                AttentionSummary(
+                    path=path,
+                    module=layer.module,
+                    heads=found.heads,
+                    uniform_heads=found.uniform,
+                    qk_width=found.qk_width,
+                    v_width=found.v_width,
+                    density=found.density,
+                    weights=found.weights,
+                )
+            )
 
-    for prefix, found, heads in _stacks(find_layers(tensors.keys()), sizes):
-        modules = tuple(f"{layer.module}." for layer in found)
+    for prefix, stack, heads in _stacks(find_layers(tensors.keys()), sizes):
+        modules = tuple(f"{layer.module}." for layer in stack)
         index = -1  # as in the graph: an attention block opens a layer, a feed-forward block belongs to the last one
-        for layer in found:
+        for layer in stack:
             nested = layer.module.startswith(modules)
             index += layer.attention is not None or not nested
             path = f"{prefix}layers.{index}"
             if layer.attention is not None:
-                attend(f"{path}.attention", layer.module, layer.attention, heads)
+                attend(f"{path}.attention", layer, layer.attention, heads)
             elif not nested:
                 reason = "it has no attention with names known here"
                 skipped.append(Skipped(f"{path}.attention", layer.module, reason))
             if layer.cross_attention is not None:
-                attend(f"{path}.cross_attention", layer.module, layer.cross_attention, heads)
+                attend(f"{path}.cross_attention", layer, layer.cross_attention, heads)
             path = f"{path}.feed_forward"
             if layer.feed_forward is None:
                 reason = "it has no feed-forward block with names known here"
                 skipped.append(Skipped(path, layer.module, reason))
-            elif layer.feed_forward.unknown:
-                reason = f"'{layer.feed_forward.unknown[0]}' is not part of a plain feed-forward block"
-                skipped.append(Skipped(path, layer.module, reason))
+                continue
+            block = judge_feed_forward(layer.feed_forward, tensors, config_of(layer, config))
+            if isinstance(block, str):
+                skipped.append(Skipped(path, layer.module, block))
             else:
-                layers.append(_summarise_feed_forward(path, layer.module, layer.feed_forward, tensors))
+                layers.append(FeedForwardSummary(path, layer.module, block.width, block.density, block.weights))
     return _number_repeats(layers), tuple(skipped)
 
 
@@ -226,73 +236,6 @@ def _number_repeats(layers: list[LayerSummary]) -> tuple[LayerSummary, ...]:
         count = taken[layer.path]
         numbered.append(layer if count == 1 else dataclasses.replace(layer, path=f"{layer.path}_{count}"))
     return tuple(numbered)
-
-
-def _why_no_attention(
-    names: AttentionNames, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], heads: int | None
-) -> str | None:
-    """Why nothing can be said about an attention block; None where something can."""
-    if names.unknown:
-        return f"'{names.unknown[0]}' is not part of plain attention"
-    if config["model_type"] in _OTHER_ATTENTION:
-        return f"'{config['model_type']}' replaces softmax attention or rotates Q and K"
-    position = config.get("position_embedding_type")
-    if position not in (None, "absolute") or any(key.startswith(("rope_", "rotary_")) for key in config):
-        return "its positions enter Q and K (rotary or relative to the key)"
-    if not heads:
-        return "the config states no number of heads"
-    query, key, value = (tensors[f"{name}.weight"].shape[0] for name in names.inputs)
-    if query != key or query % heads or value % heads:
-        return f"Q, K and V are {query}, {key} and {value} wide, which {heads} heads do not share evenly"
-    return None
-
-
-def _summarise_attention(
-    path: str, module: str, names: AttentionNames, tensors: Mapping[str, torch.Tensor], heads: int
-) -> AttentionSummary:
-    query, key, value, output = (_nonzero(tensors, name) for name in (*names.inputs, names.output))
-    bias = tensors.get(f"{names.query}.bias")
-    live = head_liveness(query, None if bias is None else (bias != 0).numpy(), key, value, output, heads=heads)
-    kept = int(live.heads.sum())
-    qk_width = max(live.qk_width, 1) if kept else 0  # a layer of uniform heads alone keeps one channel of zeros
-    channels = kept * (2 * qk_width + 2 * live.v_width)
-    return AttentionSummary(
-        path=path,
-        module=module,
-        heads=(heads, kept),
-        uniform_heads=int(live.uniform.sum()),
-        qk_width=(live.qk.shape[1], qk_width),
-        v_width=(live.v.shape[1], live.v_width),
-        density=_density(query, key, value, output),
-        weights=(query.size + key.size + value.size + output.size, channels * output.shape[1]),
-    )
-
-
-def _summarise_feed_forward(
-    path: str, module: str, names: FeedForwardNames, tensors: Mapping[str, torch.Tensor]
-) -> FeedForwardSummary:
-    inputs = [_nonzero(tensors, name) for name in names.inputs]
-    output = _nonzero(tensors, names.output)
-    width, model_width = output.shape
-    kept = int(neuron_liveness(list(inputs), output).sum())
-    matrices = len(inputs) + 1
-    return FeedForwardSummary(
-        path=path,
-        module=module,
-        width=(width, kept),
-        density=_density(*inputs, output),
-        weights=(matrices * width * model_width, matrices * kept * model_width),
-    )
-
-
-def _nonzero(tensors: Mapping[str, torch.Tensor], module: str) -> NDArray[np.bool_]:
-    """``(in, out)`` bool: where the weight of a linear layer, stored as ``(out, in)``, is not zero."""
-    mask: NDArray[np.bool_] = (tensors[f"{module}.weight"] != 0).numpy()
-    return mask.T
-
-
-def _density(*matrices: NDArray[np.bool_]) -> float:
-    return sum(int(matrix.sum()) for matrix in matrices) / sum(matrix.size for matrix in matrices)
 
 
 def _count_removed(layers: tuple[LayerSummary, ...]) -> Removed:

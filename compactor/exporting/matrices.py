@@ -1,0 +1,278 @@
+"""The matrices of a checkpoint's blocks, taken by their names, and what is alive in them by the rules of the passes.
+
+What the passes read in the graph, a config has to tell here: how many heads share keys, what a rotary embedding turns,
+whether a mask may hide every key from a query, and which function gates a neuron. Where it does not tell, the block has
+a reason instead, and nothing is claimed about it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from compactor.checkpoint.naming import AttentionNames, FeedForwardNames, LayerNames
+from compactor.passes.graph.liveness import HeadLiveness, head_liveness, neuron_liveness
+from compactor.positions import stated_positions
+
+Tensors = Mapping[str, torch.Tensor]
+Config = Mapping[str, Any]
+Live = NDArray[np.bool_]
+
+# Families with BERT's names whose attention is something else.
+_OTHER_ATTENTION = frozenset({"nystromformer", "yoso", "roformer", "reformer", "fnet"})
+# Families whose rotary embedding turns channel i of a head together with channel i + d/2.
+_HALF_SPLIT = frozenset({"modernbert", "gte", "new", "nomic_bert", "jina_embeddings_v3", "eurobert"})
+_PART_TURNED = ("partial_rotary_factor", "rotary_emb_fraction", "rotary_pct")
+_DISENTANGLED = frozenset({"deberta-v2"})
+_ZERO_AT_ZERO = frozenset(
+    {"gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python", "quick_gelu", "silu", "swish", "relu", "tanh"}
+)
+_TOWERS = {"text_model": "text_config", "vision_model": "vision_config"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """What is alive in one attention block, and what an export would leave of it.
+
+    Attributes:
+        heads: Before and after.
+        uniform: Of those left, the ones without a live Q.K channel.
+        qk_width: Of a head, before and after.
+        v_width: The same of values.
+        density: Part of the four matrices that is not zero, from 0 to 1.
+        weights: Their elements, before and after.
+    """
+
+    heads: tuple[int, int]
+    uniform: int
+    qk_width: tuple[int, int]
+    v_width: tuple[int, int]
+    density: float
+    weights: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class FeedForward:
+    """The same of a feed-forward block: its width before and after, density and elements as for attention."""
+
+    width: tuple[int, int]
+    density: float
+    weights: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Projection:
+    """One matrix ``(in, out)`` of a block: where it and its bias are not zero."""
+
+    weight: Live
+    bias: Live | None
+
+    @property
+    def driven(self) -> Live:
+        """``(out,)``: columns that an input moves."""
+        return np.asarray(self.weight.any(axis=0))
+
+    @property
+    def something(self) -> Live:
+        """``(out,)``: columns that are not zero for every input."""
+        return self.driven if self.bias is None else self.driven | self.bias
+
+
+def config_of(layer: LayerNames, config: Config) -> Config:
+    """The part of ``config`` that describes a layer: that of its tower, in a model of two."""
+    for part in layer.module.split("."):
+        tower = config.get(_TOWERS.get(part, ""))
+        if isinstance(tower, dict):
+            return {"model_type": config["model_type"], **tower}
+    return config
+
+
+def judge_attention(
+    names: AttentionNames, index: int, tensors: Tensors, config: Config, heads: int | None
+) -> Attention | str:
+    """What an export would leave of an attention block, or why nothing can be said about it.
+
+    Args:
+        names: Its modules.
+        index: The number of its layer.
+        tensors: The checkpoint's.
+        config: That of its tower.
+        heads: Query heads, as the config states them.
+    """
+    reason = _why_not(names, config, heads)
+    if reason is not None:
+        return reason
+    assert heads
+    query, key, value = _projections(names, tensors)
+    output = _nonzero(tensors[f"{names.output}.weight"])
+    rows = tuple(each.weight.shape[1] for each in (query, key, value))
+    size, left = divmod(rows[0], heads)
+    kv_heads, broken = (0, 1) if left or not size else divmod(rows[1], size)
+    stated = config.get("num_key_value_heads") or heads
+    if broken or kv_heads != stated or heads % kv_heads or rows[2] % kv_heads or output.shape[0] % heads:
+        return f"Q, K and V are {rows[0]}, {rows[1]} and {rows[2]} wide, which {heads} heads do not share evenly"
+    live = _liveness(query, key, value, output, config, heads, kv_heads)
+    folds = value.bias is None or not _may_hide_all(config, index)  # the value bias moves behind the attention
+    alive = live.heads
+    if not folds:
+        assert value.bias is not None
+        alive = alive | _by_query_head(value.bias, heads, kv_heads).reshape(heads, -1).any(axis=1)
+    groups = alive.reshape(kv_heads, -1).sum(axis=1)
+    if len(set(groups[groups > 0].tolist())) > 1:
+        return "live heads share keys in groups of different sizes, which an export writes in the way that costs least"
+    kept, kept_groups = int(alive.sum()), int((groups > 0).sum())
+    qk_width, v_width = _widths(_by_group(live, kv_heads), config, folds=folds) if kept else (0, 0)
+    matrices = (query.weight, key.weight, value.weight, output)
+    return Attention(
+        heads=(heads, kept),
+        uniform=int((alive & ~live.qk.any(axis=1)).sum()),
+        qk_width=(size, qk_width),
+        v_width=(live.v.shape[1], v_width),
+        density=_density(*matrices),
+        weights=(sum(each.size for each in matrices), (kept + kept_groups) * (qk_width + v_width) * output.shape[1]),
+    )
+
+
+def judge_feed_forward(names: FeedForwardNames, tensors: Tensors, config: Config) -> FeedForward | str:
+    """What an export would leave of a feed-forward block, or why nothing can be said about it."""
+    if names.unknown:
+        return f"'{names.unknown[0]}' is not part of a plain feed-forward block"
+    inputs = [part for name in names.inputs for part in _read(tensors, name, 2 if names.fused else 1)]
+    output = _nonzero(tensors[f"{names.output}.weight"])
+    width, model_width = output.shape
+    if any(each.weight.shape[1] != width for each in inputs):
+        return f"'{names.inputs[0]}' and '{names.output}' have other numbers of neurons"
+    live = neuron_liveness([each.weight for each in inputs], output)
+    if len(inputs) == 2 and (config.get("hidden_act") or config.get("hidden_activation")) in _ZERO_AT_ZERO:
+        for each in inputs:  # zero on either side of the gate is zero behind it
+            live = live & each.something
+    kept, matrices = int(live.sum()), len(inputs) + 1
+    return FeedForward(
+        width=(width, kept),
+        density=_density(*(each.weight for each in inputs), output),
+        weights=(matrices * width * model_width, matrices * kept * model_width),
+    )
+
+
+def _why_not(names: AttentionNames, config: Config, heads: int | None) -> str | None:
+    """Why nothing can be said about an attention block; None where something can."""
+    family = config["model_type"]
+    if names.unknown:
+        return f"'{names.unknown[0]}' is not part of plain attention"
+    if family in _OTHER_ATTENTION:
+        return f"'{family}' replaces softmax attention or rotates Q and K"
+    if not heads:
+        return "the config states no number of heads"
+    if _is_rotary(config):
+        known = family in _HALF_SPLIT or family == "esm"
+        rope = config.get("rope_parameters")
+        stated = (*config.items(), *(rope.items() if isinstance(rope, dict) else ()))
+        if not known or any(name in _PART_TURNED and value not in (None, 1) for name, value in stated):
+            return "its positions enter Q and K (rotary, in a way that is not known here)"
+    elif config.get("position_embedding_type") not in (None, "absolute"):
+        return "its positions enter Q and K (relative to the key)"
+    if family in _DISENTANGLED and not config.get("relative_attention"):
+        return "it has DeBERTa's attention without relative positions"
+    return None
+
+
+def _is_rotary(config: Config) -> bool:
+    if config["model_type"] in _HALF_SPLIT or config.get("position_embedding_type") == "rotary":
+        return True
+    if config["model_type"] == "esm":
+        return False  # its configs state a theta also where positions are a table
+    return any(key.startswith(("rope_", "rotary_")) for key in config)
+
+
+def _may_hide_all(config: Config, index: int) -> bool:
+    """Whether a layer's mask may leave a query without a key: a window around a padded token holds padding alone."""
+    kinds = config.get("layer_types")
+    if isinstance(kinds, list) and index < len(kinds):
+        return bool(kinds[index] != "full_attention")
+    every = config.get("global_attn_every_n_layers")
+    if isinstance(every, int) and every > 0:
+        return index % every != 0
+    return any(config.get(name) for name in ("local_attention", "sliding_window"))
+
+
+def _liveness(
+    query: _Projection,
+    key: _Projection,
+    value: _Projection,
+    output: Live,
+    config: Config,
+    heads: int,
+    kv_heads: int,
+) -> HeadLiveness:
+    partners = None
+    if _is_rotary(config):
+        size = query.weight.shape[1] // heads
+        partners = (np.arange(size) + size // 2) % size
+    key_weight, value_weight = (_by_query_head(each.weight, heads, kv_heads) for each in (key, value))
+    key_bias = None if key.bias is None else _by_query_head(key.bias, heads, kv_heads)
+    live = head_liveness(
+        *(query.weight, query.bias, key_weight, value_weight, output),
+        heads=heads,
+        key_bias=key_bias,
+        partners=partners,
+    )
+    if config["model_type"] in _DISENTANGLED:  # queries and keys meet the distances too
+        channels = query.something & _by_query_head(key.something, heads, kv_heads)
+        return HeadLiveness(qk=channels.reshape(heads, -1), v=live.v)
+    return live
+
+
+def _by_group(live: HeadLiveness, kv_heads: int) -> HeadLiveness:
+    """Of the key/value heads: heads that share them keep the same channels."""
+    qk, v = (
+        np.asarray((side & live.heads[:, None]).reshape(kv_heads, -1, side.shape[1]).any(axis=1))
+        for side in (live.qk, live.v)
+    )
+    return HeadLiveness(qk, v)
+
+
+def _widths(live: HeadLiveness, config: Config, *, folds: bool) -> tuple[int, int]:
+    """Of a head's queries and keys, and of its values, where heads are left."""
+    if not live.heads.any():  # of which a bias alone is left
+        return live.qk.shape[1], live.v.shape[1]
+    qk_width = live.qk_width
+    if _is_rotary(config):  # turned alike in all heads: a pair stays for any of them, and all where tables are computed
+        qk_width = int(live.qk.any(axis=0).sum())
+        qk_width = live.qk.shape[1] if qk_width and stated_positions(config) is None else qk_width
+    return max(qk_width, 1), live.v_width if folds else live.v.shape[1]
+
+
+def _by_query_head(array: Live, heads: int, kv_heads: int) -> Live:
+    """The last axis (Hkv*d) as (H*d): each head as often as query heads share it."""
+    split = array.reshape(*array.shape[:-1], kv_heads, -1)
+    return np.asarray(split.repeat(heads // kv_heads, axis=-2).reshape(*array.shape[:-1], -1))
+
+
+def _projections(names: AttentionNames, tensors: Tensors) -> list[_Projection]:
+    """Query, key and value."""
+    if names.fused:
+        return _read(tensors, names.query, 3)
+    return [part for name in names.inputs for part in _read(tensors, name, 1)]
+
+
+def _read(tensors: Tensors, module: str, parts: int) -> list[_Projection]:
+    """The matrices in the weight of a linear layer, stored as ``(out, in)``, one below the other."""
+    weights = np.array_split(_nonzero(tensors[f"{module}.weight"]), parts, axis=1)
+    bias = tensors.get(f"{module}.bias")
+    biases = [None] * parts if bias is None else np.array_split((bias != 0).numpy(), parts)
+    return [_Projection(weight, own) for weight, own in zip(weights, biases, strict=True)]
+
+
+def _nonzero(weight: torch.Tensor) -> Live:
+    """``(in, out)`` bool."""
+    mask: Live = (weight != 0).numpy()
+    return mask.T
+
+
+def _density(*matrices: Live) -> float:
+    return sum(int(matrix.sum()) for matrix in matrices) / sum(matrix.size for matrix in matrices)
