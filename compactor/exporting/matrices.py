@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from compactor.checkpoint.naming import AttentionNames, FeedForwardNames, LayerNames
-from compactor.passes.graph.liveness import HeadLiveness, head_liveness, neuron_liveness
+from compactor.passes.graph.liveness import HeadLiveness, head_liveness, neuron_liveness, repeat_heads
 from compactor.positions import stated_positions
 
 Tensors = Mapping[str, torch.Tensor]
@@ -116,17 +116,17 @@ def judge_attention(
     stated = config.get("num_key_value_heads") or heads
     if broken or kv_heads != stated or heads % kv_heads or rows[2] % kv_heads or output.shape[0] % heads:
         return f"Q, K and V are {rows[0]}, {rows[1]} and {rows[2]} wide, which {heads} heads do not share evenly"
-    live = _liveness(query, key, value, output, config, heads, kv_heads)
+    live = _liveness(names, tensors, output, config, heads, kv_heads)
     folds = value.bias is None or not _may_hide_all(config, index)  # the value bias moves behind the attention
     alive = live.heads
     if not folds:
         assert value.bias is not None
-        alive = alive | _by_query_head(value.bias, heads, kv_heads).reshape(heads, -1).any(axis=1)
+        alive = alive | repeat_heads(value.bias, kv_heads, heads).reshape(heads, -1).any(axis=1)
     groups = alive.reshape(kv_heads, -1).sum(axis=1)
     if len(set(groups[groups > 0].tolist())) > 1:
         return "live heads share keys in groups of different sizes, which an export writes in the way that costs least"
     kept, kept_groups = int(alive.sum()), int((groups > 0).sum())
-    qk_width, v_width = _widths(_by_group(live, kv_heads), config, folds=folds) if kept else (0, 0)
+    qk_width, v_width = _widths(live.by_group(kv_heads), config, folds=folds) if kept else (0, 0)
     matrices = (query.weight, key.weight, value.weight, output)
     return Attention(
         heads=(heads, kept),
@@ -176,7 +176,7 @@ def _why_not(names: AttentionNames, config: Config, heads: int | None) -> str | 
             return "its positions enter Q and K (rotary, in a way that is not known here)"
     elif config.get("position_embedding_type") not in (None, "absolute"):
         return "its positions enter Q and K (relative to the key)"
-    if family in _DISENTANGLED and not config.get("relative_attention"):
+    if family in _DISENTANGLED and not (config.get("relative_attention") and config.get("pos_att_type")):
         return "it has DeBERTa's attention without relative positions"
     return None
 
@@ -201,39 +201,40 @@ def _may_hide_all(config: Config, index: int) -> bool:
 
 
 def _liveness(
-    query: _Projection,
-    key: _Projection,
-    value: _Projection,
-    output: Live,
-    config: Config,
-    heads: int,
-    kv_heads: int,
+    names: AttentionNames, tensors: Tensors, output: Live, config: Config, heads: int, kv_heads: int
 ) -> HeadLiveness:
-    partners = None
-    if _is_rotary(config):
-        size = query.weight.shape[1] // heads
-        partners = (np.arange(size) + size // 2) % size
-    key_weight, value_weight = (_by_query_head(each.weight, heads, kv_heads) for each in (key, value))
-    key_bias = None if key.bias is None else _by_query_head(key.bias, heads, kv_heads)
-    live = head_liveness(
-        *(query.weight, query.bias, key_weight, value_weight, output),
+    query, key, value = _projections(names, tensors)
+    size = query.weight.shape[1] // heads
+    query_table, key_table = _distances(names, tensors, config)
+    return head_liveness(
+        query.weight,
+        query.bias,
+        key.weight,
+        value.weight,
+        output,
         heads=heads,
-        key_bias=key_bias,
-        partners=partners,
+        kv_heads=kv_heads,
+        key_bias=key.bias,
+        partners=(np.arange(size) + size // 2) % size if _is_rotary(config) else None,
+        query_table=query_table,
+        key_table=key_table,
     )
-    if config["model_type"] in _DISENTANGLED:  # queries and keys meet the distances too
-        channels = query.something & _by_query_head(key.something, heads, kv_heads)
-        return HeadLiveness(qk=channels.reshape(heads, -1), v=live.v)
-    return live
 
 
-def _by_group(live: HeadLiveness, kv_heads: int) -> HeadLiveness:
-    """Of the key/value heads: heads that share them keep the same channels."""
-    qk, v = (
-        np.asarray((side & live.heads[:, None]).reshape(kv_heads, -1, side.shape[1]).any(axis=1))
-        for side in (live.qk, live.v)
+def _distances(names: AttentionNames, tensors: Tensors, config: Config) -> tuple[Live | None, Live | None]:
+    """``(1, H*d)`` each: what is not zero in that which queries and keys are multiplied by for a distance."""
+    if config["model_type"] not in _DISENTANGLED:
+        return None, None
+    if config.get("share_att_key"):
+        modules = {"c2p": names.key, "p2c": names.query}
+    else:
+        block = names.query.rpartition(".")[0]
+        modules = {"c2p": f"{block}.pos_key_proj", "p2c": f"{block}.pos_query_proj"}
+    terms = config.get("pos_att_type") or ()
+    of_query, of_key = (
+        _read(tensors, modules[term], 1)[0].something[None] if term in terms else None for term in ("c2p", "p2c")
     )
-    return HeadLiveness(qk, v)
+    return of_query, of_key
 
 
 def _widths(live: HeadLiveness, config: Config, *, folds: bool) -> tuple[int, int]:
@@ -245,12 +246,6 @@ def _widths(live: HeadLiveness, config: Config, *, folds: bool) -> tuple[int, in
         qk_width = int(live.qk.any(axis=0).sum())
         qk_width = live.qk.shape[1] if qk_width and stated_positions(config) is None else qk_width
     return max(qk_width, 1), live.v_width if folds else live.v.shape[1]
-
-
-def _by_query_head(array: Live, heads: int, kv_heads: int) -> Live:
-    """The last axis (Hkv*d) as (H*d): each head as often as query heads share it."""
-    split = array.reshape(*array.shape[:-1], kv_heads, -1)
-    return np.asarray(split.repeat(heads // kv_heads, axis=-2).reshape(*array.shape[:-1], -1))
 
 
 def _projections(names: AttentionNames, tensors: Tensors) -> list[_Projection]:

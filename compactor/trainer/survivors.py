@@ -50,20 +50,20 @@ def live_heads(block: AttentionMatrices, live: Live) -> NDArray[np.bool_]:
         block: The attention.
         live: ``(in, out)`` bool of each of its matrices: where it is not zero.
     """
-    query, key, value, output = (live[part] for part in block.matrices)
-    key, value = (_by_query_head(matrix, block) for matrix in (key, value))
-    return head_liveness(query, None, key, value, output, heads=block.heads).heads
+    return head_liveness(
+        live[block.query],
+        None,
+        live[block.key],
+        live[block.value],
+        live[block.output],
+        heads=block.heads,
+        kv_heads=block.kv_heads,
+    ).heads
 
 
 def live_neurons(block: FeedForwardMatrices, live: Live) -> NDArray[np.bool_]:
     """``(N,)`` bool: neurons that are driven, by either of two matrices where one is the other's gate, and read."""
     return neuron_liveness([live[part] for part in block.inputs], live[block.output])
-
-
-def _by_query_head(matrix: NDArray[np.bool_], block: AttentionMatrices) -> NDArray[np.bool_]:
-    """``(D, H*d)`` of keys or values ``(D, Hkv*d)`` that query heads share."""
-    heads = matrix.reshape(len(matrix), block.kv_heads, -1)
-    return np.asarray(heads.repeat(block.heads // block.kv_heads, axis=1).reshape(len(matrix), -1))
 
 
 def _nonzero(module: nn.Linear, part: Part) -> NDArray[np.bool_]:

@@ -37,13 +37,13 @@ def save(folder: Path, model: Any) -> Path:
 
 
 class Zeros:
-    """Puts zeros into the rows of a part of a linear layer, or into its columns."""
+    """Puts zeros into the rows of a part of a linear layer (counted round where heads are shared), or into columns."""
 
     def __init__(self, model: nn.Module) -> None:
         self.modules = dict(model.named_modules())
 
     def rows(self, part: Part, *numbers: int, bias: bool = True) -> None:
-        module, rows = self.modules[part.module], [part.start + number for number in numbers]
+        module, rows = self.modules[part.module], [part.start + number % part.rows for number in numbers]
         module.weight[rows] = 0
         if bias and module.bias is not None:
             module.bias[rows] = 0
@@ -95,7 +95,9 @@ def told(found: Inspection) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("family", ["modernbert-biases", "gte", "nomic", "esm"])
+@pytest.mark.parametrize(
+    "family", ["modernbert-biases", "gte", "nomic", "esm", "deberta", "deberta-unshared", "eurobert-grouped"]
+)
 def test_it_tells_what_an_export_removes(family, tmp_path):
     model, blocks = build(family)
     plant(model, blocks)

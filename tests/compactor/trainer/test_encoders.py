@@ -111,9 +111,12 @@ def test_a_pruned_model_is_a_stock_model_and_is_exported_exactly(family, setting
         alive, everything = told["neurons"]
         exact = settings.get("method") != "block"  # of a gated neuron one matrix may have lost its row, and it goes
         assert layer["width"] == [everything, alive] if exact else layer["width"][1] <= alive
-    if family not in ("deberta", "eurobert-grouped"):
-        left = [layer["heads"][1] for layer in exported_layers["attention"]]
-        assert left == [sum(told["heads"]) for told in by_kind["attention"]]
+    left = [layer["heads"][1] for layer in exported_layers["attention"]]
+    alive = [sum(told["heads"]) for told in by_kind["attention"]]
+    if family == "eurobert-grouped":  # uneven groups may be filled up with heads of zeros
+        assert all(few <= kept for few, kept in zip(alive, left, strict=True))
+    else:
+        assert left == alive
 
 
 def test_filling_and_rewinding_reach_the_heads_that_others_share(tmp_path):
