@@ -57,7 +57,7 @@ def _list_settings(ctx: click.Context, parameter: click.Parameter, value: bool) 
     "--teacher", type=click.Path(path_type=Path), help="Fine-tuned model to learn from (default: MODEL itself)."
 )
 @click.option("--config", "recipe", type=click.Path(path_type=Path), help="Recipe in TOML; options override it.")
-@click.option("--task", metavar="TASK", help="text-classification, question-answering or summarization.")
+@click.option("--task", metavar="TASK", help="text-, image-classification, question-answering or summarization.")
 @click.option("--lambda", "strength", type=float, metavar="λ", help="Weight of the regularisation: more prunes more.")
 @click.option("--target-density", type=float, metavar="SHARE", help="Part of the linear weights to reach; steers λ.")
 @click.option("--block", metavar="SIZE", help="Blocks of attention (and of feed-forward in 'block'): 32x32, head, dim.")
@@ -113,8 +113,8 @@ def command(
 ) -> None:
     r"""Train the model in MODEL with block pruning, and write it with its zeros in place.
 
-    MODEL is a pre-trained or fine-tuned Hugging Face model directory: BERT, RoBERTa, DistilBERT, ELECTRA, BART and the
-    like. What is written opens in stock transformers, and `compactor export` turns its zeros into time.
+    MODEL is a pre-trained or fine-tuned Hugging Face model directory: BERT, ModernBERT, GTE, DeBERTa-v2, ESM-2, ViT,
+    BART and the like. What is written opens in stock transformers, and `compactor export` turns its zeros into time.
 
     \b
     Under torchrun it trains on several processes or machines:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compactor.errors import UsageError
+from compactor.evaluation.images import PATHS
 from compactor.evaluation.texts import DOCUMENTS, PAIRS, QUESTIONS, SINGLES
 from compactor.predicting.inputs import InputFile
 from compactor.runtime.images import IMAGE_TASKS
@@ -15,7 +16,6 @@ from compactor.tasks import GENERATION
 
 ROW = "row"
 ERROR = "error"
-PATHS = ("image", "path", "file", "image_path", "file_name", "filename")
 _PREFIX = "input_"  # of a kept column that is called like one of the answer's
 
 

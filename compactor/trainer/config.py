@@ -33,7 +33,9 @@ class PruneConfig:
 
     method: str = _setting("hybrid", "what is pruned: `compactor prune --list-methods`")
     task: str | None = _setting(
-        None, "text-classification, question-answering or summarization; by default, as MODEL and data say"
+        None,
+        "text-classification, question-answering, summarization or image-classification; by default, as MODEL and data "
+        "say",
     )
     epochs: float | None = _setting(
         None, "passes over the training data; 3 where neither this nor steps is given", at_least=0

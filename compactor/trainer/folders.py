@@ -74,13 +74,13 @@ def save_model(model: Any, folder: Path, *, tokenizer: Any, facts: Mapping[str, 
     Args:
         model: With or without a pruner.
         folder: Made where it does not exist.
-        tokenizer: Written beside the model.
+        tokenizer: Written beside the model; of a model of images, its ``ImageReader``.
         facts: JSON: method, settings and the like; nothing is written of a model without a pruner.
     """
     stock = stock_copy(model)
     stock.save_pretrained(folder)
     _state_labels(folder / "config.json", model.config)
-    save_tokenizer(tokenizer, folder)
+    save_inputs(tokenizer, folder)
     pruner = find_pruner(model)
     if pruner is not None:
         record = make_record(pruner, facts)
@@ -91,10 +91,12 @@ def save_model(model: Any, folder: Path, *, tokenizer: Any, facts: Mapping[str, 
         write_record(folder, dataclasses.replace(record, matrices=placed))
 
 
-def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+def save_inputs(tokenizer: Any, folder: Path) -> None:
     """Write ``tokenizer``; one of no model's own class under the name that both versions of transformers know."""
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
+    if not path.is_file():  # it was an image processor
+        return
     content = json.loads(path.read_text(encoding="utf-8"))
     if content.get("tokenizer_class") == "TokenizersBackend":  # what transformers 5 calls it
         content["tokenizer_class"] = "PreTrainedTokenizerFast"
@@ -104,7 +106,8 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
 def _state_labels(path: Path, config: Any) -> None:
     """State a classifier's labels, also where transformers 5 leaves them out: it takes two for any family's default."""
     content = json.loads(path.read_text(encoding="utf-8"))
-    if str(content.get("architectures")).endswith("ForSequenceClassification']") and "id2label" not in content:
+    architecture = str((content.get("architectures") or [""])[0])
+    if architecture.endswith(("ForSequenceClassification", "ForImageClassification")) and "id2label" not in content:
         content["id2label"] = {str(number): name for number, name in config.id2label.items()}
         content["label2id"] = dict(config.label2id)
         path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

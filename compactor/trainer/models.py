@@ -1,19 +1,22 @@
-"""Open what a run trains: a stock model with a head for the task, its teacher, its tokenizer; local files only."""
+"""Open what a run trains: a stock model with a head for the task, its teacher, its tokenizer or image processor."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from compactor.checkpoint.config import read_json_object
 from compactor.errors import ModelDirectoryError, UsageError
+from compactor.evaluation.images import ImageReader
+from compactor.trainer.tasks import LABELLED
 
 _CLASSES = {
     "text-classification": ("AutoModelForSequenceClassification", "ForSequenceClassification"),
     "question-answering": ("AutoModelForQuestionAnswering", "ForQuestionAnswering"),
     "summarization": ("AutoModelForSeq2SeqLM", "ForConditionalGeneration"),
+    "image-classification": ("AutoModelForImageClassification", "ForImageClassification"),
 }
 
 
@@ -31,16 +34,38 @@ def stated_labels(folder: Path) -> tuple[str, ...]:
     return ("LABEL_0", "LABEL_1")  # what transformers assumes
 
 
-def open_tokenizer(folder: Path) -> Any:
-    """The tokenizer in ``folder``.
+def open_inputs(folder: Path, task: str) -> Any:
+    """The tokenizer in ``folder``, or for a task of images its ``ImageReader``.
 
     Raises:
-        ModelDirectoryError: There is none, or it is damaged.
+        ModelDirectoryError: There is none, or it is damaged; or it makes images of another size than the model takes.
     """
+    if task == "image-classification":
+        reader = ImageReader.open(folder)
+        size = image_size(read_json_object(folder / "config.json"))
+        if size not in (None, reader.steps.size):
+            raise ModelDirectoryError(
+                f"its image processor makes images of {_told(reader.steps.size)}, and the model takes {_told(size)}",
+                where=str(folder),
+                todo="let the processor's sizes and the config's 'image_size' agree",
+            )
+        return reader
     from transformers import AutoTokenizer
 
     with _as_model_error("the tokenizer cannot be opened", folder):
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+
+
+def image_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Height and width of the images that a model takes, as its config or that of its tower says; None else."""
+    tower = config.get("vision_config")
+    stated = config.get("image_size", tower.get("image_size") if isinstance(tower, dict) else None)
+    sizes = stated if isinstance(stated, list) else [stated, stated]
+    return (sizes[0], sizes[1]) if len(sizes) == 2 and all(type(size) is int for size in sizes) else None
+
+
+def _told(size: tuple[int, int] | None) -> str:
+    return "any" if size is None else f"{size[0]} x {size[1]}"
 
 
 def open_model(folder: Path, task: str, labels: Sequence[str]) -> Any:
@@ -75,17 +100,17 @@ def open_model(folder: Path, task: str, labels: Sequence[str]) -> Any:
     return model
 
 
-def open_teacher(folder: Path, task: str, labels: Sequence[str], *, vocabulary: int) -> Any:
-    """The model in ``folder``, which must know the task, its labels and the student's vocabulary.
+def open_teacher(folder: Path, task: str, labels: Sequence[str], student: Any) -> Any:
+    """The model in ``folder``, which must know the task, its labels and the student's vocabulary or images.
 
     Args:
         folder: A Hugging Face model directory.
         task: The student's.
         labels: The student's, by id.
-        vocabulary: Tokens that the student's embeddings know.
+        student: The model that learns from it.
 
     Raises:
-        UsageError: It is for another task, has other labels, or another vocabulary.
+        UsageError: It is for another task, has other labels, another vocabulary, or takes images of another size.
         ModelDirectoryError: It cannot be read.
     """
     known = head_task(folder)
@@ -95,7 +120,7 @@ def open_teacher(folder: Path, task: str, labels: Sequence[str], *, vocabulary: 
             where=str(folder),
             todo="fine-tune it first, with --method dense",
         )
-    theirs = stated_labels(folder) if task == "text-classification" else ()
+    theirs = stated_labels(folder) if task in LABELLED else ()
     if theirs:
         if len(theirs) != len(labels) or (_named(theirs) and _named(labels) and tuple(theirs) != tuple(labels)):
             raise UsageError(
@@ -104,6 +129,16 @@ def open_teacher(folder: Path, task: str, labels: Sequence[str], *, vocabulary: 
                 todo="give a teacher of the same data, or name its labels alike in its config.json",
             )
     teacher = open_model(folder, task, theirs)
+    if task == "image-classification":
+        sizes = [image_size(each.config.to_dict()) for each in (teacher, student)]
+        if sizes[0] != sizes[1]:
+            raise UsageError(
+                f"the teacher takes images of {_told(sizes[0])}, MODEL of {_told(sizes[1])}",
+                where=str(folder),
+                todo="both look at the same pixels: give a teacher with images of MODEL's size",
+            )
+        return teacher
+    vocabulary = student.get_input_embeddings().num_embeddings
     if teacher.get_input_embeddings().num_embeddings != vocabulary:
         raise UsageError(
             f"the teacher knows {teacher.get_input_embeddings().num_embeddings:,} tokens, MODEL {vocabulary:,}",

@@ -156,7 +156,7 @@ def make_trainer(run: Run, model: Any, task_data: Any, tokenizer: Any, teacher: 
 
     config = run.config
     every = config.eval_steps or max(1, steps // 10)
-    arguments = _arguments(
+    arguments = _argument_class()(
         output_dir=str(run.out / CHECKPOINTS),
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.eval_batch_size,
@@ -187,6 +187,7 @@ def make_trainer(run: Run, model: Any, task_data: Any, tokenizer: Any, teacher: 
         predict_with_generate=task_data.task == "summarization",
         generation_max_length=choose_target_length(run),
         generation_num_beams=config.beams,
+        **({} if task_data.task == "image-classification" else _batches_of_like_length()),
     )
     if arguments.n_gpu > 1:
         raise UsageError(
@@ -212,16 +213,18 @@ def make_trainer(run: Run, model: Any, task_data: Any, tokenizer: Any, teacher: 
     return trainer
 
 
-def _arguments(**values: Any) -> Any:
-    """``Seq2SeqTrainingArguments``; batches of like length under the name that this version has for it."""
+def _batches_of_like_length() -> dict[str, Any]:
+    """The setting, under the name that this version of transformers has for it."""
+    names = {field.name for field in dataclasses.fields(_argument_class())}
+    if "train_sampling_strategy" in names:
+        return {"train_sampling_strategy": "group_by_length"}
+    return {"group_by_length": True}
+
+
+def _argument_class() -> Any:
     from transformers import Seq2SeqTrainingArguments
 
-    names = {field.name for field in dataclasses.fields(Seq2SeqTrainingArguments)}
-    if "train_sampling_strategy" in names:
-        values["train_sampling_strategy"] = "group_by_length"
-    else:
-        values["group_by_length"] = True
-    return Seq2SeqTrainingArguments(**values)
+    return Seq2SeqTrainingArguments
 
 
 def _add_tensorboard(trainer: Any, folder: Path) -> None:

@@ -50,7 +50,8 @@ def prune(
 
     Args:
         model: A Hugging Face model directory: pre-trained, or fine-tuned for the task.
-        data: Labelled examples to learn from: TSV, JSON lines, SQuAD JSON, or a folder of ``datasets``.
+        data: Labelled examples to learn from: TSV, JSON lines, SQuAD JSON, a folder of ``datasets``, or of images in a
+            folder for each label.
         evaluation: Labelled examples to score on.
         out: The folder to write.
         config: All settings; the defaults are hybrid pruning for three epochs.
@@ -123,9 +124,8 @@ def _train_quietly(run: Run, claim: Callable[[], None]) -> PruneResult:
     from transformers import set_seed
 
     from compactor.trainer.history import History
-    from compactor.trainer.models import head_task, open_model, open_teacher, open_tokenizer, stated_labels
+    from compactor.trainer.models import head_task, open_inputs, open_model, open_teacher, stated_labels
     from compactor.trainer.preparing import (
-        USUAL_LENGTHS,
         choose_length,
         choose_target_length,
         choose_teacher,
@@ -134,27 +134,25 @@ def _train_quietly(run: Run, claim: Callable[[], None]) -> PruneResult:
         install_pruner,
         make_trainer,
     )
-    from compactor.trainer.tasks import guess_task, open_task
+    from compactor.trainer.tasks import LABELLED, TASKS, guess_task, open_task
     from compactor.trainer.tasks.reading import read_examples
 
     progress("reading data")
     train_table, eval_table = read_examples(run.data), read_examples(run.evaluation)
     known = head_task(run.model)
-    if config.task not in (None, *USUAL_LENGTHS):
-        raise UsageError(
-            f"the task '{config.task}' cannot be trained", todo=f"choose one of: {', '.join(USUAL_LENGTHS)}"
-        )
+    if config.task not in (None, *TASKS):
+        raise UsageError(f"the task '{config.task}' cannot be trained", todo=f"choose one of: {', '.join(TASKS)}")
     task = config.task or known or guess_task(train_table)
     if task is None:
         raise UsageError(
             "neither MODEL nor the data say what the task is",
             where=str(run.data),
-            todo=f"pass --task: {', '.join(USUAL_LENGTHS)}",
+            todo=f"pass --task: {', '.join(TASKS)}",
         )
     teacher_path = choose_teacher(run, task, known)
-    tokenizer = open_tokenizer(run.model)
+    tokenizer = open_inputs(run.model, task)
     labels = None
-    if task == "text-classification":  # of a model that knows the task; else the teacher's; else the data's
+    if task in LABELLED:  # of a model that knows the task; else the teacher's; else the data's
         source = run.model if known == task else teacher_path
         labels = None if source is None else stated_labels(source)
     length = choose_length(run, task)
@@ -187,8 +185,7 @@ def _train_quietly(run: Run, claim: Callable[[], None]) -> PruneResult:
     notes = [*task_data.notes, *install_pruner(run, model, task_data, steps)]
     teacher = None
     if teacher_path is not None:
-        vocabulary = model.get_input_embeddings().num_embeddings
-        teacher = open_teacher(teacher_path, task, task_data.label_names, vocabulary=vocabulary)
+        teacher = open_teacher(teacher_path, task, task_data.label_names, model)
     history = History(steps, task_data.metric, progress, detailed=run.details) if is_first_process() else None
     claim()
     trainer = make_trainer(run, model, task_data, tokenizer, teacher, history, steps)

@@ -14,7 +14,8 @@ from compactor.errors import ModelDirectoryError, UsageError
 from compactor.evaluation.datafiles import Table
 from compactor.trainer.tasks.base import TaskData
 
-TASKS = ("text-classification", "question-answering", "summarization")
+TASKS = ("text-classification", "question-answering", "summarization", "image-classification")
+LABELLED = ("text-classification", "image-classification")
 
 
 def open_task(
@@ -36,8 +37,8 @@ def open_task(
         task: Its name, one of ``TASKS``.
         train: What is learned.
         evaluation: What is scored, two examples or more.
-        tokenizer: The model's, of ``transformers``; it is left as it is.
-        labels: The names of the model's labels by id; None takes those of the training data. For classification.
+        tokenizer: The model's, of ``transformers``; it is left as it is. For images, an ``ImageReader``.
+        labels: The names of the model's labels by id; None takes those of the training data. For ``LABELLED``.
         max_length: Tokens of a sequence, at most, special ones included.
         stride: Tokens that two neighbouring windows of a context share. For questions.
         max_answer_tokens: Tokens of an answer, at most. For questions.
@@ -53,16 +54,20 @@ def open_task(
         raise UsageError(f"the task '{task}' cannot be trained", todo=f"choose one of: {', '.join(TASKS)}")
     if importlib.util.find_spec("torchmetrics") is None:
         raise UsageError("metrics need torchmetrics", todo="pip install 'compactor[train]'")
+    for table, least, what in ((train, 1, "train on"), (evaluation, 2, "evaluate on: a standard error needs two")):
+        if len(table.rows) < least:
+            count = len(table.rows) or "no"
+            raise UsageError(f"there are too few examples to {what}; found {count}", where=str(table.path))
+    if task == "image-classification":
+        from compactor.trainer.tasks.images import open_images
+
+        return open_images(train, evaluation, tokenizer, labels=labels)
     if tokenizer.pad_token_id is None:
         raise ModelDirectoryError(
             "this tokenizer has no padding token, so texts cannot form a batch",
             where=str(tokenizer.name_or_path) or None,
             todo="name one as 'pad_token' in its tokenizer_config.json",
         )
-    for table, least, what in ((train, 1, "train on"), (evaluation, 2, "evaluate on: a standard error needs two")):
-        if len(table.rows) < least:
-            count = len(table.rows) or "no"
-            raise UsageError(f"there are too few examples to {what}; found {count}", where=str(table.path))
     tokenizer = copy.deepcopy(tokenizer)  # it would keep our truncation, and write it into the file it is saved to
     if token_types is not None:
         names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
@@ -91,7 +96,9 @@ def open_task(
 
 def guess_task(table: Table) -> str | None:
     """The task that a table's columns are of; None where they fit none, or there are no rows."""
-    from compactor.trainer.tasks.classification import find_label_column, find_text_columns
+    from compactor.trainer.tasks.classification import find_text_columns
+    from compactor.trainer.tasks.images import find_image_column
+    from compactor.trainer.tasks.labels import find_label_column
     from compactor.trainer.tasks.summaries import find_document_column, find_summary_column
 
     if not table.rows:
@@ -101,6 +108,8 @@ def guess_task(table: Table) -> str | None:
     label = find_label_column(table)
     if label is not None and find_text_columns(table) and not isinstance(table.rows[0][label], list):
         return "text-classification"
+    if label is not None and find_image_column(table):
+        return "image-classification"
     if find_document_column(table) and find_summary_column(table):
         return "summarization"
     return None

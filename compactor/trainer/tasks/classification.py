@@ -1,77 +1,30 @@
-"""One label for a text or for a pair of texts, as in GLUE.
-
-The labels are the model's where it has names for them, and else those of the training data: whole numbers in their
-order, names in that of the alphabet. Columns are found as ``compactor bench`` finds them.
-"""
+"""One label for a text or for a pair of texts, as in GLUE; columns are found as ``compactor bench`` finds them."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from compactor.errors import UsageError
-from compactor.evaluation.datafiles import Table, shown
-from compactor.evaluation.inputs import InputSpec
-from compactor.evaluation.texts import LABELS, PAIRS, SINGLES, foreign_label, label_reader
-from compactor.trainer.tasks.base import (
-    Features,
-    Row,
-    collate_inputs,
-    cut_note,
-    encode,
-    first_array,
-    judge_answers,
-    require_column,
-    require_finite,
-    score_answers,
-)
-
-_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
-_SHOWN_LABELS = 12
+from compactor.evaluation.datafiles import Table
+from compactor.evaluation.texts import PAIRS, SINGLES
+from compactor.trainer.tasks.base import Features, Row, collate_inputs, cut_note, encode, require_column
+from compactor.trainer.tasks.labels import LabelledData, read_labels
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassificationData:
+class ClassificationData(LabelledData):
     """Texts and their labels; ``TaskData`` says what the names mean."""
 
-    train: Features
-    evaluation: Features
-    references: tuple[int, ...]
-    label_names: tuple[str, ...]
-    notes: tuple[str, ...]
     tokenizer: Any
     task: str = dataclasses.field(default="text-classification", init=False)
-    metric: str = dataclasses.field(default="accuracy", init=False)
 
     def collate(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """A padded batch, with ``labels`` of shape (B,)."""
         labels = torch.tensor([feature["labels"] for feature in features])
         return {**collate_inputs(self.tokenizer, features), "labels": labels}
-
-    def read(self, predictions: Any) -> list[int]:
-        """The label with the largest logit of each text; ``predictions`` are (N, labels)."""
-        logits = first_array(predictions)
-        if logits.shape != (len(self.references), len(self.label_names)):
-            raise ValueError(f"expected {len(self.references)} x {len(self.label_names)} logits, got {logits.shape}")
-        require_finite(logits)
-        return [int(label) for label in logits.argmax(-1)]
-
-    def score(self, predictions: Any, label_ids: Any) -> dict[str, float]:
-        """Accuracy and F1, and Matthews where there are two labels."""
-        return score_answers(self._metrics, self.read(predictions), self.references, labels=len(self.label_names))
-
-    def judge(self, predictions: Any) -> dict[str, dict[str, Any]]:
-        """The same with their standard errors."""
-        return judge_answers(self._metrics, self.read(predictions), self.references, labels=len(self.label_names))
-
-    @property
-    def _metrics(self) -> tuple[str, ...]:
-        return ("accuracy", "f1", "matthews") if len(self.label_names) == 2 else ("accuracy", "f1")
 
 
 def open_classification(
@@ -89,35 +42,14 @@ def open_classification(
     Raises:
         UsageError: There are no texts or labels, a label is unknown, or all of the training data's are the same.
     """
-    if labels is not None and len(labels) < 2:
-        raise UsageError(
-            "the model has a single output, a number instead of a label, and that is not trained here",
-            where=str(train.path),
-            todo="give a model with two labels or more",
-        )
-    names = tuple(labels) if labels is not None else _infer_labels(train)
-    read = _by_name_or_number(names) if labels is not None else _by_name(names, train.path.name)
-    notes = [] if labels is not None else [f"The labels are those of the training data: {_listed(names)}."]
-    learned = read(train)
-    counts = Counter(learned)
-    if len(counts) < 2:
-        raise UsageError(
-            f"all examples have the same label, '{names[learned[0]]}', so there is nothing to learn",
-            where=str(train.path),
-            todo="add examples of another label",
-        )
-    references = read(evaluation)
-    strange = sorted({label for label in references if label not in counts})
-    if strange:
-        count = sum(label in strange for label in references)
-        found = _listed([names[label] for label in strange])
-        notes.append(f"{count} evaluation examples have a label that no training example has: {found}.")
+    found = read_labels(train, evaluation, labels)
+    notes = list(found.notes)
     features: list[Features] = []
-    for table, ids, what in ((train, learned, "training"), (evaluation, references, "evaluation")):
+    for table, ids, what in ((train, found.learned, "training"), (evaluation, found.references, "evaluation")):
         rows, cut = _encode_texts(table, tokenizer, max_length)
         notes += cut_note(cut, len(rows), f"{what} texts", max_length)
         features.append(Features([{**row, "labels": label} for row, label in zip(rows, ids, strict=True)]))
-    return ClassificationData(features[0], features[1], tuple(references), names, tuple(notes), tokenizer)
+    return ClassificationData(features[0], features[1], found.references, found.names, tuple(notes), tokenizer)
 
 
 def find_text_columns(table: Table) -> tuple[str, ...]:
@@ -130,93 +62,8 @@ def find_text_columns(table: Table) -> tuple[str, ...]:
     return () if single is None else (single,)
 
 
-def find_label_column(table: Table) -> str | None:
-    """The column of the labels."""
-    return table.find(*LABELS)
-
-
 def _encode_texts(table: Table, tokenizer: Any, max_length: int) -> tuple[list[Row], int]:
     columns = find_text_columns(table)
     what = f"text: none of {', '.join(SINGLES)}, nor a pair such as {' and '.join(PAIRS[0])}"
     require_column(table, columns[0] if columns else None, what)
     return encode(tokenizer, table, [table.texts(column) for column in columns], limit=max_length)
-
-
-# Labels
-
-Reader = Callable[[Table], list[int]]
-
-
-def _by_name_or_number(names: Sequence[str]) -> Reader:
-    """Reads the model's labels: their names in any case, or else their numbers."""
-    spec = InputSpec(0, labels={name: i for i, name in enumerate(names)}, label_count=len(names))
-    to_id = label_reader(spec)
-
-    def read(table: Table) -> list[int]:
-        ids = []
-        for value, place in _values(table):
-            label = to_id(_name(value))  # a number that is the name of a label is that label
-            if label is None:
-                raise foreign_label(table, spec, place, value)
-            ids.append(label)
-        return ids
-
-    return read
-
-
-def _by_name(names: Sequence[str], source: str) -> Reader:
-    """Reads labels by their names alone: where the labels are the numbers 1 to 5, the number 1 is the first of them."""
-    ids = {name: i for i, name in enumerate(names)}
-
-    def read(table: Table) -> list[int]:
-        labels = []
-        for value, place in _values(table):
-            name = _name(value)
-            if name not in ids:
-                raise UsageError(
-                    f"the label of {place} is none of the training data's: {shown(value)}",
-                    where=str(table.path),
-                    todo=f"{source} has: {_listed(names)}",
-                )
-            labels.append(ids[name])
-        return labels
-
-    return read
-
-
-def _infer_labels(table: Table) -> tuple[str, ...]:
-    names = set()
-    for value, place in _values(table):
-        name = _name(value)
-        if name is None:
-            raise UsageError(
-                f"the label of {place} is not a whole number or a name: {shown(value)}",
-                where=str(table.path),
-                todo="to predict other numbers is not trained here" if _is_number(value) else "complete or remove it",
-            )
-        names.add(name)
-    if all(_NUMBER.fullmatch(name) for name in names):
-        return tuple(sorted(names, key=int))
-    return tuple(sorted(names))
-
-
-def _name(value: Any) -> str | None:
-    """A label's name: of a whole number, in whatever spelling, its digits; None where it is no label."""
-    if isinstance(value, bool | int):
-        return str(int(value))
-    if _is_number(value):
-        return str(int(float(value))) if float(value).is_integer() else None
-    return (value.strip() or None) if isinstance(value, str) else None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, float) or (isinstance(value, str) and _NUMBER.fullmatch(value.strip()) is not None)
-
-
-def _values(table: Table) -> list[tuple[Any, str]]:
-    column = require_column(table, find_label_column(table), f"labels: none of {', '.join(LABELS)}")
-    return list(zip(table.column(column), table.places, strict=True))
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join([*names[:_SHOWN_LABELS], *(["…"] if len(names) > _SHOWN_LABELS else [])])

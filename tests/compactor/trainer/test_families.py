@@ -131,10 +131,10 @@ def test_summaries(tmp_path):
 def test_a_tokenizer_of_no_model_s_class_is_written_for_both_versions_of_transformers(tmp_path):
     from transformers import AutoTokenizer
 
-    from compactor.trainer.folders import save_tokenizer
+    from compactor.trainer.folders import save_inputs
 
     write_tokenizer(tmp_path / "written")
-    save_tokenizer(AutoTokenizer.from_pretrained(tmp_path / "written"), tmp_path / "ours")
+    save_inputs(AutoTokenizer.from_pretrained(tmp_path / "written"), tmp_path / "ours")
     stated = json.loads((tmp_path / "ours" / "tokenizer_config.json").read_text())
     assert stated["tokenizer_class"] == "PreTrainedTokenizerFast"
     opened = AutoTokenizer.from_pretrained(tmp_path / "ours")
