@@ -103,6 +103,8 @@ def test_it_tells_what_an_export_removes(family, tmp_path):
     plant(model, blocks)
     folder = save(tmp_path / "model", model)
     found = inspect(folder)
+    if not encoders.is_exported(family):
+        pytest.skip("this transformers writes its masks or lengths in a way that is refused")
     exported = compactor.export(folder, tmp_path / "out", precision=("fp32",))
 
     assert found.skipped == () and found.notes == ()

@@ -100,6 +100,8 @@ def test_a_pruned_model_is_a_stock_model_and_is_exported_exactly(family, setting
     check_masks(result.path, family)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(result.path)
     assert type(model).__module__.startswith("transformers.models.")
+    if not encoders.is_exported(family):
+        return
     exported = compactor.export(result.path, tmp_path / "artefact", precision=("fp32",))
     assert exported.manifest["verification"]["passed"]
     notes = [note for note in exported.manifest["source"]["notes"] if note.startswith("pruned by compactor")]
