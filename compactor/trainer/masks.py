@@ -164,15 +164,19 @@ class Member:
         blocks = blocks.T if self.transposed else blocks
         return blocks.any(1).repeat_interleave(self.rows, 0)[: self.shape[0]]
 
-    def masked(self, matrix: Tensor, live: Tensor) -> Tensor:
-        """``matrix`` with zeros where its block does not live."""
+    def masked(self, matrix: Tensor, live: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """``matrix`` with zeros where its block does not live; written to ``out`` where that is given."""
         blocks = live.T if self.transposed else live
         grid = self._grid()
         if grid is None:
-            return matrix * self.expand(live)
+            return torch.mul(matrix, self.expand(live), out=out)
         rows, cols = grid
+        shape = (rows, self.rows, cols, self.cols)
         spread = blocks.to(matrix.dtype).reshape(rows, 1, cols, 1)
-        return (matrix.view(rows, self.rows, cols, self.cols) * spread).view_as(matrix)
+        if out is not None:
+            torch.mul(matrix.view(shape), spread, out=out.view(shape))
+            return out
+        return (matrix.view(shape) * spread).view_as(matrix)
 
     def block_sums(self, elements: Tensor) -> Tensor:
         """``(R, C)``: the sum of the matrix's elements over each block."""
@@ -215,9 +219,10 @@ def _mask(weight: Tensor, masks: Sequence[Mask], lives: Sequence[Tensor]) -> Ten
     """``weight`` of a linear layer with zeros where the blocks of its matrices do not live."""
     if weight.shape == masks[0][1].shape:
         return masks[0][1].masked(weight, lives[0])
-    made = weight.clone()
+    covered = sum(member.shape[0] for _, member in masks)
+    made = torch.empty_like(weight) if covered == len(weight) else weight.clone()
     for (_, member), live in zip(masks, lives, strict=True):
-        member.part(made).copy_(member.masked(member.part(weight), live))
+        member.masked(member.part(weight), live, out=member.part(made))
     return made
 
 
