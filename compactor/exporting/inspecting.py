@@ -19,7 +19,7 @@ import torch
 from compactor.checkpoint import Checkpoint, SourceFile, read_checkpoint
 from compactor.checkpoint.config import Sizes, check_config
 from compactor.checkpoint.naming import AttentionNames, LayerNames, find_layers
-from compactor.exporting.matrices import config_of, judge_attention, judge_feed_forward
+from compactor.exporting.matrices import config_of, judge_attention, judge_feed_forward, tower_of
 
 Change = tuple[int, int]  # before, after
 _FP32_BYTES = 4
@@ -217,8 +217,13 @@ def _summarise_layers(
 def _stacks(layers: tuple[LayerNames, ...], sizes: Sizes) -> list[tuple[str, tuple[LayerNames, ...], int | None]]:
     """What the graph's labels begin with, the layers, and their number of heads: of a model with one stack, or of two.
 
-    A stack whose layers look at other states is a decoder, and what is beside it its encoder.
+    A stack whose layers look at other states is a decoder, and what is beside it its encoder. The halves of a model
+    that compares texts with images have a name each: an export takes one of them.
     """
+    towers = {tower_of(layer): None for layer in layers}
+    if len(towers) > 1:
+        halves = ((tower, tuple(layer for layer in layers if tower_of(layer) == tower)) for tower in towers)
+        return [(f"{tower}." if tower else "", half, sizes.heads) for tower, half in halves]
     decoders = {layer.stack for layer in layers if layer.cross_attention is not None}
     if not decoders:
         return [("", layers, sizes.heads)]

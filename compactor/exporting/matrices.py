@@ -83,13 +83,16 @@ class _Projection:
         return self.driven if self.bias is None else self.driven | self.bias
 
 
+def tower_of(layer: LayerNames) -> str | None:
+    """The half of a model of texts and images that a layer is in; None in any other."""
+    return next((part for part in layer.module.split(".") if part in _TOWERS), None)
+
+
 def config_of(layer: LayerNames, config: Config) -> Config:
     """The part of ``config`` that describes a layer: that of its tower, in a model of two."""
-    for part in layer.module.split("."):
-        tower = config.get(_TOWERS.get(part, ""))
-        if isinstance(tower, dict):
-            return {"model_type": config["model_type"], **tower}
-    return config
+    name = tower_of(layer)
+    tower = None if name is None else config.get(_TOWERS[name])
+    return {"model_type": f"{config['model_type']}_{name}", **tower} if isinstance(tower, dict) else config
 
 
 def judge_attention(
@@ -190,7 +193,12 @@ def _is_rotary(config: Config) -> bool:
 
 
 def _may_hide_all(config: Config, index: int) -> bool:
-    """Whether a layer's mask may leave a query without a key: a window around a padded token holds padding alone."""
+    """Whether a layer's mask may leave a query without a key.
+
+    A window around a padded token holds padding alone; so does what lies before one, where a token sees none behind it.
+    """
+    if config["model_type"].endswith("_text_model") and not config["model_type"].startswith("siglip"):
+        return True  # CLIP's, and those that are made of it
     kinds = config.get("layer_types")
     if isinstance(kinds, list) and index < len(kinds):
         return bool(kinds[index] != "full_attention")

@@ -69,5 +69,5 @@ def build(family: str, head: str = "ForSequenceClassification", **changes: Any) 
 
 
 def is_exported(family: str) -> bool:
-    """Whether an export takes it: docs/checkpoints.md says what becomes of two families with transformers 4."""
-    return hasattr(transformers, "NomicBertModel") or not family.startswith(("modernbert", "esm"))
+    """Whether an export takes it: docs/checkpoints.md says what becomes of some families with transformers 4."""
+    return hasattr(transformers, "NomicBertModel") or not family.startswith(("modernbert", "esm", "CLIP", "Siglip"))

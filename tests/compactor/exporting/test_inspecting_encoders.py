@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import compactor
@@ -145,6 +146,35 @@ def test_a_bias_of_values_stays_where_a_window_may_be_empty(tmp_path):
     found = inspect(save(tmp_path, model))
     widths = [(layer.heads, layer.v_width) for layer in found.layers if layer.kind == "attention"]
     assert widths == [((4, 2), (8, 7)), ((4, 3), (8, 8))]
+
+
+@pytest.mark.parametrize(("family", "left"), [("CLIP", 4), ("Siglip", 2)])
+def test_so_does_one_of_texts_that_look_back(family, left, tmp_path):
+    """Behind padding on the left, a token of CLIP's texts sees nothing; those of SigLIP see all tokens."""
+    text = {**encoders.TEXT, "bos_token_id": 2, "eos_token_id": 3, "projection_dim": 8}
+    model = getattr(transformers, f"{family}TextModel")(getattr(transformers, f"{family}TextConfig")(**text))
+    for name, parameter in model.requires_grad_(False).named_parameters():
+        if "norm" not in name:
+            parameter.normal_(0, 0.2)
+        if "v_proj.weight" in name:
+            parameter[: 2 * SIZE] = 0
+    folder = save(tmp_path / "model", model)
+    found = inspect(folder)
+    assert [layer.heads for layer in found.layers if layer.kind == "attention"] == [(HEADS, left)] * LAYERS
+    if encoders.is_exported(family):
+        exported = compactor.export(folder, tmp_path / "out", precision=("fp32",))
+        assert told(found) == exported.manifest["layers"]
+
+
+def test_the_halves_of_a_model_of_texts_and_images_have_names_and_heads_of_their_own(tmp_path):
+    vision = {**encoders.TOWER, "num_attention_heads": 2}
+    model = transformers.SiglipModel(transformers.SiglipConfig(text_config=encoders.TEXT, vision_config=vision))
+    found = inspect(save(tmp_path, model))
+    heads = {layer.path: layer.heads for layer in found.layers if layer.kind == "attention"}
+    assert heads == {
+        **{f"text_model.layers.{number}.attention": (HEADS, HEADS) for number in range(LAYERS)},
+        **{f"vision_model.layers.{number}.attention": (2, 2) for number in range(LAYERS)},
+    }
 
 
 def test_turned_channels_go_in_pairs_that_no_head_needs(tmp_path):
