@@ -38,6 +38,7 @@ class AttentionSummary:
         v_width: Width of a head's values, likewise.
         density: Part of the four matrices that is not zero, from 0 to 1.
         weights: Elements of the four matrices.
+        kv_heads: Heads of keys and values, where query heads share them.
     """
 
     path: str
@@ -48,6 +49,7 @@ class AttentionSummary:
     v_width: Change
     density: float
     weights: Change
+    kv_heads: Change | None = None
     kind: str = "attention"
 
 
@@ -184,6 +186,7 @@ def _summarise_layers(
                     v_width=found.v_width,
                     density=found.density,
                     weights=found.weights,
+                    kv_heads=found.kv_heads,
                 )
             )
 

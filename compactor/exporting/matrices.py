@@ -41,6 +41,7 @@ class Attention:
 
     Attributes:
         heads: Before and after.
+        kv_heads: The same of keys and values, where query heads share them.
         uniform: Of those left, the ones without a live Q.K channel.
         qk_width: Of a head, before and after.
         v_width: The same of values.
@@ -49,6 +50,7 @@ class Attention:
     """
 
     heads: tuple[int, int]
+    kv_heads: tuple[int, int] | None
     uniform: int
     qk_width: tuple[int, int]
     v_width: tuple[int, int]
@@ -133,6 +135,7 @@ def judge_attention(
     matrices = (query.weight, key.weight, value.weight, output)
     return Attention(
         heads=(heads, kept),
+        kv_heads=None if kv_heads == heads else (kv_heads, kept_groups),
         uniform=int((alive & ~live.qk.any(axis=1)).sum()),
         qk_width=(size, qk_width),
         v_width=(live.v.shape[1], v_width),

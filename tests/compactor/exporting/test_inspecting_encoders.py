@@ -85,12 +85,12 @@ def plant(model: nn.Module, blocks: list[Matrices]) -> None:
 
 def told(found: Inspection) -> list[dict[str, Any]]:
     """As the manifest has it."""
-    names = ("heads", "qk_width", "v_width", "uniform_heads", "width")
+    names = ("heads", "kv_heads", "qk_width", "v_width", "uniform_heads", "width")
     return [
         {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in vars(layer).items()
-            if name in (*names, "path", "kind")
+            if name in (*names, "path", "kind") and value is not None
         }
         for layer in found.layers
     ]
@@ -223,7 +223,8 @@ def test_heads_that_share_keys(live, expected, tmp_path):
         assert "share keys in groups of different sizes" in found.skipped[0].reason
         return
     attention = found.layers[0]
-    assert attention.heads == expected and attention.qk_width == (8, 8 if live else 0)
+    assert attention.heads == expected and attention.kv_heads == (2, len({head // 2 for head in live}))
+    assert attention.qk_width == (8, 8 if live else 0)
     groups = {(0, 1, 2, 3): 2, (2, 3): 1, (0, 2): 2, (): 0}[tuple(live)]
     assert attention.weights == ((4 + 2) * 2 * SIZE * WIDTH, (len(live) + groups) * 2 * SIZE * WIDTH)
 
