@@ -126,7 +126,8 @@ def judge_attention(
     alive = live.heads
     if not folds:
         assert value.bias is not None
-        alive = alive | repeat_heads(value.bias, kv_heads, heads).reshape(heads, -1).any(axis=1)
+        bias = repeat_heads(value.bias, kv_heads, heads).astype(bool)
+        alive = alive | (bias & np.asarray(output.any(axis=1))).reshape(heads, -1).any(axis=1)
     groups = alive.reshape(kv_heads, -1).sum(axis=1)
     if len(set(groups[groups > 0].tolist())) > 1:
         return "live heads share keys in groups of different sizes, which an export writes in the way that costs least"

@@ -128,7 +128,7 @@ def test_every_family_is_known_by_its_names(family, tmp_path):
     layers = {layer.path: layer for layer in found.layers}
     assert list(layers) == [f"layers.{i}.{kind}" for i in range(LAYERS) for kind in ("attention", "feed_forward")]
     heads = [layer.heads for layer in found.layers if layer.kind == "attention"]
-    assert heads == [(HEADS, HEADS), (HEADS, HEADS if family == "modernbert-biases" else HEADS - 2)]
+    assert heads == [(HEADS, HEADS), (HEADS, HEADS - 2)]
     assert [layer.width for layer in found.layers if layer.kind == "feed_forward"] == [(NEURONS,) * 2, (NEURONS, 41)]
     shared = 2 if family == "eurobert-grouped" else HEADS
     attention, feed_forward = (2 + 2 * shared / HEADS) * WIDTH**2, (2 + family.startswith(GATED)) * WIDTH * NEURONS
