@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from compactor.checkpoint.naming import AttentionNames, FeedForwardNames, LayerNames
-from compactor.passes.graph.liveness import HeadLiveness, head_liveness, neuron_liveness, repeat_heads
+from compactor.passes.graph.liveness import HeadLiveness, arrange_heads, head_liveness, neuron_liveness, repeat_heads
 from compactor.positions import stated_positions
 
 Tensors = Mapping[str, torch.Tensor]
@@ -128,10 +128,9 @@ def judge_attention(
         assert value.bias is not None
         bias = repeat_heads(value.bias, kv_heads, heads).astype(bool)
         alive = alive | (bias & np.asarray(output.any(axis=1))).reshape(heads, -1).any(axis=1)
-    groups = alive.reshape(kv_heads, -1).sum(axis=1)
-    if len(set(groups[groups > 0].tolist())) > 1:
-        return "live heads share keys in groups of different sizes, which an export writes in the way that costs least"
-    kept, kept_groups = int(alive.sum()), int((groups > 0).sum())
+    kept = kept_groups = 0
+    if alive.any():
+        kept, kept_groups = map(len, arrange_heads(alive, kv_heads, width=size, inner=output.shape[1]))
     qk_width, v_width = _widths(live.by_group(kv_heads), config, folds=folds) if kept else (0, 0)
     matrices = (query.weight, key.weight, value.weight, output)
     return Attention(

@@ -134,6 +134,8 @@ def weighs_hidden_evenly(mask: ir.Value | None) -> bool:
     node = mask.producer()
     if node is not None and node.op_type == "Add":
         return any(weighs_hidden_evenly(v) for v in node.inputs if hides_padding(v))
+    if node is not None and node.op_type in ("Gather", "Expand", "Identity"):
+        return weighs_hidden_evenly(node.inputs[0])
     if summarize(mask) is not None or not hides_padding(mask):
         return False
     condition = summarize(node.inputs[0]) if node is not None and node.op_type == "Where" else None

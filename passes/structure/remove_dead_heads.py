@@ -20,15 +20,11 @@ from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from compactor.passes.base import Applied, NoMatch, Refused, RewritePass, RewriteResult
 from compactor.passes.graph.blocks import AttentionBlock, attention_blocks
+from compactor.passes.graph.liveness import Columns, arrange_heads
 from compactor.passes.graph.matching import Array, add_initializer, layer_of, new_node
-
-Columns = NDArray[np.int64]
-
-_LENGTH = 128  # tokens of the text that the way of writing uneven groups is chosen for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +49,9 @@ class RemoveDeadHeadsPass(RewritePass):
             live = block.live_heads
             if not live.any() or live.all():
                 continue
-            queries, keys = _arrange(block, live)
+            queries, keys = arrange_heads(
+                live, block.kv_heads, width=block.query.weight.shape[1] // block.heads, inner=len(block.query.weight)
+            )
             if (len(queries), len(keys)) != (block.heads, block.kv_heads):
                 applied.append(Applied(block.layer, "dead-head", block.heads - len(queries)))
                 _keep_heads(model.graph, block, queries, keys)
@@ -87,30 +85,3 @@ def _keep_heads(graph: ir.Graph, block: AttentionBlock, queries: Columns, keys: 
         graph.insert_before(block.node, gather)
         block.node.replace_input_with(3, gather.outputs[0])
     block.set_heads(len(queries), len(keys))
-
-
-def _arrange(block: AttentionBlock, live: NDArray[np.bool_]) -> tuple[Columns, Columns]:
-    """Which query heads and which key/value heads to write, in order; -1 is a query head of zeros.
-
-    Every key/value head must serve as many queries as any other. Groups of which different numbers live are cut into
-    pieces of one size: a key/value head is written once for each piece, and the last is filled up with heads of zeros.
-    The size is the one that costs the least multiply-adds for a token of a text of 128.
-    """
-    groups = [np.flatnonzero(group) + i * len(group) for i, group in enumerate(live.reshape(block.kv_heads, -1))]
-    width = int(block.query.weight.shape[1]) // block.heads
-    inner = int(block.query.weight.shape[0])
-
-    def pieces(size: int) -> list[int]:
-        return [-(-len(group) // size) for group in groups]
-
-    def cost(size: int) -> int:
-        written = sum(pieces(size))
-        queries = written * size
-        return int(2 * width * ((queries + written) * inner + queries * _LENGTH))
-
-    size = min(range(1, max(map(len, groups)) + 1), key=cost)
-    queries, keys = [], []
-    for number, (group, count) in enumerate(zip(groups, pieces(size), strict=True)):
-        queries.append(np.pad(group, (0, count * size - len(group)), constant_values=-1))
-        keys += [number] * count
-    return np.concatenate(queries), np.array(keys, dtype=np.int64)

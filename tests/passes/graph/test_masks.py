@@ -159,6 +159,17 @@ def test_logits_of_distances_beside_a_mask_change_nothing_of_that():
     assert hides_padding(value) and weighs_hidden_evenly(value) and hides_all_from_padding(value)
 
 
+def test_a_bias_of_some_heads_that_is_hidden_where_padded_leaves_no_query_alone():
+    """T5: Where(visible, bias, lowest), of which a pruned layer reads its own heads."""
+    visible, builder = masked(
+        lambda b, x: b.node("Unsqueeze", b.node("Cast", x, to=ir.DataType.BOOL.value), b.constant([1, 2]))
+    )
+    bias = builder.constant(np.arange(4.0).reshape(1, 4, 1, 1))
+    mask = builder.node("Where", visible, bias, builder.number(float(np.finfo(np.float32).min)))
+    for value in (mask, builder.node("Gather", mask, builder.constant([0, 2]), axis=1)):
+        assert hides_padding(value) and not weighs_hidden_evenly(value)
+
+
 @pytest.mark.parametrize("axes", [[1], [-1]])
 def test_an_axis_that_is_taken_off_again(axes):
     value, _ = masked(lambda b, x: b.node("Squeeze", b.node("Unsqueeze", x, b.constant([1, 3])), b.constant(axes)))
