@@ -267,8 +267,8 @@ class Collator:
         inputs: Name and numpy type of each input of the graph.
         padding: Token id at padded positions.
         token_types: Whether the tokenizer's token types are the model's; else they are all 0.
-        filled: How long every sequence shall be, with padding that the model reads as it reads a token; None pads to the
-            longest of a batch, and hides that.
+        filled: How long every sequence shall be, with padding that the model reads as it reads a token; None pads to
+            the longest of a batch, and hides that.
 
     Raises:
         ArtefactError: The graph wants something that no text gives.

@@ -57,7 +57,10 @@ class Target:
     def is_image(self) -> bool:
         """Whether its models look at pixels."""
         graph = self.models[0].graph
-        return graph.is_image if graph is not None else (self.task in TASKS and TASKS[self.task].image)
+        if graph is not None:
+            return graph.is_image
+        task = TASKS.get(self.task or "")
+        return task is not None and task.image
 
     @property
     def generates(self) -> bool:

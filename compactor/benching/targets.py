@@ -218,7 +218,7 @@ def _common_config(targets: Sequence[Target]) -> dict[str, Any]:
             if channels is not None:
                 config.setdefault("num_channels", channels)
             if height is not None and width is not None:
-                config.setdefault("image_size", [height, width])
+                config["image_size"] = [height, width]  # the config's may be that of the training
     return config
 
 

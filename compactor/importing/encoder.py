@@ -18,7 +18,7 @@ import torch
 from compactor.checkpoint import Checkpoint
 from compactor.companions.sentence_modules import sentence_task
 from compactor.errors import ModelDirectoryError, describe_failure
-from compactor.importing.inputs import PIXELS, example, image_shape, input_names
+from compactor.importing.inputs import PIXELS, Shape, example_images, example_texts, image_shape, input_names
 from compactor.importing.limits import longest_sequence
 from compactor.importing.stock import build_model
 from compactor.importing.tracing import trace_module
@@ -37,24 +37,32 @@ class LoadedModel:
         task: What it is exported for.
         input_names: Names of the graph's inputs.
         where: The model directory, for messages.
+        image: Channels, height and width of its images; None for a model of texts.
     """
 
     module: Any
     task: Task
     input_names: tuple[str, ...]
     where: str
+    image: Shape | None = None
 
     @functools.cached_property
     def max_tokens(self) -> int | None:
         """Tokens of a sequence, at most; None where nothing limits them, and for images."""
-        return None if self.task.image else longest_sequence(self.module, self.input_names)
+        return None if self.image is not None else longest_sequence(self.module, self.input_names)
+
+    @property
+    def _example(self) -> dict[str, torch.Tensor]:
+        if self.image is not None:
+            return example_images(self.image)
+        return example_texts(self.input_names, int(self.module.config.vocab_size), self.max_tokens)
 
     @property
     def cases(self) -> list[Case]:
         """The inputs on which an export is verified: three lengths, padded right, left and with holes."""
         config = self.module.config
-        if self.task.image:
-            channels, height, width = image_shape(config, self.where)
+        if self.image is not None:
+            channels, height, width = self.image
             return image_cases(PIXELS, channels=channels, height=height, width=width)
         return text_cases(
             self.input_names,
@@ -97,8 +105,7 @@ class LoadedModel:
         Raises:
             ModelDirectoryError: The model itself fails.
         """
-        given = example(self.module.config, self.input_names, self.max_tokens, self.where)
-        result = self._forward(given, "two examples")
+        result = self._forward(self._example, "two examples")
         random = {"pooler_output"} if _has_pooler(self.module.state_dict()) and not _has_pooler(tensors) else set()
         names = (*self.task.outputs, *self.task.extras)
         outputs = tuple(name for name in names if result.get(name) is not None and name not in random)
@@ -125,9 +132,9 @@ class LoadedModel:
         Raises:
             ModelDirectoryError: The exporter cannot trace the model; the message holds its reason.
         """
-        given = example(self.module.config, self.input_names, self.max_tokens, self.where)
+        given = self._example
         sizes = {0: torch.export.Dim("batch_size")}
-        if not self.task.image:
+        if self.image is None:
             sizes[1] = torch.export.Dim("sequence_length")
         name = type(self.module).__name__
         model, produced = trace_module(
@@ -158,7 +165,9 @@ def load_model(checkpoint: Checkpoint, task: Task | None = None) -> LoadedModel:
             where=where,
             todo=f"pass --task {GENERATION} if its weights are those of a model that writes text",
         )
-    loaded = LoadedModel(module, task, input_names(module, task, where), where)
+    names = input_names(module, task, where)
+    image = image_shape(module, checkpoint.model_path, where) if task.image else None
+    loaded = LoadedModel(module, task, names, where, image)
     if sentence_task(checkpoint.path, checkpoint.model_path) is not None:
         return loaded  # its modules say what a text's vector is made of, and no pooler
     return loaded.with_extras(checkpoint.tensors) if task.extras else loaded

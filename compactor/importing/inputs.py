@@ -1,18 +1,23 @@
-"""What a model takes: the names of its inputs, the size of its images, and an example to trace it with."""
+"""What a model takes: the names of its inputs, the size of its images, and examples to trace it with."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from compactor.companions.image_processor import read_image_processor
 from compactor.errors import ModelDirectoryError
 from compactor.tasks import Task
 
 _BATCH, _LENGTH = 2, 16
 _TEXTS = ("input_ids", "attention_mask", "token_type_ids")
 PIXELS = "pixel_values"
+
+Shape = tuple[int, int, int]
 
 
 def input_names(module: Any, task: Task, where: str) -> tuple[str, ...]:
@@ -50,36 +55,57 @@ def input_names(module: Any, task: Task, where: str) -> tuple[str, ...]:
     return (*names, _TEXTS[2]) if typed else names
 
 
-def example(config: Any, names: tuple[str, ...], limit: int | None, where: str) -> dict[str, torch.Tensor]:
-    """A batch of two to trace a model with, nothing of it padding.
+def example_images(shape: Shape) -> dict[str, torch.Tensor]:
+    """``pixel_values`` of a batch of two, to trace a model with; ``shape`` is channels, height, width."""
+    return {PIXELS: torch.randn(_BATCH, *shape)}
+
+
+def example_texts(names: tuple[str, ...], vocabulary: int, limit: int | None) -> dict[str, torch.Tensor]:
+    """A batch of two to trace a model with, nothing of it padding: (B, S) each.
 
     Args:
-        config: The model's config.
         names: What ``input_names`` says.
+        vocabulary: Token ids lie below this.
         limit: Tokens of a text, at most; None where nothing limits them.
-        where: The model directory, for messages.
-
-    Returns:
-        ``pixel_values`` (B, channels, height, width), or token ids, mask and types (B, S).
-
-    Raises:
-        ModelDirectoryError: The config does not say how large images are.
     """
-    if PIXELS in names:
-        return {PIXELS: torch.randn(_BATCH, *image_shape(config, where))}
-    ids = torch.full((_BATCH, min(_LENGTH, limit or _LENGTH)), int(config.vocab_size) // 2, dtype=torch.long)
+    ids = torch.full((_BATCH, min(_LENGTH, limit or _LENGTH)), vocabulary // 2, dtype=torch.long)
     filled = dict(zip(_TEXTS, (ids, torch.ones_like(ids), torch.zeros_like(ids)), strict=True))
     return {name: filled[name] for name in names}
 
 
-def image_shape(config: Any, where: str) -> tuple[int, int, int]:
+def image_shape(module: Any, home: Path, where: str) -> Shape:
     """Channels, height and width of the images that a model takes.
 
+    What its image processor makes, where the model takes that: a config says how large images were in training, and
+    DINOv2 resizes its positions to any other size. Else what the config says.
+
+    Args:
+        module: The model, in evaluation mode.
+        home: The folder that may hold an image processor.
+        where: The model directory, for messages.
+
     Raises:
-        ModelDirectoryError: The config does not say.
+        ModelDirectoryError: Neither says.
     """
+    try:
+        processor = read_image_processor(home)
+    except ModelDirectoryError:  # an export refuses it; elsewhere it is not needed
+        processor = None
+    if processor is not None and _takes(module, processor.size):
+        return processor.size
+    return _stated_shape(module.config, where)
+
+
+def _takes(module: Any, shape: Shape) -> bool:
+    with torch.no_grad(), contextlib.suppress(Exception):  # what a stock model raises for another size is its own
+        module(**{PIXELS: torch.zeros(1, *shape)})
+        return True
+    return False
+
+
+def _stated_shape(config: Any, where: str) -> Shape:
     told = config if hasattr(config, "image_size") else getattr(config, "vision_config", config)  # CLIP's, SigLIP's
-    size, channels = getattr(told, "image_size", None), getattr(told, "num_channels", None)
+    size, channels = getattr(told, "image_size", None), getattr(told, "num_channels", 3)
     sizes = [channels, *(size if isinstance(size, list | tuple) else (size, size))]
     if len(sizes) != 3 or not all(isinstance(number, int) and number > 0 for number in sizes):
         raise ModelDirectoryError(
