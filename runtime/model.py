@@ -264,7 +264,8 @@ class _Graph:
         padding = _padding(artefact)
         if str(artefact.config.get("model_type")) in _FILLED:  # what the model reads there is the tokenizer's
             filled = encoder.limit
-            padding = encoder.tokenizer.token_to_id(special_token(artefact.folder, "pad_token") or "") or padding
+            found = encoder.tokenizer.token_to_id(special_token(artefact.folder, "pad_token") or "")
+            padding = padding if found is None else found
         collate = Collator(inputs, padding, token_types=types, filled=filled)
         return cls(session, collate, make_reader(artefact, encoder, options))
 

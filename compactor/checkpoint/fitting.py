@@ -67,11 +67,14 @@ class Fit:
     def refuse_no_trunk(self, tensors: Tensors) -> None:
         """Refuse weights in which nothing of the model is found: wrapped in a way that is not known, or another's.
 
+        Families whose tensors transformers saves by other names than the model has pass: it knows which are missing.
+
         Raises:
             ModelDirectoryError: Naming what is expected, and what is there.
         """
         trunk = sorted(name for name in self._expected if not self._is_head(name))
-        if trunk and not any(name in tensors or self._base + name in tensors for name in trunk):
+        found = any(name in tensors or self._base + name in tensors for name in trunk)
+        if trunk and not found and not _is_renamed(self._class, self._config):
             raise self._lack(trunk, tensors)
 
     def refuse_other_shapes(self, mismatched: Iterable[Any], tensors: Tensors, built: Tensors) -> None:
@@ -195,6 +198,17 @@ def _names_of(model_class: Any, config: Any) -> frozenset[str]:
             return frozenset(model_class(config).state_dict())
     except Exception:  # transformers raises what it likes; from_pretrained of the same class then says what
         return frozenset()
+
+
+def _is_renamed(model_class: Any, config: Any) -> bool:
+    """Whether transformers changes the names of this class's tensors when it loads them, as version 5 does of some."""
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+
+        with torch.device("meta"):
+            return bool(get_model_conversion_mapping(model_class(config), add_legacy=False))
+    except Exception:  # version 4 has no such thing; transformers raises what it likes
+        return False
 
 
 def _first(names: list[str]) -> str:

@@ -37,7 +37,7 @@ def input_names(module: Any, task: Task, where: str) -> tuple[str, ...]:
         )
     if other in accepted and hasattr(module.config, "text_config") and hasattr(module.config, "vision_config"):
         raise ModelDirectoryError(
-            f"'{name}' compares texts with images, and one graph takes either",
+            f"'{name}' takes texts and images together, and a graph takes one of them",
             where=where,
             todo="save the half that you want with a class of its own, and export that",
         )

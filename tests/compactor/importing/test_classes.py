@@ -74,6 +74,8 @@ FAMILIES = [
     ("DPRContextEncoder", "DPRConfig", TEXT, ("pooler_output",)),
     ("XLNetForSequenceClassification", "XLNetConfig", XLNET, ("logits",)),
     ("XLNetModel", "XLNetConfig", {**XLNET, "use_mems_eval": True}, STATES),
+    ("UltrabertForSequenceClassification", "UltrabertConfig", TEXT, ("logits",)),
+    ("UltrabertModel", "UltrabertConfig", TEXT, STATES),
     ("DeiTForImageClassificationWithTeacher", "DeiTConfig", TOWER, ("logits",)),
 ]
 
