@@ -128,9 +128,14 @@ def find_task(name: str | None, config: Mapping[str, Any], *, where: str) -> Tas
                 todo=f"pass --task {FEATURES} for the half that reads texts, or --task {IMAGE_FEATURES} for the other",
             )
         return _by_input(task, config)
-    raise ModelDirectoryError(
-        f"'{architectures[0]}' stands for no task that compactor exports", where=where, todo=f"pass --task: {known}"
-    )
+    what, todo = f"'{architectures[0]}' stands for no task that compactor exports", f"pass --task: {known}"
+    if str(architectures[0]).endswith("ForMultipleChoice"):
+        what += ": it answers a question with several choices at once, and a graph reads texts and pairs one by one"
+        todo = (
+            "train a classifier of one label (num_labels=1) on pairs of a question and a choice, which computes the "
+            "same score for each, and export that for text-classification"
+        )
+    raise ModelDirectoryError(what, where=where, todo=todo)
 
 
 def _by_input(task: Task, config: Mapping[str, Any]) -> Task:

@@ -109,6 +109,7 @@ def text_cases(
     max_length: int,
     pad_token_id: int = 0,
     type_vocab_size: int = 1,
+    end_token_id: int | None = None,
     lengths: Sequence[int] = (7, 32, 128),
     batch: int = 4,
     seed: int = 0,
@@ -125,6 +126,7 @@ def text_cases(
         max_length: The longest sequence the model takes; longer ``lengths`` are cut to it.
         pad_token_id: Token id at padded positions.
         type_vocab_size: Token types lie below this.
+        end_token_id: The last real token of every row, for models that look for it; None leaves that to chance.
         lengths: Sequence lengths.
         batch: Rows in a batch.
         seed: Same seed, same cases.
@@ -145,6 +147,9 @@ def text_cases(
     def case(name: str, valid: NDArray[np.bool_]) -> Case:
         tokens = random.integers(0, vocab_size - 1, valid.shape)
         tokens += tokens >= pad_token_id  # skips the padding token
+        if end_token_id is not None:
+            last = valid.shape[1] - 1 - valid[:, ::-1].argmax(1)
+            tokens[np.arange(len(valid)), last] = end_token_id
         feeds = {
             "input_ids": np.where(valid, tokens, pad_token_id).astype(np.int64),
             "attention_mask": valid.astype(np.int64),

@@ -44,6 +44,21 @@ def model_class(task: Task, config: Any, named: str, where: str) -> Any:
     return found[0] if isinstance(found, tuple) else found
 
 
+def config_class(model_type: str, named: str) -> Any | None:
+    """The config class of a model type; None where transformers has none.
+
+    Args:
+        model_type: As ``config.json`` names it.
+        named: The class in ``architectures``, whose config is that of a tower which version 4 knows by no type.
+    """
+    from transformers import CONFIG_MAPPING
+
+    if model_type in CONFIG_MAPPING:
+        return CONFIG_MAPPING[model_type]
+    own = getattr(stock_class(named), "config_class", None)
+    return own if own is not None and own.model_type == model_type else None
+
+
 def tower_class(task: Task, config: Any, named: str) -> Any | None:
     """The class of one half of a model that compares texts with images: CLIP's, SigLIP's.
 

@@ -70,6 +70,7 @@ class LoadedModel:
             max_length=self.max_tokens or max(_SEQUENCE_LENGTHS),
             pad_token_id=_padding(config),
             type_vocab_size=int(getattr(config, "type_vocab_size", None) or 1),
+            end_token_id=_end(config),
             lengths=_SEQUENCE_LENGTHS,
         )
 
@@ -191,6 +192,13 @@ def _keep_outputs(model: ir.Model, produced: list[str], loaded: LoadedModel) -> 
 
 def _has_pooler(tensors: Collection[str]) -> bool:
     return any("pooler." in name for name in tensors)
+
+
+def _end(config: Any) -> int | None:
+    """The token at which a tower of CLIP makes the vector of a text; without it that would be a padded position's."""
+    stated = getattr(config, "eos_token_id", None)
+    tower = config.model_type.endswith("_text_model")
+    return stated if tower and isinstance(stated, int) and 0 <= stated < int(config.vocab_size) else None
 
 
 def _padding(config: Any) -> int:

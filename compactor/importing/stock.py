@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from typing import Any
 
@@ -12,10 +13,14 @@ from compactor.checkpoint import Checkpoint
 from compactor.checkpoint.fitting import Fit
 from compactor.errors import ModelDirectoryError, describe_failure
 from compactor.importing.adapting import adapt
-from compactor.importing.classes import model_class, stock_class, tower_class
+from compactor.importing.classes import config_class, model_class, stock_class, tower_class
 from compactor.importing.direction import looks_ahead, says_both_ways
 from compactor.quiet import quiet
 from compactor.tasks import Task
+
+# Of a model that compares texts with images: the tensors of each half, and of both.
+_OF_TEXTS, _OF_IMAGES = ("text_model.", "text_projection."), ("vision_model.", "visual_projection.")
+_OF_BOTH = ("logit_scale", "logit_bias")
 
 
 def build_model(checkpoint: Checkpoint, task: Task) -> Any:
@@ -27,11 +32,11 @@ def build_model(checkpoint: Checkpoint, task: Task) -> Any:
     where = str(checkpoint.path)
     named = (checkpoint.config.get("architectures") or [""])[0]
     with quiet():
-        config = _config(checkpoint, where)
-        found = tower_class(task, config, named)
-        if found is not None:
-            config = _half(config, task)
-        module = _build(found or model_class(task, config, named, where), config, checkpoint, task, where)
+        config = _config(checkpoint, named, where)
+        half = tower_class(task, config, named)
+        if half is not None:
+            config, checkpoint = _half_config(config, task), _half(checkpoint, task)
+        module = _build(half or model_class(task, config, named, where), config, checkpoint, task, where)
         if _only_generates(config) and not looks_ahead(module):
             raise ModelDirectoryError(
                 f"config.json asks for attention that looks both ways, and '{type(module).__name__}' of transformers "
@@ -44,18 +49,16 @@ def build_model(checkpoint: Checkpoint, task: Task) -> Any:
     return module
 
 
-def _config(checkpoint: Checkpoint, where: str) -> Any:
-    from transformers import CONFIG_MAPPING
-
-    model_type = str(checkpoint.config.get("model_type"))
-    if model_type not in CONFIG_MAPPING:
+def _config(checkpoint: Checkpoint, named: str, where: str) -> Any:
+    found = config_class(str(checkpoint.config.get("model_type")), named)
+    if found is None:
         raise ModelDirectoryError(
-            f"transformers knows no model type '{model_type}'",
+            f"transformers knows no model type '{checkpoint.config.get('model_type')}'",
             where=where,
             todo="compactor runs no code from the model directory; it exports model types that transformers ships",
         )
     try:
-        config = CONFIG_MAPPING[model_type].from_dict(dict(checkpoint.config))
+        config = found.from_dict(dict(checkpoint.config))
     except Exception as error:  # transformers raises what it likes for a damaged config
         raise ModelDirectoryError(
             f"transformers rejects config.json: {describe_failure(error, 'transformers')}", where=where
@@ -66,7 +69,14 @@ def _config(checkpoint: Checkpoint, where: str) -> Any:
     return config
 
 
-def _half(config: Any, task: Task) -> Any:
+def _half(checkpoint: Checkpoint, task: Task) -> Checkpoint:
+    """The checkpoint without what belongs to the other half alone, or to the comparison of the two."""
+    other = (*_OF_BOTH, *(_OF_TEXTS if task.image else _OF_IMAGES))
+    kept = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith(other)}
+    return dataclasses.replace(checkpoint, tensors=kept)
+
+
+def _half_config(config: Any, task: Task) -> Any:
     """The config of the half that reads images, or of the one that reads texts."""
     half = _plain(config.vision_config if task.image else config.text_config)
     if hasattr(half, "projection_dim") and hasattr(config, "projection_dim"):

@@ -87,6 +87,13 @@ def test_only_padded_positions_hold_the_padding_token(pad):
         assert ids.min() >= 0 and ids.max() < 50
 
 
+def test_the_last_real_token_ends_a_text():
+    for case in cases(pad_token_id=1, end_token_id=49):
+        for ids, real in zip(case.feeds["input_ids"], case.valid, strict=True):
+            assert ids[real][-1] == 49
+            assert (ids[~real] == 1).all()
+
+
 def test_every_other_token_is_drawn():
     drawn = np.concatenate([case.feeds["input_ids"].ravel() for case in cases(pad_token_id=7)])
     assert set(drawn.tolist()) == set(range(50))

@@ -185,7 +185,9 @@ def test_images_of_any_shape_are_refused(tmp_path: Path) -> None:
 
 def test_a_decoder_that_looks_both_ways_is_an_encoder(tmp_path: Path) -> None:
     config = {**GEMMA, "use_bidirectional_attention": True}
-    model = build("Gemma3TextModel", "Gemma3TextConfig", config, tmp_path / "model")
+    build("Gemma3TextModel", "Gemma3TextConfig", config, tmp_path / "model")
+    # Version 4 halves the window that it saved when it reads it again.
+    model = transformers.Gemma3TextModel.from_pretrained(tmp_path / "model").eval().requires_grad_(False)
     loaded = load_model(read_checkpoint(tmp_path / "model"))
     assert loaded.task.name == "feature-extraction"
     for case in loaded.cases:
