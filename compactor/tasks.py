@@ -92,7 +92,7 @@ def stands_for(architecture: str, task: Task) -> bool:
 
 def takes_images(config: Mapping[str, Any]) -> bool:
     """Whether a model takes images alone, by the sizes that its ``config.json`` states."""
-    texts = {"vocab_size", "text_config"} & config.keys()
+    texts = {"max_position_embeddings", "n_positions", "text_config"} & config.keys()  # BEiT has a vocabulary too
     return not texts and bool({"image_size", "num_channels", "patch_size"} & config.keys())
 
 

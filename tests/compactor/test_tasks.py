@@ -49,8 +49,9 @@ def test_a_class_of_no_task_is_named(name: str) -> None:
 
 @pytest.mark.parametrize("name", [None, "feature-extraction", "image-feature-extraction"])
 def test_a_model_of_images_gives_features_of_images(name: str | None) -> None:
-    config = {"architectures": ["Dinov2Model"], "image_size": 518, "patch_size": 14}
-    assert find_task(name, config, where="x").name == "image-feature-extraction"
+    for config in ({"architectures": ["Dinov2Model"]}, {"architectures": ["BeitModel"], "vocab_size": 8192}):
+        sizes = {"image_size": 518, "patch_size": 14}
+        assert find_task(name, {**config, **sizes}, where="x").name == "image-feature-extraction"
 
 
 def test_a_pair_of_towers_asks_for_one() -> None:
