@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -18,7 +18,15 @@ import torch
 from compactor.checkpoint import Checkpoint
 from compactor.companions.sentence_modules import sentence_task
 from compactor.errors import ModelDirectoryError, describe_failure
-from compactor.importing.inputs import PIXELS, Shape, example_images, example_texts, image_shape, input_names
+from compactor.importing.inputs import (
+    PIXELS,
+    Shape,
+    example_images,
+    example_texts,
+    image_shape,
+    input_names,
+    token_types,
+)
 from compactor.importing.limits import longest_sequence
 from compactor.importing.stock import build_model
 from compactor.importing.tracing import trace_module
@@ -69,7 +77,7 @@ class LoadedModel:
             vocab_size=int(config.vocab_size),
             max_length=self.max_tokens or max(_SEQUENCE_LENGTHS),
             pad_token_id=_padding(config),
-            type_vocab_size=int(getattr(config, "type_vocab_size", None) or 1),
+            type_vocab_size=token_types(config),
             end_token_id=_end(config),
             lengths=_SEQUENCE_LENGTHS,
         )
@@ -116,7 +124,8 @@ class LoadedModel:
     def _forward(self, feeds: dict[str, torch.Tensor], what: str) -> Any:
         try:
             with torch.no_grad():
-                return self.module(**feeds)
+                result = self.module(**feeds)
+                return result if isinstance(result, Mapping) else {}
         except Exception as error:  # whatever a stock model raises for a config that makes no working one
             raise ModelDirectoryError(
                 f"'{type(self.module).__name__}' fails on {what}: {describe_failure(error, 'transformers', 'torch')}",

@@ -19,7 +19,7 @@ from torch import nn
 from transformers.cache_utils import EncoderDecoderCache
 
 from compactor.checkpoint import Checkpoint
-from compactor.errors import ModelDirectoryError
+from compactor.errors import ModelDirectoryError, describe_failure
 from compactor.importing.encoder import LoadedModel
 from compactor.importing.stock import build_model
 from compactor.importing.tracing import trace_module
@@ -77,13 +77,21 @@ class LoadedEncoderDecoder:
     def run(self, case: Case) -> dict[str, Any]:
         """The logits (B, DECODED, V) of one of ``cases``, computed at once and without a cache."""
         feeds = {name: torch.from_numpy(array) for name, array in case.feeds.items()}
-        with torch.no_grad():
-            result = self.module(
-                attention_mask=feeds["encoder_attention_mask"],
-                encoder_outputs=(feeds["encoder_hidden_states"],),
-                decoder_input_ids=feeds["decoder_input_ids"],
-                use_cache=False,
-            )
+        try:
+            with torch.no_grad():
+                result = self.module(
+                    attention_mask=feeds["encoder_attention_mask"],
+                    encoder_outputs=(feeds["encoder_hidden_states"],),
+                    decoder_input_ids=feeds["decoder_input_ids"],
+                    use_cache=False,
+                )
+        except Exception as error:  # whatever a stock model raises for a config that makes no working one
+            raise ModelDirectoryError(
+                f"'{type(self.module).__name__}' fails on case {case.name}: "
+                f"{describe_failure(error, 'transformers', 'torch')}",
+                where=self.where,
+                todo="its config.json and weights do not make a working model for this task",
+            ) from error
         if not result.logits.isfinite().all():
             raise ModelDirectoryError(
                 f"the masked model's own logits are not finite on case {case.name}",

@@ -50,9 +50,19 @@ def input_names(module: Any, task: Task, where: str) -> tuple[str, ...]:
         )
     if task.image:
         return (PIXELS,)
+    if not isinstance(getattr(module.config, "vocab_size", None), int):
+        raise ModelDirectoryError(
+            f"config.json of this {module.config.model_type} states no 'vocab_size'",
+            where=where,
+            todo="state how many tokens its table of embeddings holds",
+        )
     names = tuple(each for each in _TEXTS[:2] if each in accepted)
-    typed = "token_type_ids" in accepted and int(getattr(module.config, "type_vocab_size", None) or 1) > 1
-    return (*names, _TEXTS[2]) if typed else names
+    return (*names, _TEXTS[2]) if _TEXTS[2] in accepted and token_types(module.config) > 1 else names
+
+
+def token_types(config: Any) -> int:
+    """How many token types a model tells apart. XLNet has no table of them: it asks whether two are the same."""
+    return int(getattr(config, "type_vocab_size", None) or (3 if config.model_type == "xlnet" else 1))
 
 
 def example_images(shape: Shape) -> dict[str, torch.Tensor]:

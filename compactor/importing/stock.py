@@ -37,7 +37,7 @@ def build_model(checkpoint: Checkpoint, task: Task) -> Any:
         if half is not None:
             config, checkpoint = _half_config(config, task), _half(checkpoint, task)
         module = _build(half or model_class(task, config, named, where), config, checkpoint, task, where)
-        if _only_generates(config) and not looks_ahead(module):
+        if _only_generates(config) and not _looks_ahead(module, where):
             raise ModelDirectoryError(
                 f"config.json asks for attention that looks both ways, and '{type(module).__name__}' of transformers "
                 f"{transformers.__version__} does not follow it in every batch",
@@ -101,6 +101,16 @@ def _only_generates(config: Any) -> bool:
 
     known = type(config) in AutoModelForCausalLM._model_mapping and not config.is_encoder_decoder
     return known and type(config) not in AutoModelForMaskedLM._model_mapping
+
+
+def _looks_ahead(module: Any, where: str) -> bool:
+    try:
+        return looks_ahead(module)
+    except Exception as error:  # whatever a stock model raises
+        raise ModelDirectoryError(
+            f"'{type(module).__name__}' fails on two texts: {describe_failure(error, 'transformers', 'torch')}",
+            where=where,
+        ) from error
 
 
 def _decoder(where: str) -> ModelDirectoryError:

@@ -7,12 +7,13 @@ import shutil
 from pathlib import Path
 
 import onnx
+import onnxruntime
 import pytest
 from onnx import numpy_helper
 
 from compactor.errors import VerificationError
 from compactor.exporting.export import export
-from compactor.exporting.verifying import verify
+from compactor.exporting.verifying import onnxruntime_failures, verify
 from tests.compactor import families
 from tests.compactor.fakes import run
 
@@ -78,6 +79,17 @@ def test_another_checkpoint_is_named_by_its_file(
     assert "model.safetensors" in said
     with pytest.raises(VerificationError, match="differs from the masked model"):
         verify(made[1], other)
+
+
+def test_a_failure_of_onnxruntime_is_told_as_one() -> None:
+    with (
+        pytest.raises(VerificationError, match="ONNX Runtime fails in the int8 graph: InvalidProtobuf") as caught,
+        onnxruntime_failures("int8"),
+    ):
+        onnxruntime.InferenceSession(b"no model", providers=["CPUExecutionProvider"])
+    assert f"onnxruntime {onnxruntime.__version__}" in caught.value.what
+    with pytest.raises(KeyError), onnxruntime_failures("int8"):  # ours
+        raise KeyError("name")
 
 
 def test_progress_is_told_line_by_line(made: tuple[Path, Path]) -> None:

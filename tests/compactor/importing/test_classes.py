@@ -214,6 +214,24 @@ def test_a_decoder_that_does_not_do_what_its_config_says(tmp_path: Path) -> None
         load_model(read_checkpoint(tmp_path / "model"))
 
 
+def test_dynamic_angles_are_those_of_the_beginning(tmp_path: Path) -> None:
+    """Up to 'max_position_embeddings', which is the longest text of an artefact; and no graph asks for the length."""
+    config = {**TEXT, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}}
+    model = build("NomicBertModel", "NomicBertConfig", config, tmp_path / "model")
+    loaded = load_model(read_checkpoint(tmp_path / "model"))
+    assert max(case.feeds["input_ids"].shape[1] for case in loaded.cases) == loaded.max_tokens == 40
+    for case in loaded.cases:
+        expected = model(**{key: torch.from_numpy(array) for key, array in case.feeds.items()}).last_hidden_state
+        np.testing.assert_array_equal(loaded.run(case)["last_hidden_state"], expected.numpy())
+    assert loaded.trace().graph.outputs[0].name == "last_hidden_state"
+
+
+def test_the_table_of_a_quantized_class_limits_a_text(tmp_path: Path) -> None:
+    """I-BERT's table of positions is a class of its own, and begins behind the padding token's as RoBERTa's does."""
+    build("IBertModel", "IBertConfig", {**TEXT, "pad_token_id": 1}, tmp_path / "model")
+    assert load_model(read_checkpoint(tmp_path / "model")).max_tokens == TEXT["max_position_embeddings"] - 2
+
+
 def test_a_model_that_raises_what_it_likes_is_told_with_the_versions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
