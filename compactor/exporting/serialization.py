@@ -28,8 +28,8 @@ _LARGEST_FILE = 1_900_000_000  # bytes; protobuf ends at 2 GiB
 def write_graph(model: ir.Model, path: Path) -> None:
     """Write ``model`` to ``path``; weights beyond protobuf's limit go to ``<name>_data`` beside it."""
     initializers = dict(model.graph.initializers)
-    tensors = [value.const_value for value in initializers.values() if value.const_value is not None]
-    if sum(tensor.nbytes for tensor in tensors) > _LARGEST_FILE:
+    values = [value for value in initializers.values() if value.const_value is not None]
+    if sum(value.const_value.nbytes for value in values if value.const_value is not None) > _LARGEST_FILE:
         ir.save(model, path, external_data=f"{path.name}_data")
         return
     model.graph.initializers.clear()
@@ -39,15 +39,15 @@ def write_graph(model: ir.Model, path: Path) -> None:
         model.graph.initializers.update(initializers)
     graph = frame.graph.SerializeToString()
     frame.ClearField("graph")
-    sizes = [_encoded(tensor).ByteSize() for tensor in tensors]
+    sizes = [_encoded(value).ByteSize() for value in values]
     length = len(graph) + sum(len(_header(_INITIALIZER, size)) + size for size in sizes)
     with path.open("wb") as file:
         file.write(frame.SerializeToString())
         file.write(_header(_GRAPH, length))
         file.write(graph)
-        for tensor, size in zip(tensors, sizes, strict=True):
+        for value, size in zip(values, sizes, strict=True):
             file.write(_header(_INITIALIZER, size))
-            file.write(_encoded(tensor).SerializeToString())
+            file.write(_encoded(value).SerializeToString())
 
 
 def write_graphs(models: Mapping[Path, ir.Model], data: Path) -> dict[str, int]:
@@ -86,8 +86,11 @@ def write_graphs(models: Mapping[Path, ir.Model], data: Path) -> dict[str, int]:
     return referred
 
 
-def _encoded(tensor: ir.TensorProtocol) -> onnx.TensorProto:
-    proto: onnx.TensorProto = ir.to_proto(tensor)
+def _encoded(value: ir.Value) -> onnx.TensorProto:
+    """An initializer by its own name: a tensor that an optimizer made may have none, or another's."""
+    assert value.const_value is not None
+    proto: onnx.TensorProto = ir.to_proto(value.const_value)
+    proto.name = value.name or ""
     return proto
 
 

@@ -45,6 +45,15 @@ def test_the_model_keeps_its_initializers(model, tmp_path):
     assert list(model.graph.initializers) == before
 
 
+@pytest.mark.parametrize("name", [None, "another"])
+def test_a_weight_has_the_name_by_which_nodes_read_it(model, tmp_path, name):
+    """Where the exporter's optimizer fuses a convolution with its norm, the new weight has none of its own."""
+    model.graph.initializers["wide"].const_value = ir.tensor(np.ones((100, 100), np.float32), name=name)
+    write_graph(model, tmp_path / "pieces.onnx")
+    names = [tensor.name for tensor in onnx.load(tmp_path / "pieces.onnx").graph.initializer]
+    assert names == list(model.graph.initializers)
+
+
 def test_weights_beyond_protobufs_limit_go_beside_the_file(model, tmp_path, monkeypatch):
     monkeypatch.setattr(serialization, "_LARGEST_FILE", 1000)
     write_graph(model, tmp_path / "large.onnx")
