@@ -33,6 +33,8 @@ def max_tokens(config: Mapping[str, Any]) -> int | None:
 
 
 def stated_positions(config: Mapping[str, Any]) -> int | None:
-    """``max_position_embeddings``, where it is a number that can be meant."""
-    value = config.get("max_position_embeddings")
+    """``max_position_embeddings``, where it is a number that can be meant; of CLIP's that of the half for texts."""
+    half = config.get("text_config")
+    told = half if isinstance(half, Mapping) and "max_position_embeddings" not in config else config
+    value = told.get("max_position_embeddings")
     return int(value) if isinstance(value, int | float) and not isinstance(value, bool) and value >= 1 else None

@@ -59,6 +59,7 @@ def test_a_model_without_a_tokenizer_gets_none(source: Path, target: Path) -> No
         ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
         ({"model_type": "mpnet", "max_position_embeddings": 514}, 512),
         ({"model_type": "vit"}, None),
+        ({"model_type": "clip", "text_config": {"max_position_embeddings": 77}, "vision_config": {}}, 77),
         ({"max_position_embeddings": -1}, None),
     ],
 )
