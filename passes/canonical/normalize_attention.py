@@ -19,7 +19,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compactor.passes.base import Applied, NoMatch, Refused, RewritePass, RewriteResult
-from compactor.passes.graph.heads import HEAD_NORMS, SWAP, SplitHeads, normed_heads, split_heads
+from compactor.passes.graph.heads import HEAD_NORMS, SWAP, SplitHeads, normed_heads
 from compactor.passes.graph.matching import (
     CANONICAL,
     attribute,
@@ -75,7 +75,9 @@ def _match(node: ir.Node) -> _Wrapped:
     if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
         raise NoMatch("the attention exposes its cache or its logits")
     query, key = _rotated(node.inputs[0]), _rotated(_before_repeats(node.inputs[1]))
-    value = split_heads(_before_repeats(node.inputs[2]))
+    value = normed_heads(_before_repeats(node.inputs[2]))
+    if value.factor != 1:
+        raise NoMatch("the values are multiplied by a number")
     if key.heads != value.heads or query.heads % key.heads:
         raise NoMatch(f"{query.heads} query heads, {key.heads} key heads and {value.heads} value heads")
     transpose = sole_consumer(node.outputs[0])

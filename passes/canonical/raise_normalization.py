@@ -50,7 +50,7 @@ class RaiseNormalizationPass(RewritePass):
     """Replace norms over the last axis that are written as means, squares and roots.
 
     The mean of squares is found as ``ReduceMean`` of ``Pow`` 2 or of a product with itself; the root stands below a
-    division, or its reciprocal in a product. What is anything else is left as it is.
+    division, or its reciprocal or a power of -1/2 in a product. What is anything else is left as it is.
     """
 
     name: ClassVar[str] = "raise-normalization"
@@ -59,7 +59,8 @@ class RaiseNormalizationPass(RewritePass):
         """Raise every spelled-out norm of the main graph."""
         applied = []
         for node in tuple(model.graph):
-            if node.op_type != "Sqrt" or node.domain:
+            is_root = node.op_type == "Sqrt" or (node.op_type == "Pow" and scalar(node.inputs[1]) == -0.5)
+            if not is_root or node.domain:
                 continue
             try:
                 found = _match(node)
@@ -130,7 +131,10 @@ def _squared(value: ir.Value) -> ir.Value:
 def _quotient(root: ir.Node, source: ir.Value) -> ir.Node:
     """The node that divides ``source`` by the root."""
     node = sole_consumer(root.outputs[0])
-    if node.op_type == "Reciprocal" or (node.op_type == "Div" and scalar(node.inputs[0]) == 1):
+    if root.op_type == "Pow":
+        if node.op_type == "Mul" and any(_is_same(operand, source) for operand in node.inputs):
+            return node
+    elif node.op_type == "Reciprocal" or (node.op_type == "Div" and scalar(node.inputs[0]) == 1):
         inverse = node.outputs[0]
         node = sole_consumer(inverse)
         if node.op_type == "Mul" and any(_is_same(operand, source) for operand in node.inputs):

@@ -118,6 +118,7 @@ class AttentionBlock:
         rotary: What turns queries and keys by their positions, where anything does.
         query_norm: The norm of each head of the queries, in front of ``rotary``, where there is one.
         key_norm: The same of the keys.
+        value_norm: The same of the values, an RMSNorm.
         query_terms: Logits of the queries and the distances, which the mask adds.
         key_terms: Logits of the keys and the distances.
     """
@@ -133,6 +134,7 @@ class AttentionBlock:
     key_terms: tuple[RelativeTerm, ...] = ()
     query_norm: ir.Node | None = None
     key_norm: ir.Node | None = None
+    value_norm: ir.Node | None = None
 
     @property
     def terms(self) -> tuple[RelativeTerm, ...]:
@@ -158,9 +160,9 @@ class AttentionBlock:
         """Write new counts into the attributes of all nodes that have them. Weights are the caller's."""
         for name, number in (("q_num_heads", heads), ("kv_num_heads", kv_heads)):
             self.node.attributes[name] = ir.AttrInt64(name, number)
-        of_query, of_key = (self.query_norm, heads), (self.key_norm, kv_heads)
+        normed = ((self.query_norm, heads), (self.key_norm, kv_heads), (self.value_norm, kv_heads))
         turned = () if self.rotary is None else ((self.rotary.query, heads), (self.rotary.key, kv_heads))
-        for node, number in (of_query, of_key, *turned):
+        for node, number in (*normed, *turned):
             if node is not None:
                 node.attributes["num_heads"] = ir.AttrInt64("num_heads", number)
                 node.outputs[0].shape = None
@@ -187,7 +189,14 @@ class AttentionBlock:
             query_table=_stacked(self.query_terms),
             key_table=_stacked(self.key_terms),
         )
-        return dataclasses.replace(found, qk=np.ones_like(found.qk)) if self.normed else found
+        if self.normed:
+            found = dataclasses.replace(found, qk=np.ones_like(found.qk))
+        if self.value_norm is None:
+            return found
+        driven = self.value.weight.any(axis=0) | (False if self.value.bias is None else self.value.bias != 0)
+        groups = np.asarray(driven).reshape(self.kv_heads, -1).any(axis=1).repeat(self.heads // self.kv_heads)
+        alive = groups & self.output.weight.reshape(self.heads, -1).any(axis=1)
+        return dataclasses.replace(found, v=np.broadcast_to(np.asarray(alive)[:, None], found.v.shape))
 
     @property
     def normed(self) -> bool:
@@ -214,7 +223,7 @@ class AttentionBlock:
         """Every node of the block."""
         rotary = () if self.rotary is None else self.rotary.nodes
         terms = [node for term in self.terms for node in (term.node, *term.way)]
-        norms = [node for node in (self.query_norm, self.key_norm) if node is not None]
+        norms = [node for node in (self.query_norm, self.key_norm, self.value_norm) if node is not None]
         layers = [node for each in (self.query, self.key, self.value, self.output) for node in each.nodes]
         return (self.node, *rotary, *norms, *terms, *layers)
 
@@ -239,8 +248,10 @@ def match_attention(node: ir.Node) -> AttentionBlock:
         raise NoMatch("the attention keeps a key/value cache or exposes its logits")
     rotary = _rotary(node)
     operands = node.inputs[:3] if rotary is None else [rotary.query.inputs[0], rotary.key.inputs[0], node.inputs[2]]
-    norms = [_head_norm(operand) for operand in operands[:2]]
-    operands = [each if norm is None else norm.inputs[0] for each, norm in zip(operands, (*norms, None), strict=True)]
+    norms = [_head_norm(operand) for operand in operands]
+    operands = [each if norm is None else norm.inputs[0] for each, norm in zip(operands, norms, strict=True)]
+    if norms[2] is not None and norms[2].op_type != HEAD_NORMS["RMSNormalization"]:
+        raise NoMatch("a norm of the values moves zeros")
     mask = node.inputs[3] if len(node.inputs) > 3 else None
     found = _relative_terms(mask)
     of_query, of_key = (tuple(t for t, turned in found if turned is side) for side in (False, True))

@@ -48,6 +48,8 @@ class FoldValueBiasesPass(RewritePass):
                     applied.append(Applied(block.layer, "key-bias", 1))
             if value_bias is not None and may_hide_all(node.inputs[3] if len(node.inputs) > 3 else None):
                 refused.append(Refused(block.layer, "the mask may hide every key, so the value bias is no constant"))
+            elif value_bias is not None and block.value_norm is not None:
+                refused.append(Refused(block.layer, "a norm makes the value bias no constant"))
             elif value_bias is not None:
                 block.value.refill(block.value.weight, None)
                 row = repeat_heads(value_bias, block.kv_heads, block.heads)
