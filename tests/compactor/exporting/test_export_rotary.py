@@ -31,6 +31,8 @@ SIZES = {
 MODERN = {**SIZES, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2, "local_attention": 8}
 ESM = {**SIZES, "pad_token_id": 1, "position_embedding_type": "rotary", "mask_token_id": 32, "token_dropout": True}
 
+OLD = not hasattr(transformers, "NomicBertModel")  # transformers 4
+
 # Class and settings of each. What transformers 4 makes of the three that it has is told in docs/checkpoints.md.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "modernbert": ("ModernBertForSequenceClassification", {**MODERN, "global_attn_every_n_layers": 2}),
@@ -49,8 +51,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 def make(family: str) -> Any:
     """A random model in which head 1, a rotated pair of channels and ten neurons of every layer are dead."""
     name, settings = FAMILIES[family]
-    if not hasattr(transformers, "NomicBertModel"):
-        pytest.skip("this transformers lacks the family, or writes its masks or lengths in a way that is refused")
+    if not hasattr(transformers, name) or (family == "esm" and OLD):
+        pytest.skip("this transformers lacks the family, or writes the length of a text into it")
     torch.manual_seed(0)
     model_class = getattr(transformers, name)
     model = model_class(model_class.config_class(**settings)).eval().requires_grad_(False)
@@ -125,7 +127,7 @@ def test_is_compacted_and_exact(
     for attention in layers[::2]:
         assert (attention["heads"], attention["qk_width"], attention["v_width"]) == ([4, 3], [8, 6], [8, 8])
     assert [layer["width"] for layer in layers[1::2]] == [[48, 38]] * 2
-    assert result.manifest["recipe"]["pack"] == (target == "cpu")
+    assert result.manifest["recipe"]["pack"] == (target == "cpu" and not OLD)  # a padded query weighs all alike there
     assert result.manifest["verification"]["max_abs_diff"] < 1e-5
     session = onnxruntime.InferenceSession(result.path / "onnx" / "model.onnx", providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
