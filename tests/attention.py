@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from compactor.passes.graph.heads import HEAD_NORMS
 from compactor.passes.graph.matching import CANONICAL
+from tests import rotary
 from tests.builder import Builder
+from tests.rotary import POSITIONS
 
 if TYPE_CHECKING:
     from tests.models import Architecture, Weights
 
-POSITIONS = 12  # of the tables of a rotary embedding
+HEAD_EPSILON = 2.0**-20  # exact in the float32 that an attribute holds
 SPAN = 4  # distances of this many places and more are one row of a table of distances
 EVEN = -1e30  # swallows any logit
 LOWEST = float(np.finfo(np.float32).min)
@@ -48,6 +51,11 @@ class AttentionWriter:
             )
             self._logits(term)
             terms.append(self._turned_round(term, side))
+        if arch.head_norm:
+            q, k = (
+                self._normed(layer, role, x, domain=CANONICAL, num_heads=heads)
+                for role, x, heads in (("query", q, arch.heads), ("key", k, arch.groups))
+            )
         if arch.rotary:
             q = self.turn(f"{layer}.q.turned", q, num_heads=arch.heads)
             k = self.turn(f"{layer}.k.turned", k, num_heads=arch.groups)
@@ -116,6 +124,8 @@ class AttentionWriter:
         for value, heads, size in ((q, arch.heads, arch.qk), (k, arch.groups, arch.qk), (v, arch.groups, arch.v)):
             apart = b.node("Reshape", value, b.constant([0, 0, heads, size]))
             found.append(b.node("Transpose", apart, perm=[0, 2, 1, 3]))
+        if arch.head_norm:
+            found[:2] = (self._normed(layer, role, x) for role, x in zip(("query", "key"), found[:2], strict=True))
         if arch.rotary:
             found[:2] = (self.turn(f"{layer}.{role}.turned", x) for role, x in zip("qk", found[:2], strict=True))
         if arch.groups != arch.heads:
@@ -137,21 +147,43 @@ class AttentionWriter:
         turned = self.b.node("Transpose", y, perm=[0, 2, 1, 3])
         return self.b.node("Reshape", turned, self.b.constant([0, 0, self.arch.heads * self.arch.v]))
 
+    def _normed(self, layer: str, role: str, x: ir.Value, *, domain: str = "", **options: int) -> ir.Value:
+        """Each head of ``x`` normalised over its channels; a side without weights is not."""
+        b, name = self.b, f"{layer}.{role}_norm"
+        parts = [self.weights[f"{name}.{part}"] for part in ("scale", "shift") if f"{name}.{part}" in self.weights]
+        if not parts:
+            return x
+        op_type = {"rms": "RMSNormalization", "layer": "LayerNormalization"}[self.arch.head_norm]
+        if domain:
+            op_type = HEAD_NORMS[op_type]
+        else:
+            options["axis"] = -1
+        given = [b.constant(part, f"w.{name}.{number}") for number, part in enumerate(parts)]
+        y = b.node(op_type, x, *given, name=name, domain=domain, epsilon=HEAD_EPSILON, **options)
+        y.type, y.shape = x.type, x.shape
+        if domain:
+            real = ir.DataType.DOUBLE if self.arch.dtype is np.float64 else ir.DataType.FLOAT
+            y.type, y.shape = ir.TensorType(real), ir.Shape([*self.arch.dims, options["num_heads"] * self.arch.qk])
+        return y
+
     # Rotary embeddings
 
     def turn(self, name: str, x: ir.Value, **options: Any) -> ir.Value:
         """A rotary embedding of ``x``."""
         b, arch = self.b, self.arch
-        rotated = arch.rotated or arch.qk
         options |= {"interleaved": int(arch.rotary == "interleaved"), "rotary_embedding_dim": arch.rotated}
         given = {key: value for key, value in options.items() if value}
-        frequencies = (10.0 ** -np.arange(rotated // 2)).astype(arch.dtype)
+        frequencies = rotary.frequencies(arch)
         source = next(value for value in self.inputs.values() if len(value.shape) == 2)
         if self.places is None:
             length = b.node("Squeeze", b.node("Shape", source, start=1, end=2))
             span = b.node("Range", b.constant(0), length, b.constant(1))
             span.type, span.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([source.shape[1]])
-            self.places = span if arch.angles else b.node("Expand", span, b.node("Shape", source))
+            self.places = (
+                span if arch.angles or arch.turns != "node" else b.node("Expand", span, b.node("Shape", source))
+            )
+        if arch.turns != "node":
+            return rotary.turn(b, arch, x, self.places, name)
         if not arch.angles:
             tables = [
                 b.constant(turn(np.outer(np.arange(POSITIONS), frequencies)).astype(arch.dtype))

@@ -50,6 +50,10 @@ class Architecture:
         rotary: ``""``, ``half`` or ``interleaved``: how queries and keys are turned by their positions.
         rotated: How many channels of a head are turned; 0 stands for all.
         angles: Write the angles into the graph, with a batch of one, as exporters do; else as tables read by position.
+        turns: How they are turned: by a ``node``, or by what models write where its tables come from: ``angles`` of
+            places, ``learned`` rows of places, a ``grid`` of patches, whose number is static, or one behind a
+            ``prefix`` of two tokens that stay as they are.
+        head_norm: ``""``, ``rms`` or ``layer``: how each head of queries and keys is normalised, before it is turned.
         relative: ``""``, ``c2p``, ``p2c`` or ``both``: logits of queries, of keys, or of both and the distance of two
             tokens. In the 3-D form they are ``RelativeLogits``, else what DeBERTa (``spelled``) and DeBERTa-v2
             (``merged``) export as; those logits with a mask of ``both_real`` are hidden by a ``Where``.
@@ -78,6 +82,8 @@ class Architecture:
     rotary: str = ""
     rotated: int = 0
     angles: bool = False
+    turns: str = "node"
+    head_norm: str = ""
     relative: str = ""
     zeroed: bool = False
     front: str = "hidden"
@@ -110,9 +116,10 @@ def random_weights(arch: Architecture, seed: int = 0) -> Weights:
         weights[name] = random.standard_normal((rows, columns)) / math.sqrt(max(rows, 1))
         weights[f"{name}.bias"] = random.uniform(0.1, 1, columns) * random.choice((-1, 1), columns)
 
-    def norm(name: str) -> None:
-        weights[f"{name}.scale"] = random.uniform(0.5, 1.5, arch.width)
-        weights[f"{name}.shift"] = random.uniform(0.1, 1, arch.width)
+    def norm(name: str, width: int = arch.width, *, shifted: bool = True) -> None:
+        weights[f"{name}.scale"] = random.uniform(0.5, 1.5, width)
+        if shifted:
+            weights[f"{name}.shift"] = random.uniform(0.1, 1, width)
 
     if arch.front == "ids":
         weights["embedding"] = random.standard_normal((VOCAB, arch.width))
@@ -125,6 +132,8 @@ def random_weights(arch: Architecture, seed: int = 0) -> Weights:
         linear(f"{i}.key", arch.width, arch.groups * arch.qk)
         linear(f"{i}.value", arch.width, arch.groups * arch.v)
         linear(f"{i}.output", arch.heads * arch.v, arch.width)
+        for role in ("query", "key") if arch.head_norm else ():
+            norm(f"{i}.{role}_norm", arch.qk, shifted=arch.head_norm == "layer")
         for side in ("c2p", "p2c"):
             if arch.relative in (side, "both"):
                 linear(f"{i}.{side}", arch.width, arch.heads * arch.qk)

@@ -97,7 +97,34 @@ class RMSNormalization(OpRun):
         return ((x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + epsilon) * scale).astype(x.dtype),)
 
 
-_OPERATORS = (Attention, Erf, GatherElements, Gelu, RelativeLogits, RMSNormalization)
+class HeadRMSNormalization(OpRun):
+    """``RMSNormalization`` of each head of (B, S, H*d) or (T, H*d), of the canonical dialect."""
+
+    op_domain = CANONICAL
+
+    def _run(self, x, scale, num_heads=None, epsilon=None):
+        heads = x.reshape(*x.shape[:-1], num_heads, -1)
+        y = heads / np.sqrt((heads * heads).mean(axis=-1, keepdims=True) + epsilon) * scale
+        return (y.reshape(x.shape).astype(x.dtype),)
+
+
+class HeadLayerNormalization(OpRun):
+    """``LayerNormalization`` of each head of (B, S, H*d) or (T, H*d), of the canonical dialect."""
+
+    op_domain = CANONICAL
+
+    def _run(self, x, scale, shift=None, num_heads=None, epsilon=None):
+        heads = x.reshape(*x.shape[:-1], num_heads, -1)
+        heads = heads - heads.mean(axis=-1, keepdims=True)
+        y = heads / np.sqrt((heads * heads).mean(axis=-1, keepdims=True) + epsilon) * scale
+        y = y if shift is None else y + shift
+        return (y.reshape(x.shape).astype(x.dtype),)
+
+
+_OPERATORS = (
+    *(Attention, Erf, GatherElements, Gelu, HeadLayerNormalization, HeadRMSNormalization, RelativeLogits),
+    RMSNormalization,
+)
 
 
 def run64(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> Arrays:

@@ -19,13 +19,18 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compactor.passes.base import Applied, NoMatch, Refused, RewritePass, RewriteResult
-from compactor.passes.graph.heads import HEAD_NORMS, SWAP, SplitHeads, normed_heads
+from compactor.passes.graph.heads import (
+    HEAD_NORMS,
+    SWAP,
+    SplitHeads,
+    before_repeats,
+    normed_heads,
+    without_factors,
+)
 from compactor.passes.graph.matching import (
     CANONICAL,
     attribute,
-    constant,
     new_node,
-    producer,
     redirect,
     same_size,
     sole_consumer,
@@ -74,8 +79,8 @@ def _match(node: ir.Node) -> _Wrapped:
         raise NoMatch("the attention has a key/value cache")
     if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
         raise NoMatch("the attention exposes its cache or its logits")
-    query, key = _rotated(node.inputs[0]), _rotated(_before_repeats(node.inputs[1]))
-    value = normed_heads(_before_repeats(node.inputs[2]))
+    query, key = _rotated(node.inputs[0]), _rotated(node.inputs[1], repeated=True)
+    value = normed_heads(before_repeats(node.inputs[2]))
     if value.factor != 1:
         raise NoMatch("the values are multiplied by a number")
     if key.heads != value.heads or query.heads % key.heads:
@@ -103,33 +108,18 @@ def _keeps_shape(reshape: ir.Node) -> bool:
     return before is not None and after is not None and len(before) == len(after) and all(map(same_size, before, after))
 
 
-def _before_repeats(value: ir.Value | None) -> ir.Value | None:
-    """The (B, G, S, d) heads of which each is repeated for as many queries, one behind the other: (B, H, S, d)."""
-    merge = value.producer() if value is not None else None
-    repeat = (
-        merge.inputs[0].producer() if merge is not None and merge.op_type == "Reshape" and merge.inputs[0] else None
-    )
-    if merge is None or repeat is None or repeat.op_type != "Expand":
-        return value
-    apart = producer(repeat.inputs[0], "Unsqueeze")
-    axes = constant(apart.inputs[1])
-    sizes, merged = repeat.outputs[0].shape, merge.outputs[0].shape
-    if axes is None or axes.reshape(-1).tolist() != [2] or sizes is None or merged is None:
-        raise NoMatch("keys or values are reshaped in a way that is not known")
-    groups, times = sizes[1], sizes[2]
-    if not isinstance(groups, int) or not isinstance(times, int) or merged[1] != groups * times:
-        raise NoMatch("keys or values are reshaped in a way that is not known")
-    return apart.inputs[0]
-
-
-def _rotated(value: ir.Value | None) -> SplitHeads:
-    """An operand behind a rotary embedding, a factor and a norm of each head, or not."""
+def _rotated(value: ir.Value | None, *, repeated: bool = False) -> SplitHeads:
+    """An operand behind a rotary embedding, factors and a norm of each head, or not, of heads that may be repeated."""
+    value, outer = without_factors(value)
+    value, inner = without_factors(before_repeats(value)) if repeated else (value, 1.0)
     rotary = value.producer() if value is not None else None
     if rotary is None or rotary.op_type != "RotaryEmbedding" or rotary.domain:
-        return normed_heads(value)
-    if len(rotary.inputs) < 4 or rotary.inputs[3] is None:
+        found, rotary = normed_heads(value), None
+    elif len(rotary.inputs) < 4 or rotary.inputs[3] is None:
         raise NoMatch("the rotary embedding does not read its tables by position")
-    return dataclasses.replace(normed_heads(rotary.inputs[0]), rotary=rotary)
+    else:
+        found = normed_heads(rotary.inputs[0])
+    return dataclasses.replace(found, rotary=rotary, factor=found.factor * outer * inner)
 
 
 def _rewrite(graph: ir.Graph, node: ir.Node, found: _Wrapped) -> None:

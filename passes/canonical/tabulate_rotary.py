@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compactor.passes.base import Applied, NoMatch, Refused, RewritePass, RewriteResult
-from compactor.passes.graph.evaluating import evaluate
+from compactor.passes.graph.evaluating import evaluate, spelling
 from compactor.passes.graph.matching import add_initializer, constant, layer_of, new_node, producer
 
 
@@ -78,7 +78,7 @@ class _Writer:
         span = _range_of(cache)
         assert cache is not None
         if self._positions is None:
-            told = _spelling(cache)
+            told = spelling(cache, {span.outputs[0]: None})
             if told not in self._rows:
                 axis = add_initializer(self._graph, "rotary_axis", np.array([0], dtype=np.int64))
                 squeeze = new_node("Squeeze", [cache, axis])
@@ -152,12 +152,3 @@ def _length_of(span: ir.Node) -> ir.Value:
     if span.outputs[0].shape is None or span.outputs[0].shape[0] != source.shape[1]:
         raise NoMatch("the rotary embedding does not run over the tokens of an input")
     return source
-
-
-def _spelling(value: ir.Value | None) -> object:
-    """How a cache is computed: equal for two that exporters wrote out one by one."""
-    node = value.producer() if value is not None else None
-    if node is None or node.op_type == "Range":
-        return value
-    options = tuple((name, each.value) for name, each in node.attributes.items())
-    return node.op_type, options, tuple(_spelling(operand) for operand in node.inputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 import numpy as np
 import onnx
@@ -37,6 +37,34 @@ def nodes_behind(value: ir.Value, stop: Mapping[ir.Value, object]) -> list[ir.No
             pending.append((current, True))
             pending += [(operand, False) for operand in node.inputs if operand is not None]
     return list(found)
+
+
+def spelling(value: ir.Value, stop: Mapping[ir.Value, object]) -> Hashable:
+    """How ``value`` is computed from constants and from the values in ``stop``; equal where the result is.
+
+    A value in ``stop`` is spelled by what is behind it there, or by itself where that is None.
+
+    Raises:
+        NoMatch: It reads an input of the graph.
+    """
+    nodes = nodes_behind(value, stop)
+    numbers = {result: (n, i) for n, node in enumerate(nodes) for i, result in enumerate(node.outputs)}
+
+    def told(operand: ir.Value | None) -> object:
+        if operand is None or operand in numbers:
+            return None if operand is None else numbers[operand]
+        array = None if operand in stop else constant(operand)
+        if array is not None:
+            return array.dtype.str, array.shape, array.tobytes()
+        return operand if stop[operand] is None else stop[operand]
+
+    return tuple(
+        (
+            *(node.domain, node.op_type, tuple(map(told, node.inputs))),
+            *sorted((name, repr(each.value)) for name, each in node.attributes.items()),
+        )
+        for node in nodes
+    )
 
 
 def evaluate(value: ir.Value, given: Mapping[ir.Value, Array] | None = None) -> Array:

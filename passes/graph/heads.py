@@ -90,3 +90,25 @@ def split_heads(value: ir.Value | None) -> SplitHeads:
     if not isinstance(heads, int) or not isinstance(width, int) or heads * width != total:
         raise NoMatch(f"the head count of '{split.name}' is not static")
     return SplitHeads(source, heads, width)
+
+
+def before_repeats(value: ir.Value | None) -> ir.Value | None:
+    """The (B, G, S, d) heads of which each is repeated for as many queries, one behind the other: (B, H, S, d).
+
+    Anything else is given back as it is. Raises NoMatch where heads are repeated in another order or number.
+    """
+    merge = value.producer() if value is not None else None
+    if merge is None or merge.op_type != "Reshape" or merge.inputs[0] is None:
+        return value
+    repeat = merge.inputs[0].producer()
+    if repeat is None or repeat.op_type != "Expand":
+        return value
+    apart = producer(repeat.inputs[0], "Unsqueeze")
+    axes = constant(apart.inputs[1])
+    sizes, merged = repeat.outputs[0].shape, merge.outputs[0].shape
+    if axes is None or axes.reshape(-1).tolist() != [2] or sizes is None or merged is None:
+        raise NoMatch("keys or values are reshaped in a way that is not known")
+    groups, times = sizes[1], sizes[2]
+    if not isinstance(groups, int) or not isinstance(times, int) or merged[1] != groups * times:
+        raise NoMatch("keys or values are reshaped in a way that is not known")
+    return apart.inputs[0]
