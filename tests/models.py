@@ -39,7 +39,7 @@ class Architecture:
         neurons: N of every layer.
         activation: ``gelu``, ``tanh-gelu``, ``relu``, ``silu`` (spelled x * sigmoid(x)) or ``erf-gelu`` (spelled out).
         gated: Multiply the activation by a second projection.
-        norm: ``post`` (BERT) or ``pre`` (ViT).
+        norm: ``post`` (BERT), ``pre`` (ViT) or ``both`` (Gemma): before a sublayer, and behind it on its own result.
         rms: Norms divide by the root of the mean square, and neither centre nor shift.
         norms: ``node``, or how they are spelled: ``root`` (a division by it), ``twice`` (x minus its mean is computed
             for the mean and again for the quotient) or ``reciprocal`` (a product with one over the root).
@@ -138,6 +138,8 @@ def random_weights(arch: Architecture, seed: int = 0) -> Weights:
             if arch.relative in (side, "both"):
                 linear(f"{i}.{side}", arch.width, arch.heads * arch.qk)
         norm(f"{i}.attention_norm")
+        for name in ("attention_norm.after", "feed_forward_norm.after") if arch.norm == "both" else ():
+            norm(f"{i}.{name}")
         linear(f"{i}.up", arch.width, arch.neurons)
         if arch.gated:
             linear(f"{i}.gate", arch.width, arch.neurons)
@@ -264,6 +266,8 @@ class _Transformer:
         return b.node("Div", centred() if arch.norms == "twice" else first, root)
 
     def residual(self, x: ir.Value, norm: str, sublayer: Callable[[ir.Value], ir.Value], name: str) -> ir.Value:
+        if self.arch.norm == "both":
+            return self.b.node("Add", self.norm(f"{norm}.after", sublayer(self.norm(norm, x))), x, name=name)
         if self.arch.norm == "pre":
             return self.b.node("Add", sublayer(self.norm(norm, x)), x, name=name)
         return self.norm(norm, self.b.node("Add", sublayer(x), x, name=name))

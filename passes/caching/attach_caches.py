@@ -49,8 +49,9 @@ class AttachCachesPass(RewritePass):
     """Make the graph of one step of generation. All of it or nothing: half a cache is a wrong decoder.
 
     Refused, with the reason: an attention that is not canonical, a self-attention whose mask is more than causal (such
-    as a position bias, which depends on how much is cached), a cross-attention whose mask is more than padding, and a
-    decoder that has no self-attention left, whose caches would not say how many tokens there were.
+    as a position bias, which depends on how much is cached), a cross-attention whose mask is more than padding, heads
+    that are turned, normalised or shared, and a decoder that has no self-attention left, whose caches would not say
+    how many tokens there were.
 
     Attributes:
         step: ``first``: any number of tokens (B, S), caches come out. ``next``: one token (B, 1), caches in and out;
@@ -121,6 +122,8 @@ def _match_kind(node: ir.Node) -> _Plan:
     number = _NUMBER.search(block.layer)
     if number is None:
         raise NoMatch("the attention has no layer number: run label-layers first")
+    if block.rotary is not None or block.normed or block.terms or block.shared:
+        raise NoMatch("a cache of turned, normalised or shared heads, or of logits of distances, is not supported")
     mask = node.inputs[3] if len(node.inputs) > 3 else None
     if block.key.input is not block.value.input:
         raise NoMatch("keys and values are made of different states")

@@ -1,6 +1,7 @@
 """Remove sublayers of which nothing is left but a bias.
 
-    x + sublayer(x) = x + b        when every head is dead, or no neuron is left
+    x + sublayer(x) = x + b              when every head is dead, or no neuron is left
+    x + norm(sublayer(x)) = x + norm(b)  where a norm stands behind the sublayer, too (Gemma)
 
 The bias is folded onward into whatever produced ``x`` (the shift of a LayerNormalization, the bias of a linear layer,
 a constant embedding), and the sublayer is no node at all; where ``x`` is read elsewhere too, ``x + b`` stays, as it
@@ -18,7 +19,6 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compactor.passes.base import Applied, NoMatch, Refused, RewritePass, RewriteResult
 from compactor.passes.graph.blocks import AttentionBlock, attention_blocks, feed_forward_blocks
-from compactor.passes.graph.evaluating import evaluate
 from compactor.passes.graph.matching import Array, Linear, add_initializer, attribute, constant, redirect, sole_consumer
 
 _NORMS = ("LayerNormalization", "RMSNormalization")
@@ -63,7 +63,7 @@ def _replace_by_bias(graph: ir.Graph, output: Linear) -> ir.Node:
     normed = residual.outputs[0]
     is_norm = residual.op_type in _NORMS and attribute(residual, "axis", -1) in (-1, 2)
     if is_norm and len(normed.uses()) == 1 and not normed.is_graph_output():  # of a constant row, it makes another
-        result, bias = normed, evaluate(normed, {result: bias[None, None]}).reshape(-1)
+        result, bias = normed, _normed(residual, bias)
         residual = sole_consumer(result)
     if residual.op_type != "Add":
         raise NoMatch(f"the output of the emptied block feeds '{residual.op_type}', not a residual addition")
@@ -73,6 +73,18 @@ def _replace_by_bias(graph: ir.Graph, output: Linear) -> ir.Node:
         raise NoMatch("the output of the emptied block feeds no residual addition")
     residual.replace_input_with(index, add_initializer(graph, f"{residual.outputs[0].name}.bias", bias))
     return residual
+
+
+def _normed(norm: ir.Node, row: Array) -> Array:
+    """What a norm makes of a row (D,), computed in float64 and rounded once. Raises NoMatch."""
+    weight, shift = (constant(norm.inputs[n]) if len(norm.inputs) > n else np.zeros(1) for n in (1, 2))
+    if weight is None or shift is None:
+        raise NoMatch("the norm behind the emptied block has weights that are no constants")
+    x = row.astype(np.float64)
+    if norm.op_type == "LayerNormalization":
+        x -= x.mean()
+    root = np.sqrt((x * x).mean() + float(attribute(norm, "epsilon", 1e-5)))
+    return np.asarray((x / root * weight + shift).astype(row.dtype))
 
 
 def _fold_residual(graph: ir.Graph, residual: ir.Node) -> bool:

@@ -23,9 +23,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from compactor.passes.base import Applied, NoMatch, Refused, RewritePass, RewriteResult
-from compactor.passes.graph.blocks import AttentionBlock, Rotary, attention_blocks
+from compactor.passes.graph.blocks import AttentionBlock, attention_blocks
 from compactor.passes.graph.liveness import HeadLiveness
 from compactor.passes.graph.matching import Array, Linear, add_initializer, constant, layer_of, redirect
+from compactor.passes.graph.rotary import Rotary
 
 
 @dataclasses.dataclass(frozen=True)

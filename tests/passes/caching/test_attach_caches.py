@@ -270,6 +270,9 @@ def four_dimensional():
         (reads_the_causal_mask_elsewhere, "'Identity' reads the causal mask"),
         (two_attentions_of_one_number, "another attention of this layer has the same cache"),
         (four_dimensional, "not in the 3-D form"),
+        (lambda: compact(dataclasses.replace(ARCH, kv_heads=2)), "a cache of turned, normalised or shared heads"),
+        (lambda: compact(dataclasses.replace(ARCH, head_norm="rms")), "a cache of turned, normalised or shared heads"),
+        (lambda: compact(dataclasses.replace(ARCH, rotary="half")), "a cache of turned, normalised or shared heads"),
     ],
 )
 def test_leaves_a_decoder_alone_and_says_why(make, reason, step):

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -212,3 +215,71 @@ def test_keeps_the_output_of_any_model(case, seed, padding):
     RemoveEmptySublayersPass()(model)
     assert not RemoveEmptySublayersPass()(model).modified
     assert_same(run64(model, {k: v for k, v in feeds.items()}), before)
+
+
+# A norm behind the sublayer, on its own result
+
+
+@pytest.mark.parametrize("how", ["value", "output"])
+@pytest.mark.parametrize("rms", [False, True])
+@pytest.mark.parametrize(("attention", "feed_forward"), [((1,), ()), ((), (0,)), ((0, 1), (0, 1))])
+def test_a_norm_of_nothing_but_a_bias_is_a_bias(attention, feed_forward, rms, how):
+    arch = Architecture(layers=2, norm="both", rms=rms, front="ids")
+    model = emptied(arch, attention=attention, feed_forward=feed_forward, how=how)
+    feeds = random_feeds(model, padding_mask("holes"))
+    before = run64(model, feeds)
+    gone = len(attention) + len(feed_forward)
+
+    result = RemoveEmptySublayersPass()(model)
+
+    assert not result.refused
+    assert sum(event.count for event in result.applied) == gone
+    counts = operators(model)
+    assert counts.get("Attention", 0) == 2 - len(attention)
+    assert counts.get("Gelu", 0) == 2 - len(feed_forward)
+    assert counts["RMSNormalization" if rms else "LayerNormalization"] == 9 - 2 * gone
+    check(model)
+    assert_same(run64(model, feeds), before)
+    assert not RemoveEmptySublayersPass()(model).modified
+
+
+def test_without_any_bias_a_norm_of_the_mean_square_leaves_nothing():
+    model = emptied(Architecture(norm="both", rms=True), attention=[0], change=no_bias)
+    feeds = random_feeds(model)
+    before = run64(model, feeds)
+    assert_rewrites_once(RemoveEmptySublayersPass(), model, empty_sublayer_folded=1)
+    assert not [node for node in model.graph if node.name == "0.residual"]
+    assert_same(run64(model, feeds), before)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"outputs": ["0.attention_norm.after"]}, "feeds 'LayerNormalization', not a residual addition"),
+        ({"inputs": ["0.attention_norm.after.scale"]}, "weights that are no constants"),
+        ({"inputs": ["0.attention_norm.after.shift"]}, "weights that are no constants"),
+    ],
+)
+def test_a_norm_that_others_need_or_may_change_stays(options, reason):
+    model = emptied(Architecture(norm="both"), attention=[0], **options)
+    assert_untouched(RemoveEmptySublayersPass(), model, reason)
+
+
+def test_a_norm_over_another_axis_stays():
+    model = emptied(Architecture(norm="both"), attention=[0])
+    node = next(node for node in model.graph if node.name == "0.attention_norm.after")
+    node.attributes["axis"] = ir.AttrInt64("axis", 1)
+    assert_untouched(RemoveEmptySublayersPass(), model, "feeds 'LayerNormalization'")
+
+
+@PROPERTY
+@given(pruned(norm="both"), st.booleans(), st.integers(0, 9), st.sampled_from(PADDINGS))
+def test_keeps_the_output_where_norms_stand_on_both_sides(case, rms, seed, padding):
+    arch, weights = case
+    model = build(dataclasses.replace(arch, rms=rms), weights)
+    feeds = random_feeds(model, padding_mask(padding, seed=seed), seed)
+    before = run64(model, feeds)
+    for rewrite in (FoldValueBiasesPass(), RemoveDeadNeuronsPass(), RemoveEmptySublayersPass()):
+        rewrite(model)
+    check(model)
+    assert_same(run64(model, feeds), before)
