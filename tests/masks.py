@@ -103,6 +103,28 @@ def _near_or_lowest(b: Builder, inputs: Mapping[str, ir.Value]) -> ir.Value:
     return b.node("Where", _window(b, inputs), b.number(0), b.number(-1e30))
 
 
+def _near_else_lowest(b: Builder, inputs: Mapping[str, ir.Value], padding: ir.Value) -> ir.Value:
+    """transformers 4, ModernBERT: padding by the lowest float, which stands where a key is too far away, too."""
+    lowest = b.number(float(np.finfo(np.float32).min))
+    return b.node("Where", _far(b, inputs), lowest, padding, name="local_mask")
+
+
+def _near_and_lowest(b: Builder, inputs: Mapping[str, ir.Value]) -> ir.Value:
+    """The two are added: what is far and padded is minus infinity in float32."""
+    lowest = b.number(float(np.finfo(np.float32).min))
+    local = b.node("Where", _far(b, inputs), lowest, b.number(0))
+    return b.node("Add", local, _additive(b, inputs), name="local_mask")
+
+
+def _far(b: Builder, inputs: Mapping[str, ir.Value]) -> ir.Value:
+    """(1, 1, S, S): keys more than one place away."""
+    _, length = _sizes(b, inputs)
+    positions = b.node("Range", b.constant(0), b.node("Squeeze", length), b.constant(1))
+    rows, columns = b.node("Unsqueeze", positions, b.constant([1])), b.node("Unsqueeze", positions, b.constant([0]))
+    near = b.node("LessOrEqual", b.node("Abs", b.node("Sub", rows, columns)), b.constant(1))
+    return b.node("Not", b.node("Unsqueeze", near, b.constant([0, 1])))
+
+
 def _visible(b: Builder, inputs: Mapping[str, ir.Value]) -> ir.Value:
     return b.node("Expand", b.constant(np.ones((1, 1, 1, 1), dtype=np.bool_)), _square(b, inputs))
 
@@ -123,6 +145,12 @@ MASKS: Mapping[str, Callable[[Builder, Mapping[str, ir.Value]], ir.Value | None]
     "causal": _causal,
     "window": _window,
     "window_additive": _near_or_lowest,
+    "window_lowest": lambda b, inputs: _near_else_lowest(b, inputs, _additive(b, inputs)),
+    "window_scaled": lambda b, inputs: _near_else_lowest(b, inputs, _scaled(b, inputs)),
+    "window_expanded": lambda b, inputs: b.node(
+        "Expand", _near_else_lowest(b, inputs, _scaled(b, inputs)), _square(b, inputs)
+    ),
+    "window_added": _near_and_lowest,
     "both_real": _both_real,
     "visible": _visible,
     "bias": _biased,

@@ -24,6 +24,9 @@ from compactor.passes.graph.additive_masks import EVEN_LOGIT
 from compactor.passes.graph.masks import PADDING_MASK, PADDING_MASKS, summarize, weighs_hidden_evenly
 from compactor.passes.graph.matching import add_initializer, constant, layer_of, new_node
 
+# Operators that a float mask comes through, and which of their operands hold its numbers.
+_PARTS = {"Add": (0, 1), "Expand": (0,), "Gather": (0,), "Identity": (0,), "Reshape": (0,), "Where": (1, 2)}
+
 
 @dataclasses.dataclass(frozen=True)
 class SimplifyMasksPass(RewritePass):
@@ -37,6 +40,7 @@ class SimplifyMasksPass(RewritePass):
     def call(self, model: ir.Model) -> RewriteResult:
         """Simplify the masks of the main graph."""
         applied = []
+        even = _EvenMasks(model.graph)
         plain: ir.Value | None = None
         for node in tuple(model.graph):
             if node.op_type != "Attention" or node.domain or len(node.inputs) < 4 or node.inputs[3] is None:
@@ -44,8 +48,9 @@ class SimplifyMasksPass(RewritePass):
             mask = node.inputs[3]
             summary = summarize(mask)
             if summary is None:
-                if weighs_hidden_evenly(mask):
-                    applied.append(Applied(layer_of(node), "even-mask", _write_evenly(model.graph, mask)))
+                if weighs_hidden_evenly(mask) and even.of(mask) is not mask:
+                    node.replace_input_with(3, even.of(mask))
+                    applied.append(Applied(layer_of(node), "even-mask", 1))
                 continue
             if summary.keeps_everything:
                 node.replace_input_with(3, None)
@@ -98,17 +103,46 @@ def _plain_mask(graph: ir.Graph) -> ir.Value:
     return mask.outputs[0]
 
 
-def _write_evenly(graph: ir.Graph, mask: ir.Value | None) -> int:
-    """Raise the numbers by which a mask hides to EVEN_LOGIT, in place: all its readers are masks. Returns how many."""
-    node = mask.producer() if mask is not None else None
-    if node is None or node.op_type not in ("Add", "Where"):
-        return 0
-    changed = 0
-    for index, operand in enumerate(node.inputs):
-        array = constant(operand)
-        if array is None:
-            changed += _write_evenly(graph, operand)
-        elif array.size == 1 and array.item() < EVEN_LOGIT:
-            node.replace_input_with(index, add_initializer(graph, "even_logit", np.array(EVEN_LOGIT, array.dtype)))
-            changed += 1
-    return changed
+class _EvenMasks:
+    """Masks as they are, but for the numbers by which they hide, which become EVEN_LOGIT; each is written once.
+
+    The old ones stay for readers that are no attention. Two that are added stay more than one, as they were.
+    """
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._written: dict[ir.Value, ir.Value] = {}
+
+    def of(self, mask: ir.Value) -> ir.Value:
+        """The mask to read instead; itself where no number changes."""
+        if mask not in self._written:
+            self._written[mask] = self._write(mask)
+        return self._written[mask]
+
+    def _write(self, mask: ir.Value) -> ir.Value:
+        array, node = constant(mask), mask.producer()
+        if array is not None:
+            even = np.maximum(array, np.asarray(EVEN_LOGIT, array.dtype))
+            return mask if np.array_equal(even, array) else add_initializer(self._graph, "even_logit", even)
+        if node is None or node.domain:
+            return mask
+        if node.op_type in _PARTS:
+            operands = list(node.inputs)
+            for index in _PARTS[node.op_type]:
+                operand = operands[index]
+                operands[index] = None if operand is None else self.of(operand)
+            if operands == list(node.inputs):
+                return mask
+            options = {name: each.value for name, each in node.attributes.items()}
+            return self._insert(node, new_node(node.op_type, operands, like=node, **options))
+        summary = summarize(mask)
+        if summary is None or min(summary.padded, summary.real) >= EVEN_LOGIT or mask.dtype is None:
+            return mask
+        number = add_initializer(self._graph, "even_logit", np.array(EVEN_LOGIT, mask.dtype.numpy()))
+        return self._insert(node, new_node("Max", [mask, number], like=node))
+
+    def _insert(self, node: ir.Node, written: ir.Node) -> ir.Value:
+        result, old = written.outputs[0], node.outputs[0]
+        result.type, result.shape = old.type, old.shape
+        self._graph.insert_after(node, written)
+        return result

@@ -75,28 +75,31 @@ def hides_padding(value: ir.Value | None) -> bool:
     """Whether a mask (B, 1 or H, 1 or S, S) is proven to hide every padded key, whatever else it adds to the logits."""
     if value is not None and value.shape is not None and len(value.shape) != 4:
         return False
-    return _hides_keys(value)
+    return _hides_keys(value, 4)
 
 
-def _hides_keys(value: ir.Value | None) -> bool:
-    """The same of a value with fewer axes between those of the examples and the keys."""
+def _hides_keys(value: ir.Value | None, rank: int) -> bool:
+    """The same of a value of ``rank`` axes; with fewer, its examples would be taken for heads."""
     summary = summarize(value)
     if summary is not None:
-        return summary.hides_keys
+        return len(summary.axes) == rank and summary.hides_keys
     node = value.producer() if value is not None else None
     if node is None:
         return False
     if node.op_type in ("Add", "And"):
-        return any(_hides_keys(v) for v in node.inputs)
-    if node.op_type == "Gather" and attribute(node, "axis", 0) not in (1, -3):
+        return any(_hides_keys(v, rank) for v in node.inputs)
+    if node.op_type == "Gather" and attribute(node, "axis", 0) not in (1, 1 - rank):
         return False  # it may choose heads, but not examples or keys
-    if node.op_type in ("Gather", "Expand", "Identity") or (node.op_type == "Reshape" and _new_axes(node) is not None):
-        return _hides_keys(node.inputs[0])
+    if node.op_type in ("Gather", "Expand", "Identity"):
+        return _hides_keys(node.inputs[0], rank)
+    if node.op_type == "Reshape":
+        new = _new_axes(node)
+        return new is not None and 0 not in new and rank - 1 not in new and _hides_keys(node.inputs[0], rank - len(new))
     if node.op_type == "Where":
         condition, yes, no = node.inputs
-        chosen = [_is_hidden(branch) or _hides_keys(branch) for branch in (yes, no)]
-        return all(chosen) or (_is_hidden(no) and _zero_where_padded(condition))
-    return _zero_where_padded(value) if node.op_type == "Cast" else False
+        chosen = [_is_hidden(branch) or _hides_keys(branch, rank) for branch in (yes, no)]
+        return all(chosen) or (_is_hidden(no) and _zero_where_padded(condition, rank))
+    return _zero_where_padded(value, rank) if node.op_type == "Cast" else False
 
 
 def _is_hidden(value: ir.Value | None) -> bool:
@@ -104,24 +107,25 @@ def _is_hidden(value: ir.Value | None) -> bool:
     return number is not None and number <= HIDDEN
 
 
-def _zero_where_padded(value: ir.Value | None, *, axis: int = -1) -> bool:
+def _zero_where_padded(value: ir.Value | None, rank: int = 4, *, axis: int = -1) -> bool:
     """Whether a condition (B, .., S, S) is False, or a number that it is cast from 0, for every padded key.
 
     Args:
         value: The condition; axes of size one may stand for those it does not depend on.
+        rank: How many axes it has.
         axis: -1, or -2 to ask the same of queries.
     """
     summary = summarize(value)
     if summary is not None:
         roles = summary.axes
-        fits = len(roles) > 2 and roles[0] == _BATCH and roles[axis] == _KEY and not summary.is_index
+        fits = len(roles) == rank > 2 and roles[0] == _BATCH and roles[axis] == _KEY and not summary.is_index
         return fits and summary.padded == 0
     node = value.producer() if value is not None else None
     if node is None or node.domain:
         return False
     if node.op_type in ("And", "Mul"):
-        return any(_zero_where_padded(v, axis=axis) for v in node.inputs)
-    return node.op_type in ("Cast", "Expand", "Identity") and _zero_where_padded(node.inputs[0], axis=axis)
+        return any(_zero_where_padded(v, rank, axis=axis) for v in node.inputs)
+    return node.op_type in ("Cast", "Expand", "Identity") and _zero_where_padded(node.inputs[0], rank, axis=axis)
 
 
 def weighs_hidden_evenly(mask: ir.Value | None) -> bool:
@@ -133,13 +137,29 @@ def weighs_hidden_evenly(mask: ir.Value | None) -> bool:
         return False
     node = mask.producer()
     if node is not None and node.op_type == "Add":
-        return any(weighs_hidden_evenly(v) for v in node.inputs if hides_padding(v))
+        hides = [hides_padding(v) for v in node.inputs]
+        evenly = any(weighs_hidden_evenly(v) for v, each in zip(node.inputs, hides, strict=True) if each)
+        return evenly or (any(hides) and any(map(_hides_more, node.inputs)))
     if node is not None and node.op_type in ("Gather", "Expand", "Identity"):
         return weighs_hidden_evenly(node.inputs[0])
     if summarize(mask) is not None or not hides_padding(mask):
         return False
     condition = summarize(node.inputs[0]) if node is not None and node.op_type == "Where" else None
     return condition is None or not condition.hides_keys
+
+
+def _hides_more(value: ir.Value | None) -> bool:
+    """Whether a term holds numbers that hide, by something else than padding alone."""
+    array = constant(value)
+    if array is not None:
+        return bool((array <= HIDDEN).any()) and array.dtype != np.bool_
+    node = value.producer() if value is not None else None
+    if node is None or node.domain or node.op_type not in _OF_TERMS or summarize(value) is not None:
+        return False
+    return any(map(_hides_more, node.inputs))
+
+
+_OF_TERMS = ("Add", "Cast", "Expand", "Gather", "Identity", "Mul", "Reshape", "Slice", "Sub", "Unsqueeze", "Where")
 
 
 def hides_all_from_padding(mask: ir.Value | None) -> bool:

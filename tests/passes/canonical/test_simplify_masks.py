@@ -94,6 +94,40 @@ def test_keeps_the_output_of_any_model(arch, mask, seed, padding):
     assert_same(run64(model, feeds), before)
 
 
+# The lowest float: ONNX Runtime gives zeros where it hides every key from a query, and PyTorch weighs all alike
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in add")
+@pytest.mark.parametrize("form", ["3d", "4d"])
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("mask", ["window_lowest", "window_scaled", "window_expanded", "window_added"])
+def test_where_the_lowest_float_hides_every_key_all_are_weighed_alike(mask, padding, form):
+    """transformers 4's ModernBERT: a padded query far from all real tokens sees nothing."""
+    model = build(Architecture(mask=mask, form=form, layers=2, dtype=np.float32))
+    feeds = random_feeds(model, padding_mask(padding, length=9))
+    expected = run64(model, feeds)
+    if padding == "left":  # the reason for the pass
+        [name] = expected
+        assert np.abs(run32(model, feeds)[name] - expected[name]).max() > 1e-3
+
+    assert_rewrites_once(SimplifyMasksPass(), model, even_mask=2)
+
+    masks = {node.inputs[3] for node in model.graph if node.op_type == "Attention"}
+    assert len(masks) == 1, "written once for both layers"
+    assert_same(run64(model, feeds), expected, tolerance=1e-6)
+    for optimize in (False, True):
+        assert_same(run32(model, feeds, optimize=optimize), expected, tolerance=2e-5)
+
+
+def test_a_mask_that_something_else_reads_stays_for_it():
+    model = build(Architecture(mask="window_lowest"), outputs=["local_mask"])
+    feeds = random_feeds(model, padding_mask("left"))
+    before = run64(model, feeds)
+    assert_rewrites_once(SimplifyMasksPass(), model, even_mask=1)
+    assert before["local_mask"].min() < -1e38
+    assert_same(run64(model, feeds), before)
+
+
 # Decoders: the padding is the encoder's, the queries are the decoder's
 
 

@@ -142,6 +142,10 @@ def last_mask(**knobs):
         ("additive", True, False, False),
         ("window", True, False, False),  # zeros for a query that sees nothing
         ("window_additive", True, True, False),
+        ("window_lowest", True, True, False),
+        ("window_scaled", True, True, False),
+        ("window_expanded", True, True, False),
+        ("window_added", True, True, False),
         ("both_real", True, True, True),
         ("bias", True, False, False),
         ("causal", True, False, False),
@@ -174,6 +178,91 @@ def test_a_bias_of_some_heads_that_is_hidden_where_padded_leaves_no_query_alone(
 def test_an_axis_that_is_taken_off_again(axes):
     value, _ = masked(lambda b, x: b.node("Squeeze", b.node("Unsqueeze", x, b.constant([1, 3])), b.constant(axes)))
     assert summarize(value).axes == (("batch", "key", "1") if axes == [1] else ("batch", "1", "key"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ([3, 1, 1, 6], ("batch", "1", "1", "key")),
+        ([1, 3, 6], ("1", "batch", "key")),
+        ([3, 6, 1], ("batch", "key", "1")),
+        ([3, 6], ("batch", "key")),
+        ([6, 3], None),
+        ([18], None),
+        ([3, 2, 3], None),
+    ],
+)
+def test_a_reshape_may_put_axes_of_one_between(shape, axes):
+    value, builder = masked(lambda b, x: b.node("Reshape", x, b.constant(shape)), dims=(3, 6))
+    summary = summarize(value)
+    assert (None if summary is None else summary.axes) == axes
+    if axes is not None:
+        mask = padding_mask("left")
+        np.testing.assert_array_equal(run(builder, value, mask), mask.reshape(shape))
+
+
+def test_a_reshape_to_an_unknown_shape_gives_no_summary():
+    value, _ = masked(lambda b, x: b.node("Reshape", x, b.constant([-1])))
+    value.shape = None
+    assert summarize(value) is None
+
+
+@pytest.mark.parametrize("axes", [[0], [1]])
+def test_an_axis_of_examples_or_keys_is_not_taken_off(axes):
+    assert summarize(masked(lambda b, x: b.node("Squeeze", x, b.constant(axes)))[0]) is None
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_a_choice_by_the_mask_is_one_of_two_numbers(flipped):
+    def choose(b, x):
+        condition = b.node("Equal", x, b.constant(0 if flipped else 1))
+        return b.node("Where", condition, b.number(3), b.node("Cast", b.node("Mul", x, b.constant(-7)), to=11))
+
+    value, builder = masked(choose)
+    summary = summarize(value)
+    assert (summary.padded, summary.real) == ((3, -7) if flipped else (0, 3))
+    mask = padding_mask("holes")
+    np.testing.assert_array_equal(run(builder, value, mask), np.where(mask == 1, summary.real, summary.padded))
+
+
+def lower_rank(b, x):
+    """(B, 1, S): added to (1 or B, H, S, S), its examples stand where heads do."""
+    keys = b.node("Cast", b.node("Unsqueeze", x, b.constant([1])), to=ir.DataType.DOUBLE.value)
+    return b.node("Mul", b.node("Sub", b.number(1), keys), b.number(-1e10))
+
+
+def visible_keys(b, x):
+    return b.node("Cast", b.node("Unsqueeze", x, b.constant([1])), to=ir.DataType.BOOL.value)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        pytest.param(lambda b, x: b.node("Add", b.node("Expand", bias(b), sizes(b)), lower_rank(b, x)), id="added"),
+        pytest.param(lambda b, x: b.node("Expand", lower_rank(b, x), sizes(b)), id="expanded"),
+        pytest.param(
+            lambda b, x: b.node("Where", visible_keys(b, x), b.node("Expand", bias(b), sizes(b)), b.number(-1e30)),
+            id="chosen",
+        ),
+        pytest.param(
+            lambda b, x: b.node("And", b.node("Cast", b.node("Expand", bias(b), sizes(b)), to=9), visible_keys(b, x)),
+            id="both",
+        ),
+    ],
+)
+def test_a_mask_of_fewer_axes_hides_no_padding_of_its_example(write):
+    """Examples where the heads are: nothing is proven, and in a batch of as many examples as heads it is wrong."""
+    value, _ = masked(write, dims=(3, 6))
+    assert len(value.shape) == 4
+    assert not hides_padding(value)
+
+
+def bias(b):
+    return b.constant(np.random.default_rng(0).standard_normal((1, 3, 6, 6)))
+
+
+def sizes(b):
+    return b.constant([3, 3, 6, 6])
 
 
 def test_a_product_with_the_padding_mask_is_zero_where_padded():
