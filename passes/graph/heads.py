@@ -48,11 +48,10 @@ def normed_heads(value: ir.Value | None) -> SplitHeads:
     norm = value.producer() if value is not None else None
     if norm is None or norm.op_type not in HEAD_NORMS or norm.domain:
         return dataclasses.replace(split_heads(value), factor=factor)
-    if attribute(norm, "axis", -1) not in (-1, 3) or any(constant(v) is None for v in norm.inputs[1:] if v is not None):
-        raise NoMatch("queries or keys are normalised by something else than numbers for the channels of a head")
     found = split_heads(norm.inputs[0])
-    weight = constant(norm.inputs[1])
-    if weight is None or weight.shape != (found.width,):
+    numbers = [constant(value) for value in norm.inputs[1:] if value is not None]
+    of_channels = bool(numbers) and all(each is not None and each.shape == (found.width,) for each in numbers)
+    if attribute(norm, "axis", -1) not in (-1, 3) or not of_channels:
         raise NoMatch("queries or keys are normalised by something else than numbers for the channels of a head")
     return dataclasses.replace(found, factor=factor, norm=norm)
 

@@ -45,10 +45,12 @@ class AlignWidthsPass(RewritePass):
             heads, kv_heads = block.heads, block.kv_heads
             qk, v = block.query.weight.shape[1] // heads, block.value.weight.shape[1] // kv_heads
             new_qk, new_v = _round_up(qk, self.head), _round_up(v, self.head)
-            if block.normed or block.value_norm is not None:  # a mean over a head's channels counts zeros too
-                new_qk, new_v = qk if block.normed else new_qk, v if block.value_norm is not None else new_v
-            elif self.same:
+            if self.same:
                 new_qk = new_v = max(new_qk, new_v)
+            if block.normed:  # a mean over a head's channels counts zeros too
+                new_qk = qk
+            if block.value_norm is not None:
+                new_v = v
             if new_qk > qk:
                 if block.rotary is not None:
                     block.rotary.pin(qk)

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compactor.passes.canonical.normalize_attention import NormalizeAttentionPass
+from compactor.passes.graph.matching import CANONICAL
+from tests.attention import HEAD_EPSILON
 from tests.models import Architecture, build, random_weights
 from tests.passes.strategies import PROPERTY, architectures
 from tests.planting import attention_node
@@ -307,3 +309,79 @@ def test_keys_that_are_repeated_in_another_way_are_not_read(change):
     model = build(dataclasses.replace(ARCH, kv_heads=2, front="ids"))
     change(model)
     assert_untouched(NormalizeAttentionPass(), model, "reshaped in a way that is not known")
+
+
+@pytest.mark.parametrize("kv_heads", [0, 2])
+@pytest.mark.parametrize("rotary", ["", "half"])
+@pytest.mark.parametrize("head_norm", ["rms", "layer"])
+def test_norms_of_each_head_come_along(head_norm, rotary, kv_heads):
+    model = build(dataclasses.replace(ARCH, head_norm=head_norm, rotary=rotary, kv_heads=kv_heads, front="ids"))
+    feeds = random_feeds(model, padding_mask("left"))
+    before = run64(model, feeds)
+
+    assert_rewrites_once(NormalizeAttentionPass(), model, normalized_attention=1)
+
+    norms = [node for node in model.graph if node.domain == CANONICAL]
+    kind = {"rms": "HeadRMSNormalization", "layer": "HeadLayerNormalization"}[head_norm]
+    assert [node.op_type for node in norms] == [kind, kind]
+    assert [node.attributes["num_heads"].value for node in norms] == [4, kv_heads or 4]
+    assert [node.attributes["epsilon"].value for node in norms] == [HEAD_EPSILON] * 2
+    assert [node.inputs[0].name for node in norms] == ["0.query", "0.key"]
+    assert [node.outputs[0].shape for node in norms] == [node.inputs[0].shape for node in norms]
+    assert not {"Transpose", "Reshape"} & operators(model).keys()
+    assert_same(run64(model, feeds), before)
+
+
+@pytest.mark.parametrize("role", ["query", "key"])
+def test_queries_or_keys_may_be_normalised_alone(role):
+    weights = random_weights(dataclasses.replace(ARCH, head_norm="rms"))
+    del weights[f"0.{role}_norm.scale"]
+    model = build(dataclasses.replace(ARCH, head_norm="rms"), weights)
+    feeds = random_feeds(model)
+    before = run64(model, feeds)
+    assert_rewrites_once(NormalizeAttentionPass(), model, normalized_attention=1)
+    assert [node.domain for node in model.graph].count(CANONICAL) == 1
+    assert_same(run64(model, feeds), before)
+
+
+def test_a_norm_of_each_head_joins_a_factor_behind_it():
+    model = build(dataclasses.replace(ARCH, head_norm="rms"))
+    node = next(node for node in model.graph if node.name == "0.query_norm")
+    factor = ir.Value(name="factor", const_value=ir.tensor(np.array(0.25)), type=ir.TensorType(ir.DataType.DOUBLE))
+    model.graph.register_initializer(factor)
+    scaled = ir.node("Mul", [node.outputs[0], factor])
+    model.graph.insert_after(node, scaled)
+    attention_node(model).replace_input_with(0, scaled.outputs[0])
+    feeds = random_feeds(model)
+    before = run64(model, feeds)
+    assert_rewrites_once(NormalizeAttentionPass(), model, normalized_attention=1)
+    assert attention_node(model).attributes["scale"].value == 0.5 * 0.25
+    assert_same(run64(model, feeds), before)
+
+
+def over_the_heads(model, node):
+    node.attributes["axis"] = ir.AttrInt64("axis", 1)
+
+
+def by_an_input(model, node):
+    model.graph.inputs.append(node.inputs[1])
+
+
+def by_a_number_for_each_head(model, node):
+    node.replace_input_with(1, _shape(model, [[1], [2], [3], [4]]))
+
+
+def shifted_by_a_number_for_each_head(model, node):
+    node.replace_input_with(2, _shape(model, [[1], [2], [3], [4]]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [over_the_heads, by_an_input, by_a_number_for_each_head, shifted_by_a_number_for_each_head],
+    ids=lambda change: change.__name__,
+)
+def test_other_norms_of_queries_stay(change):
+    model = build(dataclasses.replace(ARCH, head_norm="layer"))
+    change(model, next(node for node in model.graph if node.name == "0.query_norm"))
+    RemoveUnusedNodesPass()(model)
+    assert_untouched(NormalizeAttentionPass(), model, "normalised by something else than numbers for the channels")

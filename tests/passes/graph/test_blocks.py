@@ -105,3 +105,30 @@ def test_sizes_of_shared_heads_are_checked():
     assert isinstance(block(model), NoMatch)
     attention_node(model).attributes["kv_num_heads"] = ir.AttrInt64("kv_num_heads", 3)
     assert isinstance(block(model), NoMatch)
+
+
+# Norms of each head
+
+
+@pytest.mark.parametrize("rotary", ["", "half"])
+def test_norms_of_queries_and_keys_are_a_part_of_their_block(rotary):
+    arch = Architecture(head_norm="rms", rotary=rotary, kv_heads=2)
+    model = build(arch)
+    found = block(model)
+    assert (found.query_norm.name, found.key_norm.name) == ("0.query_norm", "0.key_norm")
+    assert found.normed and {found.query_norm, found.key_norm} <= set(found.nodes)
+    assert found.query.output.name == "0.query" and found.key.output.name == "0.key"
+    assert found.liveness.qk.all(), "every channel counts in a norm"
+    found.set_heads(2, 1)
+    assert [node.attributes["num_heads"].value for node in (found.query_norm, found.key_norm)] == [2, 1]
+
+
+def test_without_norms_a_block_has_none():
+    found = block(build(Architecture()))
+    assert (found.query_norm, found.key_norm, found.normed) == (None, None, False)
+
+
+@pytest.mark.parametrize("role", ["query", "key"])
+def test_a_norm_that_is_read_elsewhere_is_no_part_of_a_block(role):
+    found = block(read_elsewhere(build(Architecture(head_norm="layer")), f"0.{role}_norm"))
+    assert isinstance(found, NoMatch) and f"'0.{role}_norm' is used outside the block" in str(found)

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from compactor.passes.base import NoMatch
-from compactor.passes.graph.evaluating import evaluate
+from compactor.passes.graph.evaluating import evaluate, spelling
 from tests.builder import Builder
 
 X = np.random.default_rng(0).standard_normal((3, 4))
@@ -75,3 +75,23 @@ def test_anything_else_is_told(make, reason):
     b, x = builder()
     with pytest.raises(NoMatch, match=reason):
         evaluate(make(b, x))
+
+
+def test_what_is_written_alike_is_spelled_alike():
+    b, x = builder()
+
+    def write(number, source, axis=1):
+        return b.node("Softmax", b.node("Add", b.node("Neg", source), b.number(number)), axis=axis)
+
+    first, again, other, turned = write(1, x), write(1, x), write(2, x), write(1, x, axis=0)
+    told = [spelling(value, {x: None}) for value in (first, again, other, turned)]
+    assert told[0] == told[1] and len(set(told)) == 3
+    y = b.node("Exp", x)
+    assert spelling(write(1, y), {y: "rows"}) == spelling(write(1, x), {x: "rows"})
+    assert spelling(write(1, y), {y: None}) != spelling(write(1, x), {x: None})
+
+
+def test_what_reads_an_input_has_no_spelling():
+    b, x = builder()
+    with pytest.raises(NoMatch, match="it reads the input 'x'"):
+        spelling(b.node("Neg", x), {})

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compactor.passes.graph.blocks import feed_forward_blocks
+from compactor.passes.graph.blocks import attention_blocks, feed_forward_blocks
 from compactor.passes.lowering.align_widths import AlignWidthsPass
 from tests.attention import SPAN
 from tests.models import Architecture, build, random_weights
@@ -160,4 +160,30 @@ def test_shared_heads_are_widened_once(kv_heads):
     assert_rewrites_once(AlignWidthsPass(head=4), model, padded_channel=4 * (1 + 2))
     node = next(node for node in model.graph if node.op_type == "Attention")
     assert [tuple(value.shape)[-1] for value in node.inputs[:3]] == [4 * 4, kv_heads * 4, kv_heads * 4]
+    assert_same(run64(model, feeds), before)
+
+
+@pytest.mark.parametrize(("same", "width"), [(False, 8), (True, 8)])
+@pytest.mark.parametrize("head_norm", ["rms", "layer"])
+def test_heads_that_are_normalised_get_no_zeros_that_the_norm_would_count(head_norm, same, width):
+    model = build(Architecture(heads=3, qk=4, v=5, head_norm=head_norm))
+    feeds = random_feeds(model)
+    before = run64(model, feeds)
+    assert_rewrites_once(AlignWidthsPass(head=8, same=same), model, padded_channel=(width - 5) * 3)
+    assert [layer.weight.shape[1] for layer in _projections(model)] == [12, 12, 3 * width]
+    assert_same(run64(model, feeds), before)
+
+
+def _projections(model):
+    [(_, block)] = attention_blocks(model.graph)
+    return block.query, block.key, block.value
+
+
+@pytest.mark.parametrize(("v", "head", "width"), [(3, 1, 4), (2, 4, 4), (4, 4, 4)])
+def test_values_are_as_wide_as_normalised_keys_where_that_is_asked_for(v, head, width):
+    model = build(Architecture(heads=3, qk=4, v=v, head_norm="rms"))
+    feeds = random_feeds(model)
+    before = run64(model, feeds)
+    AlignWidthsPass(head=head, same=True)(model)
+    assert [layer.weight.shape[1] for layer in _projections(model)] == [12, 12, 3 * width]
     assert_same(run64(model, feeds), before)

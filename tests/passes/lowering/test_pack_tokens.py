@@ -324,6 +324,8 @@ def test_a_first_token_that_is_padded_weighs_all_keys_alike(relative, padding, h
     [
         pytest.param(dataclasses.replace(EVEN, zeroed=False), id="not-zeroed"),
         pytest.param(dataclasses.replace(EVEN, mask="window_additive"), id="padded-queries-see-what-is-near"),
+        pytest.param(dataclasses.replace(EVEN, mask="window_lowest"), id="near-else-the-lowest-float"),
+        pytest.param(dataclasses.replace(EVEN, mask="window_added"), id="the-lowest-float-for-either"),
         pytest.param(dataclasses.replace(EVEN, norm="pre", head="classifier", zeroed=False), id="pre-norm"),
     ],
 )

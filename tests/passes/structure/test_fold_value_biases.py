@@ -181,3 +181,18 @@ def test_a_shared_value_bias_is_folded_for_each_of_its_queries(kv_heads, rotary)
     biases = [value.const_value.numpy() for value in model.graph.initializers.values()]
     assert any(bias.shape == total.shape and np.allclose(bias, total, rtol=1e-12) for bias in biases)
     assert_same(run64(model, feeds), before)
+
+
+@pytest.mark.parametrize("head_norm", ["rms", "layer"])
+@pytest.mark.parametrize(("bare", "dropped"), [("", 0), ("query", 0), ("key", 1)])
+def test_a_key_bias_in_front_of_a_norm_stays(bare, dropped, head_norm):
+    """The norm divides by what it is a part of; one of the queries alone does not."""
+    arch = Architecture(head_norm=head_norm)
+    weights = random_weights(arch)
+    for name in [name for name in weights if bare and name.startswith(f"0.{bare}_norm")]:
+        del weights[name]
+    model = build(arch, weights)
+    feeds = random_feeds(model, padding_mask("holes"))
+    before = run64(model, feeds)
+    assert_rewrites_once(FoldValueBiasesPass(), model, **({"key_bias": 1} if dropped else {}), value_bias=1)
+    assert_same(run64(model, feeds), before)

@@ -335,3 +335,18 @@ def test_each_group_keeps_channels_of_its_own():
     before = run64(model, feeds)
     assert_rewrites_once(TrimHeadChannelsPass(), model, dead_qk_channel=4 * 2, dead_v_channel=4 * 2)
     assert_same(run64(model, feeds), before)
+
+
+@pytest.mark.parametrize("bare", ["", "query", "key"])
+@pytest.mark.parametrize("rotary", ["", "half"])
+def test_channels_that_a_norm_counts_stay(rotary, bare):
+    """A mean over a head counts its zeros; values have none."""
+    arch = Architecture(heads=3, qk=4, v=5, head_norm="rms", rotary=rotary)
+    weights = random_weights(arch)
+    plant_widths(weights)
+    weights.pop(f"0.{bare}_norm.scale", None)
+    model = folded(arch, weights)
+    feeds = random_feeds(model)
+    before = run64(model, feeds)
+    assert_rewrites_once(TrimHeadChannelsPass(), model, dead_v_channel=(5 - 3) * 3)
+    assert_same(run64(model, feeds), before)
