@@ -118,10 +118,13 @@ def build(job: Job) -> Built:
 
     job.say("removing what cannot change the output")
     record = Record()
+    unrecognised = []
     for name, half in traced.items():
+        earlier = len(record.refused)
         run_passes(half, canonicalisation(name, max_tokens), record)
+        own_first = [*record.refused[earlier:], *record.refused[:earlier]]  # halves name their nodes alike
+        unrecognised += find_unrecognised(half, own_first)
     before = _measure(traced)
-    unrecognised = [each for half in traced.values() for each in find_unrecognised(half, record.refused)]
     stages = [describe_masked(graph, name) for name, graph in _graphs(traced, job).items()]
     for half in traced.values():
         run_passes(half, structure(), record)

@@ -14,10 +14,12 @@ import onnx_ir as ir
 from compactor.passes.base import NoMatch
 from compactor.passes.canonical.normalize_attention import NormalizeAttentionPass
 from compactor.passes.canonical.raise_attention import RaiseAttentionPass
+from compactor.passes.canonical.raise_rotary import RaiseRotaryPass
 from compactor.passes.graph.blocks import attention_blocks, match_feed_forward
 from compactor.passes.graph.matching import attribute, constant, layer_of
 from compactor.passes.graph.pointwise import is_pointwise
 
+_PASSES = (RaiseAttentionPass.name, RaiseRotaryPass.name, NormalizeAttentionPass.name)
 _LINEAR = ("Abs", "Add", "Div", "Mul", "Neg", "Pow", "Sqrt", "Sub")
 """Pointwise operators that stand between layers without being an activation: residuals, scales, norms."""
 
@@ -27,13 +29,16 @@ def find_unrecognised(model: ir.Model, refused: Iterable[Mapping[str, Any]]) -> 
 
     Args:
         model: After ``canonicalisation``.
-        refused: What its passes said of what they left alone: ``pass``, ``layer`` and ``reason``.
+        refused: What its passes said of what they left alone: ``pass``, ``layer`` and ``reason``. Of several reasons
+            for one node, the first is told.
 
     Returns:
         Entries of ``path`` (a label or the name of a node), ``kind`` (``attention`` or ``feed_forward``), ``reason``.
     """
-    passes = (NormalizeAttentionPass.name, RaiseAttentionPass.name)
-    said = {entry["layer"]: entry["reason"] for entry in refused if entry["pass"] in passes}
+    said: dict[str, str] = {}
+    for entry in refused:
+        if entry["pass"] in _PASSES:
+            said.setdefault(entry["layer"], entry["reason"])
     found = {
         node: ("attention", said.get(node.name, str(block)))
         for node, block in attention_blocks(model.graph)

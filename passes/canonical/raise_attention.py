@@ -201,6 +201,7 @@ def _rewrite(graph: ir.Graph, found: _SpelledOut, masks: _Masks) -> None:
         mask = add.outputs[0]
     inputs = [found.q, found.k, found.v] + ([mask] if mask is not None else [])
     attention = new_node("Attention", inputs, scale=found.scale)
+    attention.name = found.merge.name  # what is said of it later must be told from what is said of others
     attention.outputs[0].type = found.merge.outputs[0].type
     attention.outputs[0].shape = found.merge.outputs[0].shape
     graph.insert_before(found.merge, attention)
