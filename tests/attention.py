@@ -51,11 +51,10 @@ class AttentionWriter:
             )
             self._logits(term)
             terms.append(self._turned_round(term, side))
-        if arch.head_norm:
-            q, k = (
-                self._normed(layer, role, x, domain=CANONICAL, num_heads=heads)
-                for role, x, heads in (("query", q, arch.heads), ("key", k, arch.groups))
-            )
+        q, k, v = (
+            self._normed(layer, role, x, domain=CANONICAL, num_heads=heads)
+            for role, x, heads in (("query", q, arch.heads), ("key", k, arch.groups), ("value", v, arch.groups))
+        )
         if arch.rotary:
             q = self.turn(f"{layer}.q.turned", q, num_heads=arch.heads)
             k = self.turn(f"{layer}.k.turned", k, num_heads=arch.groups)
@@ -124,8 +123,7 @@ class AttentionWriter:
         for value, heads, size in ((q, arch.heads, arch.qk), (k, arch.groups, arch.qk), (v, arch.groups, arch.v)):
             apart = b.node("Reshape", value, b.constant([0, 0, heads, size]))
             found.append(b.node("Transpose", apart, perm=[0, 2, 1, 3]))
-        if arch.head_norm:
-            found[:2] = (self._normed(layer, role, x) for role, x in zip(("query", "key"), found[:2], strict=True))
+        found = [self._normed(layer, role, x) for role, x in zip(("query", "key", "value"), found, strict=True)]
         if arch.rotary:
             found[:2] = (self.turn(f"{layer}.{role}.turned", x) for role, x in zip("qk", found[:2], strict=True))
         if arch.groups != arch.heads:
@@ -153,7 +151,7 @@ class AttentionWriter:
         parts = [self.weights[f"{name}.{part}"] for part in ("scale", "shift") if f"{name}.{part}" in self.weights]
         if not parts:
             return x
-        op_type = {"rms": "RMSNormalization", "layer": "LayerNormalization"}[self.arch.head_norm]
+        op_type = "LayerNormalization" if self.arch.head_norm == "layer" and role != "value" else "RMSNormalization"
         if domain:
             op_type = HEAD_NORMS[op_type]
         else:
@@ -163,7 +161,7 @@ class AttentionWriter:
         y.type, y.shape = x.type, x.shape
         if domain:
             real = ir.DataType.DOUBLE if self.arch.dtype is np.float64 else ir.DataType.FLOAT
-            y.type, y.shape = ir.TensorType(real), ir.Shape([*self.arch.dims, options["num_heads"] * self.arch.qk])
+            y.type, y.shape = ir.TensorType(real), ir.Shape([*self.arch.dims, options["num_heads"] * len(parts[0])])
         return y
 
     # Rotary embeddings

@@ -54,6 +54,7 @@ class Architecture:
             places, ``learned`` rows of places, a ``grid`` of patches, whose number is static, or one behind a
             ``prefix`` of two tokens that stay as they are.
         head_norm: ``""``, ``rms`` or ``layer``: how each head of queries and keys is normalised, before it is turned.
+        value_norm: Whether each head of the values is divided by the root of its mean square.
         relative: ``""``, ``c2p``, ``p2c`` or ``both``: logits of queries, of keys, or of both and the distance of two
             tokens. In the 3-D form they are ``RelativeLogits``, else what DeBERTa (``spelled``) and DeBERTa-v2
             (``merged``) export as; those logits with a mask of ``both_real`` are hidden by a ``Where``.
@@ -84,6 +85,7 @@ class Architecture:
     angles: bool = False
     turns: str = "node"
     head_norm: str = ""
+    value_norm: bool = False
     relative: str = ""
     zeroed: bool = False
     front: str = "hidden"
@@ -134,6 +136,8 @@ def random_weights(arch: Architecture, seed: int = 0) -> Weights:
         linear(f"{i}.output", arch.heads * arch.v, arch.width)
         for role in ("query", "key") if arch.head_norm else ():
             norm(f"{i}.{role}_norm", arch.qk, shifted=arch.head_norm == "layer")
+        if arch.value_norm:
+            norm(f"{i}.value_norm", arch.v, shifted=False)
         for side in ("c2p", "p2c"):
             if arch.relative in (side, "both"):
                 linear(f"{i}.{side}", arch.width, arch.heads * arch.qk)

@@ -199,15 +199,16 @@ TURNED = (RaiseAttentionPass(), RaiseRotaryPass(positions=POSITIONS), *STRUCTURE
     st.sampled_from(["rms", "layer"]),
     st.sampled_from([("3d", "node"), ("4d", "node"), ("4d", "angles"), ("spelled", "angles"), ("spelled", "learned")]),
     st.sampled_from(["", "half", "interleaved"]),
-    st.sampled_from([(), ("query",), ("key",)]),
+    st.sampled_from([("value",), ("query", "value"), ("key", "value"), (), ("query", "key")]),
     st.sampled_from(PADDINGS),
     st.integers(1, POSITIONS),
 )
 def test_heads_that_are_normalised_keep_their_output(case, head_norm, form, rotary, bare, padding, length):
     arch, weights = case
-    arch = dataclasses.replace(arch, head_norm=head_norm, form=form[0], turns=form[1], rotary=rotary)
+    knobs = {"form": form[0], "turns": form[1], "rotary": rotary}
+    arch = dataclasses.replace(arch, head_norm=head_norm, value_norm=True, **knobs)
     norms = random_weights(arch)
-    kept = {name: norms[name] for name in norms if "query_norm" in name or "key_norm" in name}
+    kept = {name: norms[name] for name in norms if "query_norm" in name or "key_norm" in name or "value_norm" in name}
     weights |= {name: array for name, array in kept.items() if not any(f"{side}_norm" in name for side in bare)}
     if form[0] == "spelled" and arch.mask not in ("none", "additive", "scaled", "bias", "bias_only"):
         arch = dataclasses.replace(arch, mask="additive")  # a bool mask is not added
