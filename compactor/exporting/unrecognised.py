@@ -35,7 +35,7 @@ def find_unrecognised(model: ir.Model, refused: Iterable[Mapping[str, Any]]) -> 
     Returns:
         Entries of ``path`` (a label or the name of a node), ``kind`` (``attention`` or ``feed_forward``), ``reason``.
     """
-    said: dict[str, str] = {}
+    said: dict[str | None, str] = {}
     for entry in refused:
         if entry["pass"] in _PASSES:
             said.setdefault(entry["layer"], entry["reason"])
