@@ -240,7 +240,7 @@ def write_random_model(folder: Path, texts: Sequence[str], sizes: Mapping[str, i
     import torch
     from transformers import BartConfig, BartForConditionalGeneration, GenerationConfig
 
-    from compactor.trainer.folders import save_tokenizer
+    from compactor.trainer.folders import save_inputs
 
     tokenizer = make_tokenizer(texts)
     bos, pad, eos = (SPECIAL.index(token) for token in ("<s>", "<pad>", "</s>"))
@@ -275,7 +275,7 @@ def write_random_model(folder: Path, texts: Sequence[str], sizes: Mapping[str, i
         early_stopping=True,
     )
     model.save_pretrained(folder)
-    save_tokenizer(tokenizer, folder)
+    save_inputs(tokenizer, folder)
 
 
 def make_tokenizer(texts: Sequence[str]) -> Any:
