@@ -16,7 +16,7 @@ from torch import nn
 
 from compactor.exporting.export import export
 from compactor.runtime.verification import Case, text_cases
-from tests.compactor.exporting.traces import quantize_small_weights, trace_once
+from tests.compactor.exporting.traces import quantize_small_weights, save_once, trace_once
 
 WIDTH, HEADS, SIZE, NEURONS, POSITIONS = 32, 4, 8, 48, 40
 SIZES = {
@@ -94,16 +94,7 @@ def cases(names: list[str]) -> Iterator[Case]:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Path]]:
-    made: dict[str, tuple[Any, Path]] = {}
-
-    def save(family: str) -> tuple[Any, Path]:
-        if family not in made:
-            model, folder = make(family), tmp_path_factory.mktemp(family)
-            model.save_pretrained(folder)
-            made[family] = model, folder
-        return made[family]
-
-    return save
+    return save_once(make, tmp_path_factory)
 
 
 @pytest.mark.parametrize("target", ["cpu", "portable", "cuda"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import pytest
@@ -41,6 +43,22 @@ def trace_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(LoadedModel, "trace", traced)
     monkeypatch.setattr(LoadedEncoderDecoder, "trace", decoder_traced)
+
+
+def save_once(
+    make: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Any, Path]]:
+    """A function that makes and saves each model when it is first asked for, and gives it with its folder."""
+    made: dict[str, tuple[Any, Path]] = {}
+
+    def save(name: str) -> tuple[Any, Path]:
+        if name not in made:
+            model, folder = make(name), tmp_path_factory.mktemp(name)
+            model.save_pretrained(folder)
+            made[name] = model, folder
+        return made[name]
+
+    return save
 
 
 def quantize_small_weights(monkeypatch: pytest.MonkeyPatch) -> None:
