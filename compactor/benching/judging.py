@@ -20,6 +20,8 @@ from compactor.benching.workload import Workload
 from compactor.errors import MeasurementError
 from compactor.evaluation.answers import predict, read_outputs
 from compactor.evaluation.quality import difference, evaluate
+from compactor.evaluation.texts import VectorTexts
+from compactor.evaluation.vectors import BESIDE_BASELINE, predict_vectors, read_vectors
 
 Agreements = dict[str, dict[str, dict[str, Any]]]
 
@@ -104,6 +106,8 @@ def judge_quality(
         notes: Told of variants whose outputs answer nothing; those have no block.
     """
     labelled = workload.labelled
+    if labelled is not None and labelled.vectors is not None and workload.metrics:
+        return _judge_vectors(workload, labelled.vectors, outputs, baseline, notes)
     if labelled is None or labelled.references is None or not workload.metrics:
         return {}
     predictions = {}
@@ -127,4 +131,37 @@ def judge_quality(
                 for metric in workload.metrics
             }
         }
+    return blocks
+
+
+def _judge_vectors(
+    workload: Workload,
+    texts: VectorTexts,
+    outputs: Mapping[str, Sequence[Path]],
+    baseline: str | None,
+    notes: list[str] | None,
+) -> dict[str, dict[str, Any]]:
+    """The same of vectors, which are compared with what the file says, and with the baseline's."""
+    vectors = {}
+    for name, files in outputs.items():
+        try:
+            vectors[name] = read_vectors(workload.spec, texts, read_outputs(files))
+        except MeasurementError as error:
+            if notes is not None:
+                notes.append(f"The quality of {name} could not be judged: {error.what}.")
+    base = vectors.get(baseline) if baseline is not None else None
+    blocks: dict[str, dict[str, Any]] = {}
+    for name, own in vectors.items():
+        metrics: dict[str, Any] = {}
+        for metric in workload.metrics:
+            found = predict_vectors(metric, own, texts, base)
+            if found is None:
+                continue
+            other = None if base is None or name == baseline else predict_vectors(metric, base, texts, base)
+            compared = None
+            if other is not None and metric not in BESIDE_BASELINE:
+                compared = difference(metric, found[0], other[0], found[1])
+            metrics[metric] = {**evaluate(metric, *found), "difference": compared}
+        if metrics:
+            blocks[name] = {"metrics": metrics}
     return blocks

@@ -21,7 +21,8 @@ from compactor.errors import UsageError
 from compactor.evaluation.datafiles import read_lengths, read_table
 from compactor.evaluation.inputs import Feeds, InputSpec
 from compactor.evaluation.quality import choose_metrics
-from compactor.evaluation.texts import Labelled, tokenize
+from compactor.evaluation.texts import Labelled, VectorTexts, tokenize
+from compactor.evaluation.vectors import SPEARMAN, usable_metrics
 from compactor.runtime.bucketing import Examples, Rows, by_length, in_order
 
 if TYPE_CHECKING:
@@ -277,9 +278,11 @@ def from_data(
     examples = labelled.examples
     workload = Workload("data", spec, file=file, labelled=labelled, notes=[*labelled.notes])
     _time_examples(workload, folder, examples, batches, scenario, limit)
-    if labelled.references is None:
+    if labelled.references is None and labelled.vectors is None:
         return workload
-    if len(examples) < 2:
+    if labelled.vectors is not None:
+        metrics = _of_vectors(metrics, labelled.vectors, file, asked=metric is not None)
+    if len(examples) < 2 or (labelled.vectors is not None and len(labelled.vectors.queries) < 2):
         if metric is not None:
             raise UsageError("a metric needs two examples or more", where=str(file), todo="leave out --metric")
         workload.notes.append("A single example says nothing about quality, so none is given.")
@@ -288,6 +291,20 @@ def from_data(
     workload.scoring = _case(folder, "scoring", SCORING_BATCH, examples, rows)
     workload.metrics = metrics
     return workload
+
+
+def _of_vectors(metrics: Sequence[str], texts: VectorTexts, file: Path, *, asked: bool) -> tuple[str, ...]:
+    """Those of the metrics that the file has the texts for. Raises UsageError where one was asked for that it lacks."""
+    usable = usable_metrics(texts)
+    missing = [name for name in metrics if name not in usable]
+    if asked and missing:
+        needs = "pairs of texts with a 'score'" if missing[0] == SPEARMAN else "pairs of texts without a 'score'"
+        raise UsageError(
+            f"the metric '{missing[0]}' needs {needs}",
+            where=str(file),
+            todo=f"choose from: {', '.join(usable)}; docs/data.md names the columns",
+        )
+    return tuple(name for name in metrics if name in usable)
 
 
 def from_texts(file: Path, sizes: NDArray[np.int64], limit: int | None) -> Workload:

@@ -7,7 +7,8 @@ judge.
 
 - A metric of right or wrong for each example (accuracy, exact match): normal interval; exact McNemar test.
 - A metric with a score for each example (SQuAD's F1, ROUGE): Student's interval; sign-flip randomisation.
-- A metric of all examples together (F1, Matthews; everything on words): bootstrap over examples, 1,000 times.
+- A metric of all examples together (F1, Matthews, Spearman; everything on words): bootstrap over examples, 1,000
+  times.
 
 References: Dror et al., "The Hitchhiker's Guide to Testing Statistical Significance in NLP", 2018; McNemar, 1947;
 Efron and Tibshirani, "An Introduction to the Bootstrap", 1993.
@@ -50,7 +51,7 @@ class Metric:
 
     tasks: tuple[str, ...]
     each: Callable[[Sequence[Any], Sequence[Any]], Scores] | None = None
-    whole: Callable[[Labels, Labels, int], float] | None = None
+    whole: Callable[[Any, Any, int], float] | None = None
     is_binary: bool = False
 
 
@@ -256,7 +257,7 @@ def _is_of_words(references: Sequence[Any]) -> bool:
 
 def _flatten(sources: Sequence[Sequence[Any]]) -> tuple[list[Labels], Labels]:
     """Labels of all examples end to end, from each source, and the example each is of."""
-    rows = [[np.atleast_1d(np.asarray(labels, np.int64)) for labels in source] for source in sources]
+    rows = [[np.atleast_1d(np.asarray(labels)) for labels in source] for source in sources]
     owners = np.repeat(np.arange(len(rows[0])), [len(labels) for labels in rows[0]])
     return [np.concatenate(labels) for labels in rows], owners
 
@@ -314,7 +315,21 @@ def _rouge(key: str, predictions: Sequence[str], references: Sequence[Sequence[s
     return np.array(scores)
 
 
-def _whole(metric: str) -> Callable[[Labels, Labels, int], float]:
+def _given(predictions: Sequence[float], references: Sequence[Any]) -> Scores:
+    """Predictions that are scores already."""
+    return np.asarray(predictions, np.float64)
+
+
+def _spearman(predicted: Scores, right: Scores, labels: int) -> float:
+    """0 where all are alike, and nothing can be said of their order."""
+    from scipy import stats
+
+    if (predicted == predicted[0]).all() or (right == right[0]).all():
+        return 0.0
+    return float(stats.spearmanr(predicted, right).statistic)
+
+
+def _whole(metric: str) -> Callable[[Any, Any, int], float]:
     found = METRICS[metric].whole
     assert found is not None
     return found
@@ -322,12 +337,17 @@ def _whole(metric: str) -> Callable[[Labels, Labels, int], float]:
 
 _LABELLED = ("text-classification", "token-classification")
 _WRITTEN = ("text2text-generation",)
+_EMBEDDED = ("feature-extraction",)
 METRICS: Mapping[str, Metric] = {
     "accuracy": Metric(_LABELLED, each=_is_right, whole=_accuracy, is_binary=True),
     "f1": Metric(_LABELLED, whole=_f1),
     "matthews": Metric(_LABELLED, whole=_matthews),
     "squad_f1": Metric(("question-answering",), each=functools.partial(_squad, "f1")),
     "exact_match": Metric(("question-answering",), each=functools.partial(_squad, "exact_match"), is_binary=True),
+    "recall@1": Metric(_EMBEDDED, each=_is_right, is_binary=True),
+    "spearman": Metric(_EMBEDDED, whole=_spearman),
+    "same_first_hit": Metric(_EMBEDDED, each=_is_right, is_binary=True),
+    "cosine": Metric(_EMBEDDED, each=_given),
     # Not rougeLsum: it splits sentences by data that nltk would download.
     **{name: Metric(_WRITTEN, each=functools.partial(_rouge, name)) for name in ("rouge1", "rouge2", "rougeL")},
 }
@@ -337,4 +357,5 @@ _DEFAULTS: Mapping[str, tuple[str, ...]] = {
     "token-classification": ("accuracy",),
     "question-answering": ("squad_f1", "exact_match"),
     "text2text-generation": ("rougeL",),
+    "feature-extraction": ("recall@1", "spearman", "same_first_hit", "cosine"),  # those that the file has the texts for
 }

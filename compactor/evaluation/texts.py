@@ -7,6 +7,7 @@ the context, of two sentences the longer.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from compactor.evaluation.datafiles import Table, shown
 from compactor.evaluation.inputs import InputSpec
 from compactor.evaluation.tokens import AnsweredTexts, WordEncoder, first_tokens, join, longest_of, open_tokenizer
 from compactor.runtime.bucketing import Examples
+from compactor.runtime.encoding import Encoded
 from compactor.tasks import GENERATION
 
 # Columns by their usual names, in lower case; the first that is there.
@@ -30,6 +32,17 @@ PAIRS = (
     ("text", "text_pair"),
 )
 QUESTIONS = ("question", "context")
+SEARCHES = (
+    ("query", "passage"),
+    ("query", "document"),
+    ("query", "positive"),
+    ("anchor", "positive"),
+    ("question", "passage"),
+    ("question", "answer"),
+    QUESTIONS,
+)
+SCORES = ("score", "similarity_score", "similarity")
+EMBEDDING = "feature-extraction"
 DOCUMENTS = ("document", "article", "text")
 SUMMARIES = ("summary", "highlights", "target")
 SINGLES = ("sentence", "text", "content", "review", "sentence1", "text1", "question")
@@ -69,6 +82,25 @@ class Context:
 
 
 @dataclasses.dataclass(frozen=True)
+class VectorTexts:
+    """Texts whose vectors are compared with each other.
+
+    Attributes:
+        items: Each text once, as the model takes it.
+        queries: (Q,) which of them are searched with.
+        documents: (D,) which are searched for; the same as the queries where the file has one text a row.
+        right: (Q,) the document of each query, as a place in ``documents``; None where the file has one text a row.
+        scores: (Q,) how alike the file says that both are; None where it does not.
+    """
+
+    items: Sequence[Encoded]
+    queries: NDArray[np.int64]
+    documents: NDArray[np.int64]
+    right: NDArray[np.int64] | None = None
+    scores: NDArray[np.float64] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Labelled:
     """Tokens and what is known of them.
 
@@ -79,6 +111,7 @@ class Labelled:
         guides: What it takes to read an answer off the outputs: ``Words`` or ``Context``; None for one label a text.
         notes: What the reader should know.
         longest_reference: Tokens of the longest summary; 0 where there are none.
+        vectors: Of texts whose vectors are judged: the items behind ``examples``, and what belongs together.
     """
 
     examples: Examples
@@ -86,6 +119,7 @@ class Labelled:
     guides: Sequence[Words] | Sequence[Context] | None = None
     notes: tuple[str, ...] = ()
     longest_reference: int = 0
+    vectors: VectorTexts | None = None
 
 
 def tokenize(table: Table, spec: InputSpec, *, labelled: bool) -> Labelled:
@@ -108,6 +142,8 @@ def tokenize(table: Table, spec: InputSpec, *, labelled: bool) -> Labelled:
         return _tokenize_words(table, spec, labelled=labelled)
     if spec.task == GENERATION:
         return _tokenize_documents(table, spec, labelled=labelled)
+    if spec.task == EMBEDDING and labelled:
+        return _tokenize_for_vectors(table, spec)
     return _tokenize_texts(table, spec, labelled=labelled and spec.task == "text-classification")
 
 
@@ -125,6 +161,55 @@ def _tokenize_texts(table: Table, spec: InputSpec, *, labelled: bool) -> Labelle
     texts = [table.texts(column) for column in columns]
     encoded, cut = encoder.encode(texts[0] if len(texts) == 1 else list(zip(*texts, strict=True)))
     return Labelled(join(spec, encoded), references, notes=_cut_note(cut, len(table.rows), encoder.limit))
+
+
+def _tokenize_for_vectors(table: Table, spec: InputSpec) -> Labelled:
+    """Texts alone; or pairs, of which the first searches the second unless the file says how alike they are."""
+    pair = next((pair for pair in (*SEARCHES, *PAIRS) if table.find(pair[0]) and table.find(pair[1])), None)
+    encoder = AnsweredTexts(spec, table)
+    if pair is None:
+        single = table.find(*SINGLES)
+        if single is None:
+            pair = SEARCHES[0]
+            raise _no_column(table, f"text: none of {', '.join(SINGLES)}, nor a pair such as {' and '.join(pair)}")
+        items, cut = encoder.read(table.texts(single))
+        rows = np.arange(len(items))
+        texts = VectorTexts(items, rows, rows)
+    else:
+        first, second = (table.texts(_find(table, name)) for name in pair)
+        scores = _read_scores(table)
+        roles = ("query", "document") if scores is None else (None, None)
+        distinct = list(dict.fromkeys(second))
+        queries, cut = encoder.read(first, roles[0])
+        documents, also = encoder.read(distinct, roles[1])
+        places = {text: place for place, text in enumerate(distinct)}
+        items, cut = [*queries, *documents], cut + also
+        texts = VectorTexts(
+            items,
+            np.arange(len(queries)),
+            len(queries) + np.arange(len(documents)),
+            np.array([places[text] for text in second]),
+            scores,
+        )
+    notes = _cut_note(cut, len(items), encoder.limit)
+    return Labelled(join(spec, encoder.arrays(items)), None, notes=notes, vectors=texts)
+
+
+def _read_scores(table: Table) -> NDArray[np.float64] | None:
+    """How alike the two texts of a row are; None where no column says."""
+    column = table.find(*SCORES)
+    if column is None:
+        return None
+    scores = []
+    for value, place in zip(table.column(column), table.places, strict=True):
+        try:
+            score = float(value)
+        except (TypeError, ValueError):
+            score = math.nan
+        if not math.isfinite(score):
+            raise UsageError(f"'{column}' of {place} is not a number: {shown(value)}", where=str(table.path))
+        scores.append(score)
+    return np.array(scores)
 
 
 def _tokenize_words(table: Table, spec: InputSpec, *, labelled: bool) -> Labelled:

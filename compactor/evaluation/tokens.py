@@ -47,13 +47,24 @@ class AnsweredTexts:
                 TextEncoder, home, task=task.name, limit=self.limit, prefix=prefix if isinstance(prefix, str) else ""
             )
             self._strict, self._cutting = open_encoder(), open_encoder(truncate=True)
-        self._prompt = Prompts.read(folder).choose(None, None, None)
+        self._prompts = Prompts.read(folder)
 
     def encode(self, items: Sequence[Any]) -> tuple[list[dict[str, Any]], int]:
         """The encodings of all texts or pairs, and how many of them were cut."""
-        found = self._strict.encode(items, prompt=self._prompt)
+        found, cut = self.read(items)
+        return self.arrays(found), cut
+
+    def read(self, items: Sequence[Any], role: str | None = None) -> tuple[list[Encoded], int]:
+        """All texts or pairs as the model takes them, and how many of them were cut.
+
+        Args:
+            items: One or more.
+            role: What texts are for, ``query`` or ``document``, which chooses their prompt.
+        """
+        prompt = self._prompts.choose(role, None, None)
+        found = self._strict.encode(items, prompt=prompt)
         refused = [i for i, each in enumerate(found) if isinstance(each, Refused)]
-        again = self._cutting.encode([items[i] for i in refused], prompt=self._prompt)
+        again = self._cutting.encode([items[i] for i in refused], prompt=prompt)
         for i, each in zip(refused, again, strict=True):
             if isinstance(each, Refused):
                 raise UsageError(
@@ -62,7 +73,10 @@ class AnsweredTexts:
                     todo="complete or remove it",
                 )
             found[i] = each
-        windows = [each.windows[0] for each in found if isinstance(each, Encoded)]
+        return [each for each in found if isinstance(each, Encoded)], len(refused)
+
+    def arrays(self, items: Sequence[Encoded]) -> list[dict[str, Any]]:
+        """The inputs of each. Raises ModelDirectoryError where a token is none of the model's."""
         encoded = [
             {
                 "input_ids": np.array(window.ids, np.int64),
@@ -71,10 +85,10 @@ class AnsweredTexts:
                 if self._spec.token_types > 1 and self._strict.settings.token_types
                 else np.zeros(len(window), np.int64),
             }
-            for window in windows
+            for window in (item.windows[0] for item in items)
         ]
         _check_vocabulary(encoded, self._spec)
-        return encoded, len(refused)
+        return encoded
 
 
 class WordEncoder:

@@ -259,6 +259,25 @@ def test_the_sign_flips_are_exact_where_few_answers_changed(moved):
     assert found["verdict"] == (BETTER if moved >= 6 else SAME)
 
 
+# Similarities
+
+
+def test_spearman_is_of_ranks_and_its_difference_is_paired():
+    right = [float(score) for score in range(30)]
+    bent, turned = [score**3 for score in right], [-score for score in right]
+    noisy = [score + 9 * (-1) ** i for i, score in enumerate(right)]
+    assert evaluate("spearman", bent, right) == {"value": pytest.approx(1), "se": pytest.approx(0), "n": 30}
+    assert evaluate("spearman", turned, right)["value"] == pytest.approx(-1)
+    found = difference("spearman", noisy, bent, right)
+    assert found["value"] < 0 and found["verdict"] == WORSE
+    assert evaluate("spearman", [1.0] * 30, right)["value"] == 0  # all alike: no order
+
+
+def test_cosines_are_scores_already():
+    found = evaluate("cosine", [1.0, 0.5], [1.0, 1.0])
+    assert (found["value"], found["n"]) == (0.75, 2)
+
+
 # Which metric for what
 
 
@@ -268,7 +287,9 @@ def test_the_sign_flips_are_exact_where_few_answers_changed(moved):
         ("text-classification", None, ("accuracy",)),
         ("question-answering", None, ("squad_f1", "exact_match")),
         ("token-classification", None, ("accuracy",)),
-        ("feature-extraction", None, ()),
+        ("feature-extraction", None, ("recall@1", "spearman", "same_first_hit", "cosine")),
+        ("feature-extraction", "Recall@1", ("recall@1",)),
+        ("fill-mask", None, ()),
         (None, None, ()),
         ("text-classification", "F1", ("f1",)),
         ("question-answering", "f1,em", ("squad_f1", "exact_match")),
@@ -286,7 +307,8 @@ def test_the_metrics_of_a_task(task, asked, names):
         ("text-classification", "rougeL", "'rougeL' is not for text-classification", "accuracy, f1, matthews"),
         ("text-classification", "accuracy,", "there is no metric ''", "accuracy"),
         ("question-answering", "accuracy", "'accuracy' is not for question-answering", "squad_f1, exact_match"),
-        ("feature-extraction", "accuracy", "is not for feature-extraction", "leave out --metric"),
+        ("feature-extraction", "accuracy", "is not for feature-extraction", "recall@1, spearman"),
+        ("fill-mask", "accuracy", "is not for fill-mask", "leave out --metric"),
         (None, "accuracy", "whose task is unknown", "leave out --metric"),
     ],
 )
@@ -301,7 +323,7 @@ def test_without_the_libraries_it_says_what_to_install(monkeypatch):
     with pytest.raises(UsageError, match="metrics need torchmetrics and scipy") as caught:
         choose_metrics("text-classification", None)
     assert "compactor[bench]" in caught.value.todo
-    assert choose_metrics("feature-extraction", None) == ()
+    assert choose_metrics("fill-mask", None) == ()
 
 
 def test_rouge_lsum_which_downloads_is_not_offered():

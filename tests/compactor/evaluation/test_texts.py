@@ -57,9 +57,56 @@ def test_a_model_without_token_types_gets_zeros(run):
 
 
 def test_an_embedding_model_takes_the_first_of_a_pair_and_needs_no_labels(run):
-    found = run([{"sentence1": "the film", "sentence2": "bad"}] * 2, task="feature-extraction")
+    found = run([{"sentence1": "the film", "sentence2": "bad"}] * 2, task="feature-extraction", labelled=False)
     assert found.examples[0]["input_ids"].tolist() == ids("[CLS] the film [SEP]")
     assert found.references is None
+
+
+# Texts whose vectors are judged
+
+
+def test_queries_search_each_passage_once(run):
+    rows = [
+        {"query": "the film", "passage": "good"},
+        {"query": "bad", "passage": "not"},
+        {"query": ".", "passage": "good"},
+    ]
+    found = run(rows, task="feature-extraction")
+    texts = found.vectors
+    assert len(found.examples) == 5 and found.references is None
+    assert [found.examples[i]["input_ids"].tolist() for i in (0, 4)] == [
+        ids("[CLS] the film [SEP]"),
+        ids("[CLS] not [SEP]"),
+    ]
+    assert (texts.queries.tolist(), texts.documents.tolist(), texts.right.tolist()) == ([0, 1, 2], [3, 4], [0, 1, 0])
+    assert texts.scores is None
+    assert [len(item.windows[0]) for item in texts.items] == [4, 3, 3, 3, 3]
+
+
+@pytest.mark.parametrize("name", ["score", "similarity_score", "Similarity"])
+def test_scores_say_how_alike_a_pair_is(run, name):
+    rows = [{"sentence1": "the film", "sentence2": "good", name: "0.5"}, {"sentence1": "a", "sentence2": "b", name: 3}]
+    assert run(rows, task="feature-extraction").vectors.scores.tolist() == [0.5, 3]
+
+
+@pytest.mark.parametrize("value", ["high", None, float("nan"), [1]])
+def test_a_score_that_is_no_number_is_refused(run, value):
+    rows = [
+        {"sentence1": "the film", "sentence2": "good", "score": 1},
+        {"sentence1": "a", "sentence2": "b", "score": value},
+    ]
+    with pytest.raises(UsageError, match="'score' of line 2 is not a number"):
+        run(rows, task="feature-extraction")
+
+
+def test_texts_alone_are_searched_among_each_other(run):
+    texts = run([{"text": "the film"}, {"text": "good"}], task="feature-extraction").vectors
+    assert texts.right is None and texts.queries.tolist() == texts.documents.tolist() == [0, 1]
+
+
+def test_no_text_at_all_names_a_pair(run):
+    with pytest.raises(UsageError, match="nor a pair such as query and passage"):
+        run([{"title": "the film"}], task="feature-extraction")
 
 
 def test_long_texts_are_cut_and_counted(run):
