@@ -1,8 +1,8 @@
 """The pipeline: which passes run, in which order, for which target.
 
 ``structure``, ``lowering`` and ``precision_passes`` are the design in short: exact removal on the canonical graph,
-operators that are fast on the target, then the number format. Between the first two, ``caching`` makes two graphs of a
-decoder.
+operators that are fast on the target, then the number format. Between the first two, ``equalisation`` prepares int8,
+and ``caching`` makes two graphs of a decoder.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ from compactor.passes.canonical.simplify_masks import SimplifyMasksPass
 from compactor.passes.canonical.split_merged_heads import SplitMergedHeadsPass
 from compactor.passes.canonical.split_projections import SplitProjectionsPass
 from compactor.passes.canonical.tabulate_rotary import TabulateRotaryPass
+from compactor.passes.equalisation.scale_gated_neurons import ScaleGatedNeuronsPass
+from compactor.passes.equalisation.scale_norms import ScaleNormsPass
+from compactor.passes.equalisation.scale_relu_neurons import ScaleReluNeuronsPass
+from compactor.passes.equalisation.scale_values import ScaleValuesPass
 from compactor.passes.finishing.name_nodes import NameNodesPass
 from compactor.passes.finishing.share_transposed_weights import ShareTransposedWeightsPass
 from compactor.passes.lowering.align_widths import AlignWidthsPass
@@ -41,9 +45,12 @@ from compactor.passes.lowering.write_head_norms import WriteHeadNormsPass
 from compactor.passes.lowering.write_masks_as_floats import WriteMasksAsFloatsPass
 from compactor.passes.lowering.write_relative_logits import WriteRelativeLogitsPass
 from compactor.passes.lowering.write_residuals_as_sum import WriteResidualsAsSumPass
+from compactor.passes.precision.carry_biases import CarryBiasesPass
 from compactor.passes.precision.convert_to_float16 import ConvertToFloat16Pass
+from compactor.passes.precision.merge_projections import MergeProjectionsPass
 from compactor.passes.precision.quantize_embeddings import QuantizeEmbeddingsPass
 from compactor.passes.precision.quantize_linears import QuantizeLinearsPass
+from compactor.passes.precision.quantize_linears_by_token import QuantizeLinearsByTokenPass
 from compactor.passes.structure.fold_value_biases import FoldValueBiasesPass
 from compactor.passes.structure.remove_dead_heads import RemoveDeadHeadsPass
 from compactor.passes.structure.remove_dead_neurons import RemoveDeadNeuronsPass
@@ -69,6 +76,10 @@ PASSES: tuple[type[RewritePass], ...] = (
     TrimHeadChannelsPass,
     RemoveDeadNeuronsPass,
     RemoveEmptySublayersPass,
+    ScaleNormsPass,
+    ScaleValuesPass,
+    ScaleReluNeuronsPass,
+    ScaleGatedNeuronsPass,
     AttachCachesPass,
     RepeatSharedHeadsPass,
     AlignWidthsPass,
@@ -84,8 +95,11 @@ PASSES: tuple[type[RewritePass], ...] = (
     DecomposeAttentionPass,
     DecomposeRotaryPass,
     LowerOpsetPass,
+    MergeProjectionsPass,
+    CarryBiasesPass,
     QuantizeEmbeddingsPass,
     QuantizeLinearsPass,
+    QuantizeLinearsByTokenPass,
     ConvertToFloat16Pass,
     ShareTransposedWeightsPass,
     NameNodesPass,
@@ -126,6 +140,17 @@ def structure() -> list[AnyPass]:
         RemoveEmptySublayersPass(),  # after all that can empty a sublayer
         common.RemoveUnusedNodesPass(),
         common.ShapeInferencePass(),  # widths changed; the lowering reads shapes
+    ]
+
+
+def equalisation() -> list[AnyPass]:
+    """Changes of scale that leave fp32 its bits, and int8 less to round."""
+    return [
+        ScaleNormsPass(),  # first: how large values and neurons are follows from their columns, which it changes
+        ScaleValuesPass(),
+        ScaleReluNeuronsPass(),
+        ScaleGatedNeuronsPass(),
+        common.RemoveUnusedNodesPass(),
     ]
 
 
@@ -172,14 +197,26 @@ def lowering(target: str, *, pack: Mapping[str, float] | None) -> list[AnyPass]:
     return [*passes, *clean_up()]
 
 
-def precision_passes(name: str, target: str) -> list[AnyPass]:
-    """From the lowered fp32 graph to the number format ``name``."""
+def precision_passes(name: str, target: str, *, scales: str = "tensor") -> list[AnyPass]:
+    """From the lowered fp32 graph to the number format ``name``.
+
+    Args:
+        name: ``fp32``, ``int8`` or ``fp16``.
+        target: ``cpu``, ``cuda`` or ``portable``.
+        scales: Of int8 activations: one for each ``token``, or for the whole ``tensor``.
+    """
     if name == "fp32":
         return []
     if name == "int8":
+        if scales == "tensor":
+            linears = QuantizeLinearsPass(operators="standard" if target == "portable" else "contrib")
+            return [QuantizeEmbeddingsPass(), linears, *clean_up()]
         return [
+            MergeProjectionsPass(),  # one scaling behind the product, not three
+            CarryBiasesPass(),  # which cannot be added in the product, because they are not scaled
+            common.ShapeInferencePass(),
             QuantizeEmbeddingsPass(),
-            QuantizeLinearsPass(operators="standard" if target == "portable" else "contrib"),
+            QuantizeLinearsByTokenPass(),
             *clean_up(),
         ]
     if name == "fp16":

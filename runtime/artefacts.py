@@ -18,6 +18,7 @@ PRECISIONS: Mapping[str, str] = {"compact": "fp32", "int8": "int8", "fp16": "fp1
 """The precision of each stage of the manifest."""
 
 _EXACT_INT8 = {"amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp"}  # int8 products that cannot saturate
+_FAST_INT8 = {"avx2", "avx512f"}  # faster than fp32, and exact where the graph's own sums cannot saturate
 _EXPORT = "give a folder that 'compactor export' wrote"
 
 
@@ -47,6 +48,7 @@ class Artefact:
         graphs: The graph of each precision, relative to the folder; of an encoder-decoder its encoder's.
         config: The content of ``config.json``.
         labels: Their names in the order of the logits; empty where the task has none.
+        saturates: Whether sums of its int8 products can pass the 16 bits that x86 without VNNI has for them.
         max_tokens: The longest sequence; None where nothing says.
         generates: Whether it is an encoder-decoder.
         prefix: What stands before each text of an encoder-decoder.
@@ -58,6 +60,7 @@ class Artefact:
     graphs: Mapping[str, str]
     config: Mapping[str, Any]
     labels: tuple[str, ...]
+    saturates: bool
     max_tokens: int | None
     generates: bool
     prefix: str
@@ -79,10 +82,14 @@ class Artefact:
         stages = manifest.get("stages")
         stages = stages if isinstance(stages, list) else []
         graphs: dict[str, str] = {}
+        saturates = True  # unless every int8 graph says that it cannot
         for stage in (stage for stage in stages if isinstance(stage, dict)):
             precision, file = PRECISIONS.get(str(stage.get("name"))), stage.get("file")
             if precision is not None and isinstance(file, str) and stage.get("graph") in (None, "encoder_model"):
                 graphs[precision] = _inside(folder, file)
+            if precision == "int8":
+                stated = stage.get("int8")
+                saturates = not isinstance(stated, dict) or stated.get("saturates") is not False
         if not graphs:
             raise ArtefactError("the manifest names no graph", where=str(folder / MANIFEST), todo=_EXPORT)
         generates = any(isinstance(stage, dict) and stage.get("graph") for stage in stages)
@@ -94,6 +101,7 @@ class Artefact:
             graphs=graphs,
             config=config,
             labels=_labels(config, folder),
+            saturates=saturates,
             max_tokens=read_limit(folder),
             generates=generates,
             prefix=prefix if isinstance(prefix, str) else "",
@@ -105,7 +113,7 @@ class Artefact:
         """The graph to run here.
 
         A GPU goes before the CPU where the artefact is for one and one can be used. On a CPU int8 goes before fp32
-        where its products cannot saturate; elsewhere it would be faster and wrong.
+        where it is faster and its products cannot saturate: by the instructions, or by the graph's weights.
 
         Args:
             precision: Not to be chosen but taken: ``fp32``, ``int8`` or ``fp16``.
@@ -131,7 +139,8 @@ class Artefact:
             return Choice(precision, provider, f"{precision} on the GPU, for which the artefact was lowered")
         machine = machine or describe_machine()
         int8 = describe_int8(machine)
-        if "int8" in self.graphs and set(machine.isa or ()) & _EXACT_INT8:
+        exact = _EXACT_INT8 if self.saturates else _EXACT_INT8 | _FAST_INT8
+        if "int8" in self.graphs and set(machine.isa or ()) & exact:
             return Choice("int8", "cpu", f"int8 on this CPU. {int8}")
         if "fp32" not in self.graphs:
             only = next(iter(self.graphs))

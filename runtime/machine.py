@@ -138,7 +138,10 @@ def describe_int8(machine: MachineInfo) -> str:
     if "asimddp" in isa:
         return "Fast, through dot-product instructions; i8mm, which is faster still, is missing."
     if isa & {"avx2", "avx512f"}:
-        return "A modest gain: there are no VNNI dot products, and 16-bit sums can saturate, so check the accuracy."
+        return (
+            "A modest gain, without VNNI dot products: 16-bit sums saturate here, except of weights that are quantized"
+            " for it, as compactor's are."
+        )
     return "Slow, as this CPU has no 8-bit dot products: prefer fp32."
 
 

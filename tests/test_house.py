@@ -21,7 +21,7 @@ FOLDERS = ("compactor", "passes", "runtime", "benchmarks", "examples", "tests")
 PYTHON_FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 # The folders of passes, in the order in which a model goes through them.
-STAGES = ("canonical", "structure", "caching", "lowering", "precision", "finishing")
+STAGES = ("canonical", "structure", "equalisation", "caching", "lowering", "precision", "finishing")
 
 # What a file in the folder may import beside the standard library; everything else waits for someone to need it.
 ALLOWED = {

@@ -52,6 +52,11 @@ def _split_commas(ctx: click.Context, param: click.Parameter, value: str | None)
 )
 @click.option("--pack/--no-pack", default=None, help="Compute real tokens only, not the padding (default for cpu).")
 @click.option(
+    "--int8",
+    type=click.Choice(["tensor", "token"]),
+    help="What a scale of int8 activations is for; 'token' makes no answer depend on its batch (default: tensor).",
+)
+@click.option(
     "--int8-budget",
     type=click.FloatRange(min=0, max=1, max_open=True),
     metavar="SHARE",
@@ -83,6 +88,7 @@ def command(
     precision: tuple[str, ...] | None,
     layout: LayoutName,
     pack: bool | None,
+    int8: str | None,
     int8_budget: float | None,
     model_name: str | None,
     threads: int | None,
@@ -105,7 +111,7 @@ def command(
     commands.require_model_dir(model_dir)
     # The export checks these itself; here they are answered before anything slow is loaded.
     if not is_artefact(model_dir):
-        Recipe(target=target, precision=precision).check()
+        Recipe(target=target, precision=precision, int8=int8).check()
     ArtefactWriter(out_dir, overwrite=overwrite, source=model_dir)
 
     console = Console(quiet=quiet, verbose=verbose)
@@ -123,6 +129,7 @@ def command(
             overwrite=overwrite,
             allow_pickle=allow_pickle,
             pack=pack,
+            int8=int8,
             int8_budget=int8_budget,
             model_name=model_name,
             threads=threads,

@@ -39,7 +39,15 @@ from compactor.importing.parts import WHOLE, load_parts
 from compactor.passes.caching.attach_caches import AttachCachesPass
 from compactor.passes.graph.sizes import macs_per_token
 from compactor.passes.lowering.pack_tokens import FILL_LOGITS
-from compactor.passes.pipeline import caching, canonicalisation, finishing, lowering, precision_passes, structure
+from compactor.passes.pipeline import (
+    caching,
+    canonicalisation,
+    equalisation,
+    finishing,
+    lowering,
+    precision_passes,
+    structure,
+)
 from compactor.passes.runner import Record, run_passes
 from compactor.runtime.decoding import SUFFIXES
 from compactor.runtime.verification import Tolerance
@@ -129,6 +137,9 @@ def build(job: Job) -> Built:
     for half in traced.values():
         run_passes(half, structure(), record)
     layers = pair_layers(before, _measure(traced))
+    if "int8" in job.recipe.precisions:
+        for half in traced.values():
+            run_passes(half, equalisation(), record)
     graphs = _graphs(traced, job, record)
     del traced, half
     macs = {name: macs_per_token(graph) for name, graph in graphs.items()}
@@ -178,7 +189,8 @@ def _write(
     models, quantized = {}, {}
     for name, graph in graphs.items():
         models[name], emitted = graph.clone(), Record()
-        run_passes(models[name], [*precision_passes(precision, target), *finishing()], emitted)
+        format_ = precision_passes(precision, target, scales=job.recipe.int8_scales)
+        run_passes(models[name], [*format_, *finishing()], emitted)
         models[name].producer_name = "compactor"
         models[name].producer_version = importlib.metadata.version("compactor")
         quantized[name] = emitted.count("int8-linear")
@@ -197,6 +209,9 @@ def _write(
         name: describe_stage(stage, model, paths[name], job.root, macs=macs[name], graph=name, shared=shared[name])
         for name, model in models.items()
     }
+    if precision == "int8":
+        for described in stages.values():
+            described["int8"] = {"scales": job.recipe.int8_scales, "saturates": False}
     return _Written(Files(stage, paths, job.tolerance(precision)), stages, quantized, weights)
 
 

@@ -39,6 +39,7 @@ def export(
     overwrite: bool = False,
     allow_pickle: bool = False,
     pack: bool | None = None,
+    int8: str | None = None,
     int8_budget: float | None = None,
     model_name: str | None = None,
     threads: int | None = None,
@@ -60,6 +61,8 @@ def export(
         overwrite: Replace an earlier artefact at ``out_dir``.
         allow_pickle: Also read ``pytorch_model.bin``, with ``weights_only``.
         pack: Token packing; None takes the target's default.
+        int8: ``token`` gives each token a scale of its own in int8, so that no answer depends on its batch (``cpu``
+            only); ``tensor`` (None) one to all.
         int8_budget: Fail when int8 differs from the masked model by more than this share of the largest output.
         model_name: In a Triton repository; None takes the name of the checkpoint's folder.
         threads: Of one operator, in a Triton repository; None takes this machine's usable cores.
@@ -80,6 +83,7 @@ def export(
         task=task,
         target=target,
         pack=pack,
+        int8=int8,
         int8_budget=int8_budget,
         route=route,
         embed=embed,

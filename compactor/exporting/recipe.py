@@ -19,6 +19,7 @@ class Recipe:
         task: What the model is exported for, else what the folder says of itself.
         target: Where it shall run, else on a CPU.
         pack: Whether token-wise work shall run on real tokens only, else as the target has it.
+        int8: A scale of int8 activations is for a ``token`` or for the whole ``tensor``, else the latter.
         int8_budget: What int8 may differ by, as a share of the largest output.
         route: Of a Router of sentence-transformers, which of its chains of modules.
         embed: Whether the modules of a sentence-transformers folder go into the graph.
@@ -29,6 +30,7 @@ class Recipe:
     task: str | None = None
     target: str | None = None
     pack: bool | None = None
+    int8: str | None = None
     int8_budget: float | None = None
     route: str | None = None
     embed: bool = False
@@ -46,6 +48,11 @@ class Recipe:
         return choose_precisions(self.chosen_target, self.precision)
 
     @property
+    def int8_scales(self) -> str:
+        """What a scale of int8 activations is for: a ``token``, or the whole ``tensor``."""
+        return self.int8 or "tensor"
+
+    @property
     def packs(self) -> bool:
         """Whether token-wise work shall run on real tokens only, as far as the model allows it."""
         return self.chosen_target.packs if self.pack is None else self.pack
@@ -55,6 +62,15 @@ class Recipe:
         if self.precisions and self.int8_budget is not None and not 0 <= self.int8_budget < 1:
             raise UsageError(
                 f"the int8 budget is {self.int8_budget}", todo="give a share of the largest output, from 0 to below 1"
+            )
+
+        if self.int8 is not None and "int8" not in self.precisions:
+            raise UsageError(f"int8 '{self.int8}' is asked for, and no int8", todo="add int8 to the precisions")
+        if self.int8 == "token" and self.chosen_target.name != "cpu":
+            raise UsageError(
+                f"the target '{self.chosen_target.name}' takes one int8 scale a tensor",
+                where="a scale for each token is written in ONNX Runtime's own operators, for its CPU provider",
+                todo="take --target cpu, or leave --int8",
             )
 
     def stated(self) -> list[str]:

@@ -2,6 +2,10 @@
 
 Weights get one scale per output column: ONNX Runtime's kernels for signed, symmetric, per-column weights run about 2.5
 times faster on VNNI than those for unsigned ones, and need no zero point.
+
+x86 without VNNI multiplies codes of activations, 0 to 255, with those of weight rows 2j and 2j+1, and adds both
+products in 16 bits, which end at 32767. The codes of ``quantize_weight`` cannot pass that: two neighbours of one sign
+are 128 together at most, and 255 * 128 = 32640.
 """
 
 from __future__ import annotations
@@ -10,6 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compactor.passes.graph.matching import Array
+
+PAIR = 128
+"""The most that the codes of two neighbours of one sign are together."""
 
 _TINY = 1e-10  # scale of an all-zero column: any positive number
 
@@ -28,3 +35,34 @@ def quantize_symmetric(matrix: Array, axis: int) -> tuple[NDArray[np.int8], NDAr
     scale = np.maximum(np.abs(values).max(axis=axis, keepdims=True, initial=0) / 127, _TINY).astype(np.float32)
     quantized = np.clip(np.rint(values / scale), -127, 127).astype(np.int8)
     return quantized, scale.squeeze(axis)
+
+
+def quantize_weight(matrix: Array) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Round a weight (in, out) to int8 codes of which no two neighbours in a column overflow 16 bits.
+
+    Args:
+        matrix: Floating-point constants.
+
+    Returns:
+        The codes (in, out), of which rows 2j and 2j+1 are ``PAIR`` together at most, sign by sign; the scales (out,).
+    """
+    values = matrix.astype(np.float32)
+    largest = np.abs(values).max(axis=0, initial=0) / 127
+    scale = np.maximum(np.maximum(largest, pair_sums(values).max(axis=0, initial=0) / PAIR), _TINY).astype(np.float32)
+    codes = np.clip(np.rint(values / scale), -127, 127).astype(np.int16)
+    excess = np.maximum(pair_sums(codes) - PAIR, 0)  # of a rounding in the scale
+    first = codes[0 : 2 * (len(codes) // 2) : 2]
+    first -= np.sign(first) * excess[: len(first)]
+    return codes.astype(np.int8), scale
+
+
+def pair_sums(matrix: Array) -> Array:
+    """``(ceil(in / 2), out)``: what neighbours of one sign are together; the larger of the two signs."""
+    even, odd = matrix[0::2], matrix[1::2]
+
+    def total(sign: int) -> Array:
+        sums = np.maximum(sign * even, 0)
+        sums[: len(odd)] += np.maximum(sign * odd, 0)
+        return np.asarray(sums)
+
+    return np.maximum(total(1), total(-1))

@@ -235,6 +235,7 @@ class _Packer:
         is_first = emit("Equal", emit("Range", zero, length, one), zero)
         kept = emit("Reshape", emit("Or", real, is_first), flat_shape)
         tokens = emit("Squeeze", emit("NonZero", kept), first_axis)
+        tokens.shape, tokens.type = ir.Shape(["tokens"]), ir.TensorType(ir.DataType.INT64)
         count = emit("CumSum", emit("Cast", kept, to=ir.DataType.INT64.value), zero)
         spread = emit("Reshape", emit("Sub", count, one), emit("Shape", mask))
         if self.plan.even:

@@ -135,6 +135,15 @@ def test_debug_shows_the_traceback(
         pytest.param(["export", "MODEL", "OUT", "--precision", "fp32,int4"], "no precision 'int4'", id="precision"),
         pytest.param(["export", "MODEL", "OUT", "--target", "cuda", "--precision", "int8"], "cuda", id="int8-on-cuda"),
         pytest.param(["export", "MODEL", "OUT", "--int8-budget", "1"], "not in the range", id="budget"),
+        pytest.param(["export", "MODEL", "OUT", "--int8", "row"], "'row' is not one of", id="int8-scales"),
+        pytest.param(
+            ["export", "MODEL", "OUT", "--int8", "token", "--precision", "fp32"], "no int8", id="int8-of-fp32"
+        ),
+        pytest.param(
+            ["export", "MODEL", "OUT", "--int8", "token", "--target", "portable"],
+            "takes one int8 scale a tensor",
+            id="int8-by-token-elsewhere",
+        ),
         pytest.param(["export", "MODEL", "OUT", "-q", "-v"], "contradict", id="quiet-and-verbose"),
         pytest.param(["export", "MODEL", "MODEL/out"], "lies inside the model directory", id="inside"),
         pytest.param(["export", "MODEL", "MODEL", "--overwrite"], "is the model directory", id="same"),

@@ -40,12 +40,27 @@ def test_export_passes_its_options_on(model: Path, tmp_path: Path, fake_export: 
         "overwrite": False,
         "allow_pickle": True,
         "pack": False,
+        "int8": None,
         "int8_budget": 0.5,
         "model_name": "served",
         "threads": 3,
         "route": "query",
         "embed": True,
     }
+
+
+def test_export_passes_the_scales_of_int8_on(
+    model: Path, tmp_path: Path, fake_export: Callable[[Export], None]
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def export(model_dir: Path, out_dir: Path, **options: Any) -> types.SimpleNamespace:
+        seen.update(options)
+        return exported(model_dir, out_dir, **options)
+
+    fake_export(export)
+    assert run("export", model, tmp_path / "out", "--int8", "token") == 0
+    assert seen["int8"] == "token"
 
 
 def test_libraries_are_told_to_stay_off_the_network(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import transformers
 
 from compactor.exporting.export import export
 from compactor.runtime.verification import text_cases
+from tests.compactor.exporting.traces import quantize_small_weights
+from tests.independence import assert_independent_of_mates
 
 HEADS, POSITIONS = 4, 40
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": HEADS, "intermediate_size": 48}
@@ -84,11 +87,14 @@ def expected(layer: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_all_that_is_dead_goes_and_nothing_changes(family: str, tmp_path: Any) -> None:
+def test_all_that_is_dead_goes_and_nothing_changes(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, packed = make(family), FAMILIES[family][2]
     model.save_pretrained(tmp_path / "model")
     model = type(model).from_pretrained(tmp_path / "model").eval()  # transformers 4 halves Gemma's window in reading
-    result = export(tmp_path / "model", tmp_path / "out", precision=["fp32"])
+    quantize_small_weights(monkeypatch)
+    result = export(tmp_path / "model", tmp_path / "out", int8="token")
 
     assert result.manifest["unrecognised"] == []
     layers = result.manifest["layers"]
@@ -100,6 +106,9 @@ def test_all_that_is_dead_goes_and_nothing_changes(family: str, tmp_path: Any) -
     names = {entry.name for entry in session.get_inputs()}
     compare = compare_images if "pixel_values" in names else compare_texts
     compare(model, session)
+    lengths = (9, 9, 9) if family == "siglip-text" else (9, 3, 1, 17, 6)  # which reads the last place, padded or not
+    quantized = tmp_path / "out" / "onnx" / "model_quantized.onnx"
+    assert_independent_of_mates(quantized, vocabulary=60, lengths=lengths)
 
 
 def compare_texts(model: Any, session: onnxruntime.InferenceSession) -> None:

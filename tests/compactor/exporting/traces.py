@@ -17,6 +17,7 @@ from compactor.importing.encoder_decoder import LoadedEncoderDecoder
 from compactor.passes.finishing.share_transposed_weights import ShareTransposedWeightsPass
 from compactor.passes.precision.quantize_embeddings import QuantizeEmbeddingsPass
 from compactor.passes.precision.quantize_linears import QuantizeLinearsPass
+from compactor.passes.precision.quantize_linears_by_token import QuantizeLinearsByTokenPass
 
 _kept: dict[tuple[str, str, str], ir.Model] = {}
 
@@ -63,8 +64,9 @@ def save_once(
 
 def quantize_small_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make int8 take every linear layer, where an export of a real model leaves the smallest in float32."""
-    everything = functools.partial(QuantizeLinearsPass, min_elements=0)
-    monkeypatch.setattr(compactor.passes.pipeline, "QuantizeLinearsPass", everything)
+    for pass_class in (QuantizeLinearsPass, QuantizeLinearsByTokenPass):
+        everything = functools.partial(pass_class, min_elements=0)
+        monkeypatch.setattr(compactor.passes.pipeline, pass_class.__name__, everything)
 
 
 def treat_small_as_large(monkeypatch: pytest.MonkeyPatch) -> None:

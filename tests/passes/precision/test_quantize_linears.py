@@ -7,11 +7,10 @@ import onnx_ir as ir
 import pytest
 
 from compactor.passes.canonical.label_layers import LabelLayersPass
-from compactor.passes.graph.int8 import quantize_symmetric
 from compactor.passes.lowering.pack_tokens import PackTokensPass
 from compactor.passes.precision.quantize_linears import QuantizeLinearsPass
 from tests.models import Architecture, build, random_weights
-from tests.running import assert_same, assert_untouched, needs_exact_int8, operators, padding_mask, random_feeds, run32
+from tests.running import assert_same, assert_untouched, operators, padding_mask, random_feeds, run32
 
 ARCH = Architecture(width=16, neurons=32, dtype=np.float32, front="ids", head="classifier")
 OPERATORS = ("contrib", "standard")
@@ -61,7 +60,6 @@ def test_biases_are_fused_or_kept(operators_):
     assert len(adds) == (0 if operators_ == "contrib" else 7)
 
 
-@needs_exact_int8
 @pytest.mark.parametrize("operators_", OPERATORS)
 @pytest.mark.parametrize("bias", [True, False])
 def test_int8_is_close_to_float32(operators_, bias):
@@ -108,7 +106,7 @@ def test_weights_are_int8_with_a_scale_per_column():
     assert up.min() >= -127  # symmetric
     assert (np.abs(up * scale - weights["0.up"]) <= scale / 2 * 1.001).all()
     alive = np.arange(32) != 3
-    assert (np.abs(up).max(axis=0)[alive] == 127).all()
+    assert (np.abs(up).max(axis=0)[alive] >= 64).all()  # the least that a pair of equals leaves
     assert (up[:, 3] == 0).all() and scale[3] > 0
 
 
@@ -240,16 +238,3 @@ def test_an_example_of_nothing_but_padding_does_not_poison_the_scales():
     expected = run32(build(ARCH), random_feeds(build(ARCH), padding_mask("right")))["logits"][others]
     found = run32(model, feeds)["logits"][others]
     assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
-
-
-def test_quantize_symmetric_bounds_its_error_and_survives_zeros():
-    matrix = np.random.default_rng(0).standard_normal((5, 4))
-    matrix[:, 1] = 0
-    for axis in (0, 1):
-        values, scale = quantize_symmetric(matrix, axis)
-        assert values.dtype == np.int8 and scale.dtype == np.float32
-        assert scale.shape == (matrix.shape[1 - axis],)
-        error = np.abs(values * np.expand_dims(scale, axis) - matrix)
-        assert (error <= np.expand_dims(scale, axis) * 0.5001).all()
-    empty, scale = quantize_symmetric(np.zeros((0, 3)), 0)
-    assert empty.shape == (0, 3) and (scale > 0).all()
