@@ -7,7 +7,8 @@ and ``caching`` makes two graphs of a decoder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -197,31 +198,49 @@ def lowering(target: str, *, pack: Mapping[str, float] | None) -> list[AnyPass]:
     return [*passes, *clean_up()]
 
 
-def precision_passes(name: str, target: str, *, scales: str = "tensor") -> list[AnyPass]:
+def precision_passes(
+    name: str, target: str, *, scales: str = "tensor", keep: Sequence[str] = (), switched: bool = False
+) -> list[AnyPass]:
     """From the lowered fp32 graph to the number format ``name``.
 
     Args:
         name: ``fp32``, ``int8`` or ``fp16``.
         target: ``cpu``, ``cuda`` or ``portable``.
         scales: Of int8 activations: one for each ``token``, or for the whole ``tensor``.
+        keep: Units (``graph/int8_layers.py``) and tables that int8 leaves in float32.
+        switched: Leave all of float32 beside int8, and let an input of the graph choose, unit by unit.
     """
     if name == "fp32":
         return []
     if name == "int8":
+        choice: dict[str, Any] = {"keep": tuple(keep), "switched": switched}
         if scales == "tensor":
-            linears = QuantizeLinearsPass(operators="standard" if target == "portable" else "contrib")
-            return [QuantizeEmbeddingsPass(), linears, *clean_up()]
+            operators: Literal["contrib", "standard"] = "standard" if target == "portable" else "contrib"
+            return [
+                QuantizeEmbeddingsPass(**choice),
+                QuantizeLinearsPass(operators=operators, **choice),
+                *clean_up(),
+            ]
         return [
-            MergeProjectionsPass(),  # one scaling behind the product, not three
-            CarryBiasesPass(),  # which cannot be added in the product, because they are not scaled
-            common.ShapeInferencePass(),
-            QuantizeEmbeddingsPass(),
-            QuantizeLinearsByTokenPass(),
+            *int8_preparation(scales),
+            QuantizeEmbeddingsPass(**choice),
+            QuantizeLinearsByTokenPass(**choice),
             *clean_up(),
         ]
     if name == "fp16":
         return [common.ShapeInferencePass(), ConvertToFloat16Pass(), *clean_up()]
     raise AssertionError(f"compactor developer: no passes for precision '{name}'")
+
+
+def int8_preparation(scales: str) -> list[AnyPass]:
+    """What makes the lowered graph fit for ``scales`` of int8, and is still fp32."""
+    if scales == "tensor":
+        return []
+    return [
+        MergeProjectionsPass(),  # one scaling behind the product, not three
+        CarryBiasesPass(),  # which cannot be added in the product, because they are not scaled
+        common.ShapeInferencePass(),
+    ]
 
 
 def clean_up() -> list[AnyPass]:

@@ -46,7 +46,7 @@ WINGS: dict[str, set[str]] = {
     "checkpoint": set(),
     "companions": {"checkpoint"},
     "importing": {"checkpoint", "companions"},
-    "exporting": {"checkpoint", "companions", "importing"},
+    "exporting": {"checkpoint", "companions", "evaluation", "importing"},
     "evaluation": {"companions"},
     "reporting": set(),
     "predicting": {"evaluation"},

@@ -13,6 +13,7 @@ import click
 from compactor.commands import debug_option, json_option
 from compactor.commands.summary import (
     describe_layer,
+    ledger_sections,
     loss_sentence,
     operator_tables,
     stages_section,
@@ -48,6 +49,7 @@ def command(out_dir: Path, as_json: bool) -> None:
         *unrecognised_sections(manifest),
         _refusals(manifest),
         stages_section(manifest),
+        *ledger_sections(manifest),
         *_operators(manifest),
         verification_section(manifest["verification"]),
     )
@@ -77,6 +79,7 @@ def explanation(manifest: Manifest) -> dict[str, Any]:
             "rules": [entry for entry in elsewhere if "rule" in entry],
             "refused": [entry for entry in elsewhere if "reason" in entry],
         },
+        **({"ledger": manifest["ledger"]} if "ledger" in manifest else {}),
         "stages": manifest["stages"],
         "verification": manifest["verification"],
     }

@@ -57,6 +57,18 @@ def _split_commas(ctx: click.Context, param: click.Parameter, value: str | None)
     help="What a scale of int8 activations is for; 'token' makes no answer depend on its batch (default: tensor).",
 )
 @click.option(
+    "--calibrate",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Texts by which int8 is chosen, layer by layer, so that answers are kept.",
+)
+@click.option(
+    "--keep",
+    type=float,
+    metavar="PERCENT",
+    help="How many of fp32's answers int8 has to give as well (default with --calibrate: 99.5).",
+)
+@click.option(
     "--int8-budget",
     type=click.FloatRange(min=0, max=1, max_open=True),
     metavar="SHARE",
@@ -89,6 +101,8 @@ def command(
     layout: LayoutName,
     pack: bool | None,
     int8: str | None,
+    calibrate: Path | None,
+    keep: float | None,
     int8_budget: float | None,
     model_name: str | None,
     threads: int | None,
@@ -111,7 +125,7 @@ def command(
     commands.require_model_dir(model_dir)
     # The export checks these itself; here they are answered before anything slow is loaded.
     if not is_artefact(model_dir):
-        Recipe(target=target, precision=precision, int8=int8).check()
+        Recipe(target=target, precision=precision, int8=int8, calibrate=calibrate, keep=keep).check()
     ArtefactWriter(out_dir, overwrite=overwrite, source=model_dir)
 
     console = Console(quiet=quiet, verbose=verbose)
@@ -130,6 +144,8 @@ def command(
             allow_pickle=allow_pickle,
             pack=pack,
             int8=int8,
+            calibrate=calibrate,
+            keep=keep,
             int8_budget=int8_budget,
             model_name=model_name,
             threads=threads,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +183,8 @@ def export_sections(manifest: dict[str, Any], path: Path, *, shown_as: Path) -> 
     if not loss.is_nothing:
         sections.append(Section("Layers", columns=LAYER_COLUMNS, rows=layer_rows(manifest["layers"])))
     sections += [stages_section(manifest), verification_section(manifest["verification"])]
+    if (line := ledger_line(manifest)) is not None:
+        sections.append(Section("Answers", [line]))
     sections.append(Section(f"Written to {shown_as}", _next_steps(manifest, path, shown_as=shown_as)))
     return sections + unrecognised_sections(manifest)
 
@@ -214,6 +216,42 @@ def unrecognised_sections(manifest: dict[str, Any]) -> list[Section]:
 def stages_section(manifest: dict[str, Any]) -> Section:
     """The sizes of each stage."""
     return Section("Sizes", columns=STAGE_COLUMNS, rows=stage_rows(manifest))
+
+
+def ledger_line(manifest: dict[str, Any]) -> str | None:
+    """What int8 keeps of fp32's answers; None where it was not chosen by data."""
+    ledger = manifest.get("ledger")
+    if ledger is None:
+        return None
+    source = ledger["file"] or "random inputs, which tell less than texts do"
+    in_fp32 = sum(unit["precision"] == "fp32" for unit in ledger["units"])
+    return (
+        f"int8 keeps {ledger['kept']['held_out']:.4g} % of {ledger['counts']['held_out']} held-out {ledger['measure']}"
+        f" ({ledger['keep']:g} % asked for), with {in_fp32} of {len(ledger['units'])} layers in fp32; by {source}"
+    )
+
+
+def ledger_sections(manifest: dict[str, Any]) -> Iterator[Section]:
+    """Error against time of each layer that int8 may take, and the choice."""
+    ledger = manifest.get("ledger")
+    if ledger is None:
+        return
+    lines = [str(ledger_line(manifest))]
+    lines += [f"accuracy: {name} {share:.2%}" for name, share in ledger.get("accuracy", {}).items()]
+    rows = [
+        (
+            unit["unit"],
+            "table" if unit["shape"] is None else " x ".join(map(str, unit["shape"])),
+            f"{unit['fp32_ms']:.3f}",
+            f"{unit['int8_ms']:.3f}",
+            f"{unit['error']:.2g}",
+            str(unit["changed"]),
+            unit["precision"],
+        )
+        for unit in ledger["units"]
+    ]
+    columns = ("layer", "weights", ">fp32 ms", ">int8 ms", ">error", ">changed", "choice")
+    yield Section("Ledger of int8: each layer alone", lines, columns, rows)
 
 
 def verification_section(verification: dict[str, Any]) -> Section:

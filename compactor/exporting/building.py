@@ -18,9 +18,11 @@ import onnx_ir as ir
 
 from compactor.checkpoint import Checkpoint
 from compactor.errors import ModelDirectoryError
+from compactor.exporting.calibration import Calibration
 from compactor.exporting.emission import check_emission
 from compactor.exporting.graphs import STAGES, graphs_of
 from compactor.exporting.layers import Sizes, measure_layers, pair_layers
+from compactor.exporting.ledger import Ledger, choose_int8
 from compactor.exporting.recipe import Recipe
 from compactor.exporting.serialization import write_graph, write_graphs
 from compactor.exporting.stages import count_operators, describe_masked, describe_stage
@@ -67,6 +69,7 @@ class Job:
         folder: Where in it the graphs go.
         scratch: A folder for what is not kept.
         say: Called with a line at each step.
+        calibration: The inputs by which int8 is chosen; None takes int8 everywhere.
         vectors: Puts what makes a text's vector behind the model; None leaves it as it is.
     """
 
@@ -78,6 +81,7 @@ class Job:
     folder: Path
     scratch: Path
     say: Callable[[str], None]
+    calibration: Calibration | None = None
     vectors: Callable[[LoadedModel], LoadedModel] | None = None
 
     def tolerance(self, precision: str) -> Tolerance | None:
@@ -93,6 +97,8 @@ class Built:
 
     ``unrecognised`` are the sublayers that are not among ``layers``, because the passes could not work on them.
 
+    ``ledger`` is what was chosen for int8, and by what; None where nothing was.
+
     ``max_tokens`` is how many tokens the model takes; None where nothing limits them, and for images.
     """
 
@@ -104,6 +110,7 @@ class Built:
     opset: int
     max_tokens: int | None
     weights: list[dict[str, Any]]
+    ledger: dict[str, Any] | None
 
 
 def build(job: Job) -> Built:
@@ -148,11 +155,12 @@ def build(job: Job) -> Built:
         run_passes(graph, lowering(target, pack=_padding(name, job)), record)
     gc.collect()  # the masked weights
 
+    ledger = _choose(graphs, job)
     opset = next(iter(graphs.values())).opset_imports[""]
     written = []
     for precision in job.recipe.precisions:
         job.say(f"writing {precision}")
-        written.append(_write(graphs, precision, macs, job, record))
+        written.append(_write(graphs, precision, macs, job, record, ledger))
     del graphs, graph
     gc.collect()
 
@@ -167,7 +175,8 @@ def build(job: Job) -> Built:
     job.say("verifying against the masked model")
     verification = verify_files(job.task, references, [each.files for each in written])
     weights = [each.weights for each in written if each.weights]
-    return Built(layers, unrecognised, stages, record, verification, opset, max_tokens, weights)
+    chosen = None if ledger is None else ledger.record
+    return Built(layers, unrecognised, stages, record, verification, opset, max_tokens, weights, chosen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,8 +189,25 @@ class _Written:
     weights: dict[str, Any] | None
 
 
+def _choose(graphs: Mapping[str, ir.Model], job: Job) -> Ledger | None:
+    """Which layers int8 takes, where that is asked for."""
+    keep = job.recipe.kept_share
+    if keep is None or job.calibration is None:
+        return None
+    scratch = job.scratch / "ledger"
+    scratch.mkdir()
+    (graph,) = graphs.values()
+    target, scales = job.recipe.chosen_target.name, job.recipe.int8_scales
+    return choose_int8(graph, job.calibration, target=target, scales=scales, keep=keep, scratch=scratch, say=job.say)
+
+
 def _write(
-    graphs: Mapping[str, ir.Model], precision: str, macs: Mapping[str, int], job: Job, record: Record
+    graphs: Mapping[str, ir.Model],
+    precision: str,
+    macs: Mapping[str, int],
+    job: Job,
+    record: Record,
+    ledger: Ledger | None,
 ) -> _Written:
     """Write the lowered ``graphs`` in a number format; several keep their weights in one file."""
     target, stage, suffix = job.recipe.chosen_target.name, STAGES[precision], SUFFIXES[precision]
@@ -189,7 +215,8 @@ def _write(
     models, quantized = {}, {}
     for name, graph in graphs.items():
         models[name], emitted = graph.clone(), Record()
-        format_ = precision_passes(precision, target, scales=job.recipe.int8_scales)
+        keep = () if ledger is None else ledger.keep
+        format_ = precision_passes(precision, target, scales=job.recipe.int8_scales, keep=keep)
         run_passes(models[name], [*format_, *finishing()], emitted)
         models[name].producer_name = "compactor"
         models[name].producer_version = importlib.metadata.version("compactor")

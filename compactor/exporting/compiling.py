@@ -19,14 +19,16 @@ from compactor.companions.routes import take_route
 from compactor.companions.sentence_modules import read_sentences
 from compactor.companions.tokenizer import read_tokenizer
 from compactor.errors import UsageError
+from compactor.evaluation.inputs import InputSpec
 from compactor.exporting.building import Built, Job, build
+from compactor.exporting.calibration import Calibration, read_calibration
 from compactor.exporting.layouts import Layout
 from compactor.exporting.recipe import Recipe
 from compactor.exporting.trying import try_answers
 from compactor.importing.sentence_vectors import require_vectors, with_vectors
 from compactor.manifest import MANIFEST_NAME, SCHEMA_VERSION, write_manifest
 from compactor.runtime.sentences import Roles, SentenceSettings
-from compactor.tasks import find_task
+from compactor.tasks import Task, find_task
 
 _PACKAGES = ("compactor", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "torch", "transformers")
 
@@ -72,7 +74,10 @@ def compile_checkpoint(
         settings = require_vectors(sentences, checkpoint.path)
         vectors = functools.partial(with_vectors, folder=modules, settings=settings)
 
-    built = build(Job(checkpoint, task, recipe, packs, directory, layout.graphs(directory), scratch, say, vectors))
+    calibration = _calibration(checkpoint, task, recipe)
+
+    job = Job(checkpoint, task, recipe, packs, directory, layout.graphs(directory), scratch, say, calibration, vectors)
+    built = build(job)
     copy_companions(
         checkpoint.path,
         directory,
@@ -88,6 +93,26 @@ def compile_checkpoint(
     say("answering texts with it")
     try_answers(directory, tokenizer, task, where=str(home))
     return manifest
+
+
+def _calibration(checkpoint: Checkpoint, task: Task, recipe: Recipe) -> Calibration | None:
+    """What int8 is chosen by, where that is asked for. Raises UsageError where it cannot be."""
+    if recipe.kept_share is None:
+        return None
+    if task.generates:
+        raise UsageError(
+            "int8 is chosen layer by layer for encoders alone",
+            where=str(checkpoint.path),
+            todo="leave --calibrate and --keep",
+        )
+    if task.image and recipe.calibrate is not None:
+        raise UsageError(
+            "this model takes images, and no texts", where=str(checkpoint.path), todo="leave --calibrate, not --keep"
+        )
+    spec = InputSpec.from_config(
+        checkpoint.config, task=task.name, folder=checkpoint.model_path, image=bool(task.image)
+    )
+    return read_calibration(recipe.calibrate, spec)
 
 
 def _looks_at_masked_tokens(folder: Path, sentences: SentenceSettings | None, pack: bool | None) -> bool:
@@ -131,6 +156,7 @@ def _manifest(checkpoint: Checkpoint, task: str, recipe: Recipe, layout: Layout,
         "unrecognised": built.unrecognised,
         "stages": built.stages,
         **({"weights": built.weights} if built.weights else {}),
+        **({"ledger": built.ledger} if built.ledger else {}),
         "rules": built.record.rules,
         "refused": built.record.refused,
         "verification": built.verification,

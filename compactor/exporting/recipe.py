@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 from compactor.errors import UsageError
 from compactor.exporting.targets import Target, choose_precisions, find_target
 
+_KEEP = 99.5
 _OF_COPIES = ("precision", "allow_pickle")  # what also a folder that was exported already can be asked for
 
 
@@ -20,6 +22,8 @@ class Recipe:
         target: Where it shall run, else on a CPU.
         pack: Whether token-wise work shall run on real tokens only, else as the target has it.
         int8: A scale of int8 activations is for a ``token`` or for the whole ``tensor``, else the latter.
+        calibrate: A file of texts by which int8 is chosen, layer by layer.
+        keep: Percent of fp32's answers that it has to give as well; None takes 99.5 where there is a file.
         int8_budget: What int8 may differ by, as a share of the largest output.
         route: Of a Router of sentence-transformers, which of its chains of modules.
         embed: Whether the modules of a sentence-transformers folder go into the graph.
@@ -31,6 +35,8 @@ class Recipe:
     target: str | None = None
     pack: bool | None = None
     int8: str | None = None
+    calibrate: Path | None = None
+    keep: float | None = None
     int8_budget: float | None = None
     route: str | None = None
     embed: bool = False
@@ -53,6 +59,11 @@ class Recipe:
         return self.int8 or "tensor"
 
     @property
+    def kept_share(self) -> float | None:
+        """Percent of fp32's answers that int8 has to give; None where nobody asks."""
+        return _KEEP if self.keep is None and self.calibrate is not None else self.keep
+
+    @property
     def packs(self) -> bool:
         """Whether token-wise work shall run on real tokens only, as far as the model allows it."""
         return self.chosen_target.packs if self.pack is None else self.pack
@@ -66,6 +77,13 @@ class Recipe:
 
         if self.int8 is not None and "int8" not in self.precisions:
             raise UsageError(f"int8 '{self.int8}' is asked for, and no int8", todo="add int8 to the precisions")
+        if self.kept_share is not None and "int8" not in self.precisions:
+            raise UsageError("int8 is to keep answers, and there is no int8", todo="add int8 to the precisions")
+        if self.keep is not None and not 50 <= self.keep < 100:
+            raise UsageError(
+                f"int8 cannot promise to keep {self.keep:g} % of the answers",
+                todo="ask for a share from 50 to below 100, such as 99.5",
+            )
         if self.int8 == "token" and self.chosen_target.name != "cpu":
             raise UsageError(
                 f"the target '{self.chosen_target.name}' takes one int8 scale a tensor",

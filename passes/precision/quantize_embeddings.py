@@ -14,9 +14,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from compactor.passes.base import Applied, RewritePass, RewriteResult
+from compactor.passes.base import Applied, Refused, RewritePass, RewriteResult
 from compactor.passes.graph.int8 import quantize_symmetric
-from compactor.passes.graph.matching import add_initializer, attribute, constant, new_node, redirect
+from compactor.passes.graph.int8_layers import add_switch, choose
+from compactor.passes.graph.matching import add_initializer, attribute, constant, new_node
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,14 +26,19 @@ class QuantizeEmbeddingsPass(RewritePass):
 
     Attributes:
         min_elements: Smaller tables (positions, token types) stay in float32.
+        keep: Names of tables that stay in float32.
+        switched: Leave the float32 tables beside, and let a graph input for each choose.
     """
 
     name: ClassVar[str] = "quantize-embeddings"
     min_elements: int = 1_000_000
+    keep: tuple[str, ...] = ()
+    switched: bool = False
 
     def call(self, model: ir.Model) -> RewriteResult:
         """Quantize the main graph's embedding tables."""
-        applied = []
+        applied, refused = [], []
+        switches: dict[str, ir.Value] = {}
         for node in tuple(model.graph):
             if node.op_type != "Gather" or node.domain or attribute(node, "axis", 0) != 0:
                 continue
@@ -40,7 +46,10 @@ class QuantizeEmbeddingsPass(RewritePass):
             if table is None or table.ndim != 2 or table.dtype != np.float32 or table.size < self.min_elements:
                 continue
             assert node.inputs[0] is not None
-            name = node.inputs[0].name
+            name = str(node.inputs[0].name)
+            if name in self.keep:
+                refused.append(Refused(name, "kept in float32 by the recipe"))
+                continue
             quantized, scale = quantize_symmetric(table, axis=1)
             rows = new_node("Gather", [add_initializer(model.graph, f"{name}.int8", quantized), node.inputs[1]], axis=0)
             scales = new_node(
@@ -50,7 +59,10 @@ class QuantizeEmbeddingsPass(RewritePass):
             product = new_node("Mul", [real.outputs[0], scales.outputs[0]])
             product.outputs[0].type, product.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
             model.graph.insert_before(node, [rows, scales, real, product])
-            redirect(node.outputs[0], product.outputs[0])
-            applied.append(Applied(str(name), "int8-embedding", 1))
+            switch = add_switch(model.graph, name) if self.switched and name not in switches else switches.get(name)
+            if switch is not None:
+                switches[name] = switch
+            choose(model.graph, node.outputs[0], product.outputs[0], switch)
+            applied.append(Applied(name, "int8-embedding", 1))
         RemoveUnusedNodesPass()(model)
-        return RewriteResult.of(model, applied)
+        return RewriteResult.of(model, applied, refused)

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compactor.passes.base import Applied, RewritePass, RewriteResult
-from compactor.passes.graph.int8_layers import Int8Layer, find_int8_layers
+from compactor.passes.graph.int8_layers import Int8Layer, add_switch, find_int8_layers
 from compactor.passes.graph.matching import MICROSOFT, layer_of, new_node
 
 
@@ -28,21 +28,23 @@ class QuantizeLinearsPass(RewritePass):
     Attributes:
         operators: ``contrib`` for ONNX Runtime's fused operators, ``standard`` for ai.onnx alone.
         min_elements: Smaller weights stay in float32; their bytes and time do not pay for the error.
-        keep: Labels of sublayers that stay in float32.
+        keep: Labels of sublayers, and units (``graph/int8_layers.py``), that stay in float32.
+        switched: Leave the float32 layers beside, and let a graph input for each unit choose.
     """
 
     name: ClassVar[str] = "quantize-linears"
     operators: Literal["contrib", "standard"] = "contrib"
     min_elements: int = 4096
     keep: tuple[str, ...] = ()
+    switched: bool = False
 
     def call(self, model: ir.Model) -> RewriteResult:
         """Quantize the main graph's linear layers."""
-        by_input, refused = find_int8_layers(model.graph, min_elements=self.min_elements, keep=self.keep)
+        by_unit, refused = find_int8_layers(model.graph, min_elements=self.min_elements, keep=self.keep)
         emit = _emit_contrib if self.operators == "contrib" else _emit_standard
         applied = []
-        for layers in by_input.values():
-            emit(model.graph, layers)
+        for unit, layers in by_unit.items():
+            emit(model.graph, layers, add_switch(model.graph, unit) if self.switched else None)
             applied += [Applied(layer_of(layer.node), "int8-linear", 1) for layer in layers]
         if applied and self.operators == "contrib":
             model.graph.opset_imports.setdefault(MICROSOFT, 1)
@@ -50,7 +52,7 @@ class QuantizeLinearsPass(RewritePass):
         return RewriteResult.of(model, applied, refused)
 
 
-def _emit_contrib(graph: ir.Graph, layers: list[Int8Layer]) -> None:
+def _emit_contrib(graph: ir.Graph, layers: list[Int8Layer], switch: ir.Value | None) -> None:
     first = layers[0]
     shared = new_node("DynamicQuantizeLinear", [first.input], like=first.node, outputs=3)
     if len(layers) > 1:
@@ -65,10 +67,10 @@ def _emit_contrib(graph: ir.Graph, layers: list[Int8Layer]) -> None:
             node = new_node(
                 "DynamicQuantizeMatMul", [layer.input, weight, scale, None, bias], like=layer.node, domain=MICROSOFT
             )
-        layer.replace(graph, [node])
+        layer.replace(graph, [node], switch)
 
 
-def _emit_standard(graph: ir.Graph, layers: list[Int8Layer]) -> None:
+def _emit_standard(graph: ir.Graph, layers: list[Int8Layer], switch: ir.Value | None) -> None:
     first = layers[0]
     shared = new_node("DynamicQuantizeLinear", [first.input], like=first.node, outputs=3)
     graph.insert_before(first.node, shared)
@@ -82,4 +84,4 @@ def _emit_standard(graph: ir.Graph, layers: list[Int8Layer]) -> None:
         nodes = [product, real, factor, scaled]
         if bias is not None:
             nodes.append(new_node("Add", [scaled.outputs[0], bias], like=layer.node))
-        layer.replace(graph, nodes)
+        layer.replace(graph, nodes, switch)

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compactor.passes.base import Applied, RewritePass, RewriteResult
-from compactor.passes.graph.int8_layers import Int8Layer, find_int8_layers
+from compactor.passes.graph.int8_layers import Int8Layer, add_switch, find_int8_layers
 from compactor.passes.graph.matching import MICROSOFT, Array, add_initializer, layer_of, new_node
 
 _LOWEST = {"Gelu": -0.1701, "Relu": 0.0}
@@ -36,20 +36,22 @@ class QuantizeLinearsByTokenPass(RewritePass):
 
     Attributes:
         min_elements: Smaller weights stay in float32; their bytes and time do not pay for the error.
-        keep: Labels of sublayers that stay in float32.
+        keep: Labels of sublayers, and units (``graph/int8_layers.py``), that stay in float32.
+        switched: Leave the float32 layers beside, and let a graph input for each unit choose.
     """
 
     name: ClassVar[str] = "quantize-linears-by-token"
     min_elements: int = 4096
     keep: tuple[str, ...] = ()
+    switched: bool = False
 
     def call(self, model: ir.Model) -> RewriteResult:
         """Quantize the main graph's linear layers."""
-        by_input, refused = find_int8_layers(model.graph, min_elements=self.min_elements, keep=self.keep)
+        by_unit, refused = find_int8_layers(model.graph, min_elements=self.min_elements, keep=self.keep)
         applied = []
         shared = _Shared(model.graph)
-        for source, layers in by_input.items():
-            _emit(model.graph, source, layers, shared)
+        for unit, layers in by_unit.items():
+            _emit(model.graph, layers, shared, add_switch(model.graph, unit) if self.switched else None)
             applied += [Applied(layer_of(layer.node), "int8-linear", 1) for layer in layers]
         if applied:
             model.graph.opset_imports.setdefault(MICROSOFT, 1)
@@ -57,8 +59,8 @@ class QuantizeLinearsByTokenPass(RewritePass):
         return RewriteResult.of(model, applied, refused)
 
 
-def _emit(graph: ir.Graph, source: ir.Value, layers: list[Int8Layer], shared: _Shared) -> None:
-    rows = _Rows(source, layers[0], shared)
+def _emit(graph: ir.Graph, layers: list[Int8Layer], shared: _Shared, switch: ir.Value | None) -> None:
+    rows = _Rows(layers[0], shared)
     graph.insert_before(layers[0].node, rows.nodes)
     for layer in layers:
         weight, scale, bias = layer.constants(graph)
@@ -67,7 +69,7 @@ def _emit(graph: ir.Graph, source: ir.Value, layers: list[Int8Layer], shared: _S
         nodes = [product, new_node("Mul", [product.outputs[0], rows.scale], like=layer.node)]
         if bias is not None:
             nodes.append(new_node("Add", [nodes[-1].outputs[0], bias], like=layer.node))
-        layer.replace(graph, nodes)
+        layer.replace(graph, nodes, switch)
 
 
 class _Shared:
@@ -97,8 +99,9 @@ class _Rows:
         zero_point: The code of zero, a constant.
     """
 
-    def __init__(self, source: ir.Value, layer: Int8Layer, shared: _Shared) -> None:
+    def __init__(self, layer: Int8Layer, shared: _Shared) -> None:
         self.nodes: list[ir.Node] = []
+        source = layer.input
         self._like, self._shared = layer.node, shared
         producer = source.producer()
         lowest = _LOWEST.get(producer.op_type) if producer is not None and not producer.domain else None

@@ -41,6 +41,8 @@ def test_export_passes_its_options_on(model: Path, tmp_path: Path, fake_export: 
         "allow_pickle": True,
         "pack": False,
         "int8": None,
+        "calibrate": None,
+        "keep": None,
         "int8_budget": 0.5,
         "model_name": "served",
         "threads": 3,
