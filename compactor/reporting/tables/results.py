@@ -179,7 +179,7 @@ def cost_table(report: Report) -> Table:
         columns.append(
             (f">{metric_name(name)}", lambda row, name=name: known(metric_of(row, name), score_of, "not measured"))
         )
-        if differences:
+        if any((metric_of(row, name) or {}).get("difference") is not None for row in report["variants"]):
             columns.append((">difference, points", lambda row, name=name: _difference(report, row, name)))
     with_quality = len(columns) > always
     if any(difference["changed"] is not None for difference in differences):

@@ -88,6 +88,16 @@ def test_columns_without_any_number_are_not_there():
     assert not [column for column in cost_table(REPORTS["bare"]).columns if "accuracy" in column or "diff" in column]
 
 
+def test_a_metric_that_compares_with_the_baseline_itself_has_no_difference():
+    report = make_report()
+    for row in report["variants"]:
+        if row["quality"]:
+            row["quality"]["metrics"]["cosine"] = {"value": 0.99, "se": 0.001, "n": 872, "difference": None}
+    columns = [column for column in cost_table(report).columns if column.startswith(">")]
+    assert columns[columns.index(">accuracy") + 1] == ">difference, points"
+    assert columns[columns.index(">cosine") + 1] != ">difference, points"
+
+
 def test_a_case_that_an_interrupt_took():
     report = make_report(interrupted=True)
     del report["variants"][2]["results"][1:]
