@@ -227,9 +227,10 @@ def ledger_line(manifest: dict[str, Any]) -> str | None:
     in_fp32 = sum(unit["precision"] == "fp32" for unit in ledger["units"])
     one = 100 / ledger["counts"]["held_out"]
     coarse = "" if one <= 100 - ledger["keep"] else f"; one of them is {one:.2g} %, so more texts would tell more"
+    kept, count = ledger["kept"]["held_out"], ledger["counts"]["held_out"]
     return (
-        f"int8 keeps {ledger['kept']['held_out']:.4g} % of {ledger['counts']['held_out']} held-out {ledger['measure']}"
-        f" ({ledger['keep']:g} % asked for), with {in_fp32} of {len(ledger['units'])} layers in fp32; by {source}{coarse}"
+        f"int8 keeps {kept:.4g} % of {count} held-out {ledger['measure']} ({ledger['keep']:g} % asked for), "
+        f"with {in_fp32} of {len(ledger['units'])} layers in fp32; by {source}{coarse}"
     )
 
 

@@ -7,7 +7,8 @@ fp32's answers that was asked for: on the half of the examples they were chosen 
     order = error / (fp32_ms - int8_ms), descending;    the shortest beginning of it that keeps enough, by bisection
 
 An *answer* is the label of a text or of a word, or the two ends of a span; of an embedding, the nearest other text, or
-where the file has pairs, the nearest of the second ones.
+where the file has pairs, the nearest of the second ones; of a model with a single output, whether that is above the
+median.
 """
 
 from __future__ import annotations
@@ -247,6 +248,7 @@ class _Judge:
     def __init__(self, switched: _Switched, calibration: Calibration) -> None:
         self._switched, self._calibration = switched, calibration
         self.units = switched.units
+        self._usual = 0.0
         self._values: list[list[NDArray[Any]]] = []  # what fp32 gave, batch by batch
         self._held_out = np.empty(0, bool)
         self.measure = "answers"
@@ -293,6 +295,9 @@ class _Judge:
         predictions = np.concatenate(answers)
         if self.measure == "first hits":
             predictions = _first_hits(predictions, self._calibration)
+        elif predictions.dtype.kind == "f":  # a number a text: above or below what is usual
+            self._usual = float(np.median(predictions)) if first else self._usual
+            predictions = predictions > self._usual
         if first:
             owned = np.concatenate(owners) if self.measure != "first hits" else np.arange(len(predictions))
             self._held_out = owned % 2 == 1
@@ -326,7 +331,8 @@ class _Judge:
             tokens = logits[real_tokens]
             some = tokens[:: max(1, tokens.size // _MOST_VALUES)]  # a large vocabulary does not fit in memory
             return [some], tokens.argmax(axis=-1), np.repeat(rows, real_tokens.sum(axis=1))
-        return [logits], logits.argmax(axis=-1), rows
+        answers = logits[:, 0] if logits.shape[-1] == 1 else logits.argmax(axis=-1)
+        return [logits], answers, rows
 
 
 def _first_hits(vectors: NDArray[Any], calibration: Calibration) -> NDArray[np.intp]:

@@ -115,6 +115,13 @@ def test_what_an_answer_is(head, measure, count, tmp_path):
     assert total == count if count else total == sum(int(b["attention_mask"].sum()) for b in texts().batches)
 
 
+def test_a_single_output_is_above_or_below_the_usual(tmp_path):
+    weights = lively()
+    weights["classifier"], weights["classifier.bias"] = weights["classifier"][:, :1], weights["classifier.bias"][:1]
+    found = choose(make(weights=weights), keep=90.0, scratch=tmp_path)
+    assert found.record["measure"] == "answers" and sum(found.record["counts"].values()) == 160
+
+
 def test_queries_search_documents(tmp_path):
     model = make(dataclasses.replace(ARCH, head="hidden"))
     model.graph.outputs[0].name = "last_hidden_state"
