@@ -148,6 +148,7 @@ def equalisation() -> list[AnyPass]:
     """Changes of scale that leave fp32 its bits, and int8 less to round."""
     return [
         ScaleNormsPass(),  # first: how large values and neurons are follows from their columns, which it changes
+        common.RemoveUnusedNodesPass(),  # of the weights from before, here and below: never two of all in memory
         ScaleValuesPass(),
         ScaleReluNeuronsPass(),
         ScaleGatedNeuronsPass(),

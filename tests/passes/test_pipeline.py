@@ -8,7 +8,15 @@ import pytest
 from compactor.exporting.targets import TARGETS
 from compactor.passes.base import Applied, Refused, RewritePass, RewriteResult
 from compactor.passes.caching.attach_caches import Step
-from compactor.passes.pipeline import caching, canonicalisation, finishing, lowering, precision_passes, structure
+from compactor.passes.pipeline import (
+    caching,
+    canonicalisation,
+    equalisation,
+    finishing,
+    lowering,
+    precision_passes,
+    structure,
+)
 from compactor.passes.runner import Record, run_passes
 
 
@@ -100,6 +108,22 @@ def test_structure_reads_as_the_design() -> None:
 )
 def test_lowering(target: str, pack: bool, names: list[str]) -> None:
     assert _names(lowering(target, pack={"logits": -1.0} if pack else None)) == names
+
+
+def test_scale_moves_along_channels_before_int8() -> None:
+    names = ["scale-norms", "scale-values", "scale-relu-neurons", "scale-gated-neurons"]
+    assert _names(equalisation()) == names
+
+
+@pytest.mark.parametrize(
+    ("scales", "names"),
+    [
+        ("tensor", ["quantize-embeddings", "quantize-linears"]),
+        ("token", ["merge-projections", "carry-biases", "quantize-embeddings", "quantize-linears-by-token"]),
+    ],
+)
+def test_int8_by_token_is_prepared(scales: str, names: list[str]) -> None:
+    assert _names(precision_passes("int8", "cpu", scales=scales)) == names
 
 
 def test_every_target_has_passes_for_each_of_its_precisions() -> None:
