@@ -21,22 +21,6 @@ PAIR = 128
 _TINY = 1e-10  # scale of an all-zero column: any positive number
 
 
-def quantize_symmetric(matrix: Array, axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Round ``matrix`` to int8 with the scale ``max |x| / 127`` along ``axis``.
-
-    Args:
-        matrix: Floating-point constants.
-        axis: The axis that is reduced: 0 gives a scale per column of a (in, out) weight, 1 one per row of a table.
-
-    Returns:
-        The int8 values and the float32 scales, without the reduced axis.
-    """
-    values = matrix.astype(np.float32)
-    scale = np.maximum(np.abs(values).max(axis=axis, keepdims=True, initial=0) / 127, _TINY).astype(np.float32)
-    quantized = np.clip(np.rint(values / scale), -127, 127).astype(np.int8)
-    return quantized, scale.squeeze(axis)
-
-
 def quantize_weight(matrix: Array) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Round a weight (in, out) to int8 codes of which no two neighbours in a column overflow 16 bits.
 

@@ -2,7 +2,8 @@
 
     Gather(table, ids)   ==>   Cast(Gather(int8 table, ids)) * Gather(scales, ids)
 
-A row is rounded to 1/254 of its largest entry. Only the rows that are read are ever widened to float32.
+A row is rounded as the column of a weight is, because it is one where a model's head is tied to the table, and both are
+then stored once. Only the rows that are read are ever widened to float32.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compactor.passes.base import Applied, Refused, RewritePass, RewriteResult
-from compactor.passes.graph.int8 import quantize_symmetric
+from compactor.passes.graph.int8 import quantize_weight
 from compactor.passes.graph.int8_layers import add_switch, choose
 from compactor.passes.graph.matching import add_initializer, attribute, constant, new_node
 
@@ -50,8 +51,8 @@ class QuantizeEmbeddingsPass(RewritePass):
             if name in self.keep:
                 refused.append(Refused(name, "kept in float32 by the recipe"))
                 continue
-            quantized, scale = quantize_symmetric(table, axis=1)
-            rows = new_node("Gather", [add_initializer(model.graph, f"{name}.int8", quantized), node.inputs[1]], axis=0)
+            codes, scale = quantize_weight(table.T)
+            rows = new_node("Gather", [add_initializer(model.graph, f"{name}.int8", codes.T), node.inputs[1]], axis=0)
             scales = new_node(
                 "Gather", [add_initializer(model.graph, f"{name}.scale", scale[:, None]), node.inputs[1]], axis=0
             )
