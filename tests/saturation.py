@@ -31,11 +31,18 @@ def worst_pair(weight: np.ndarray) -> int:
 
 
 def int8_weights(path: Path) -> dict[str, np.ndarray]:
-    """The constant int8 matrices that a graph multiplies with, by name."""
+    """The constant int8 matrices that a graph multiplies with, by name; those of tied heads are turned round in it."""
     graph = onnx.load(path).graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
+    turned = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Transpose"}
     names = {node.input[_WEIGHT[node.op_type]] for node in graph.node if node.op_type in _WEIGHT}
-    return {name: numpy_helper.to_array(constants[name], str(path.parent)) for name in names}
+
+    def read(name: str) -> np.ndarray:
+        if name in turned:
+            return numpy_helper.to_array(constants[turned[name]], str(path.parent)).T
+        return numpy_helper.to_array(constants[name], str(path.parent))
+
+    return {name: read(name) for name in names}
 
 
 def assert_cannot_saturate(path: Path) -> None:

@@ -25,6 +25,7 @@ from tests.compactor.exporting import traces
 from tests.compactor.fakes import run
 from tests.compactor.families import PLANTED_HALVES
 from tests.conftest import PrunedBart
+from tests.saturation import assert_cannot_saturate
 
 GRAPHS = [ENCODER, FIRST, NEXT]
 LAYERS = {layer["path"]: layer for layer in PLANTED_HALVES}
@@ -143,6 +144,33 @@ def check_logits(module: Any, artefact: Path) -> None:
     states = open_graph(artefact, ENCODER).run(None, {"input_ids": text.numpy(), "attention_mask": mask.numpy()})[0]
     logits = CachedDecoder.open(artefact).decode(ids.numpy(), states, mask.numpy())
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_int8_by_token_gives_a_text_what_it_gives_it_alone(tmp_path: Path) -> None:
+    """In the encoder, in the first step and in every next one, whose caches take turns."""
+    folder = families.save_encoder_decoder(tmp_path / "model", "bart")
+    result = export(folder, tmp_path / "out", int8="token")
+    for path in (result.path / "onnx").glob("*_quantized.onnx"):
+        assert_cannot_saturate(path)
+    encoder = open_graph(result.path, f"{ENCODER}_quantized")
+    decoder = CachedDecoder.open(result.path, precision="int8")
+    exact = CachedDecoder.open(result.path)
+    ids = np.array([[2, 5, 9, 4], [2, 7, 7, 3]])
+    text = np.array([[0, 8, 9, 10, 2], [0, 8, 2, 1, 1]])
+    mask = (text != 1).astype(np.int64)
+
+    def decode(rows: slice, length: int) -> Any:
+        feeds = {"input_ids": text[rows, :length], "attention_mask": mask[rows, :length]}
+        states = encoder.run(None, feeds)[0]
+        return decoder.decode(ids[rows], states, mask[rows, :length])
+
+    together = decode(slice(None), 5)
+    for row, length in enumerate((5, 3)):
+        alone = decode(slice(row, row + 1), length)[0]
+        assert np.abs(alone - together[row]).max() <= 3e-6 * np.abs(alone).max()
+    states = open_graph(result.path, ENCODER).run(None, {"input_ids": text, "attention_mask": mask})[0]
+    right = exact.decode(ids, states, mask)
+    assert 0 < np.abs(together - right).max() < 0.15 * np.abs(right).max()
 
 
 @pytest.mark.parametrize("layout", ["hf", "flat"])
