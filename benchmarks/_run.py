@@ -37,7 +37,9 @@ LOOSE = 0.1  # of int8 and bfloat16: random weights make a harsh test; measured 
 TOLERANCES = {"fp32": EXACT, "fp16": HALF, "bf16": LOOSE, "int8": LOOSE}
 
 _ROOT = Path(__file__).resolve().parents[1]
-_PLACES = ("--work", "--out", "--optimum-python", "--data", "--model", "--dense", "--peer")  # on one machine
+_PLACES = (  # on one machine
+    *("--work", "--out", "--optimum-python", "--data", "--model", "--dense", "--peer", "--embedder", "--pairs"),
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 command=result["command"],
                 progress=say,
             )
+            for variant in report["variants"]:  # not where this machine keeps them
+                variant["target"] = f"WORK/{Path(variant['target']).relative_to(work).as_posix()}"
             moved = {name: dependence(path, data, shop) for name, path in graphs.items()}
             result["models"][shop.folder.name] = {"rows": list(graphs), "report": report, "dependence": moved}
             if args.out is not None:
