@@ -7,7 +7,7 @@
 # size 2**30, scales of shape (1, channels)), which is several times as fast again. Matrix of 1024 x 768, one thread; the
 # codes of both are equal bit by bit. Per-channel scales of activations cost more than the product that they are for.
 #
-# Seen: the ratios lie far beyond the bounds that are tested (60 and 5 times on the machine of the day)
+# Seen, on a processor with AVX-512: 14.5 ms, 0.29 ms for a scale a row, 1.65 ms as a block; the bounds tested are wide
 #   a scale a channel takes more than 10 times as long as a scale a row: True
 #   written as a block it takes less than a third of that: True
 #   the codes are the same: True

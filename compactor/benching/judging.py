@@ -7,9 +7,9 @@ so nothing of that is an error.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,12 @@ from compactor.benching.engines.feeding import read_feeds
 from compactor.benching.plan import Case
 from compactor.benching.workload import Workload
 from compactor.errors import MeasurementError
-from compactor.evaluation.answers import predict, read_outputs
+from compactor.evaluation.answers import Outputs, predict, read_outputs
 from compactor.evaluation.quality import difference, evaluate
 from compactor.evaluation.texts import VectorTexts
 from compactor.evaluation.vectors import BESIDE_BASELINE, predict_vectors, read_vectors
 
+T = TypeVar("T")
 Agreements = dict[str, dict[str, dict[str, Any]]]
 
 
@@ -110,13 +111,7 @@ def judge_quality(
         return _judge_vectors(workload, labelled.vectors, outputs, baseline, notes)
     if labelled is None or labelled.references is None or not workload.metrics:
         return {}
-    predictions = {}
-    for name, files in outputs.items():
-        try:
-            predictions[name] = predict(workload.spec, labelled, read_outputs(files))
-        except MeasurementError as error:
-            if notes is not None:
-                notes.append(f"The quality of {name} could not be judged: {error.what}.")
+    predictions = _read_each(outputs, lambda batches: predict(workload.spec, labelled, batches), notes)
     blocks: dict[str, dict[str, Any]] = {}
     for name, found in predictions.items():
         base = predictions.get(baseline) if baseline is not None and name != baseline else None
@@ -134,6 +129,20 @@ def judge_quality(
     return blocks
 
 
+def _read_each(
+    outputs: Mapping[str, Sequence[Path]], read: Callable[[Iterable[Outputs]], T], notes: list[str] | None
+) -> dict[str, T]:
+    """What each variant answered; without those whose outputs answer nothing, of which the notes tell."""
+    found = {}
+    for name, files in outputs.items():
+        try:
+            found[name] = read(read_outputs(files))
+        except MeasurementError as error:
+            if notes is not None:
+                notes.append(f"The quality of {name} could not be judged: {error.what}.")
+    return found
+
+
 def _judge_vectors(
     workload: Workload,
     texts: VectorTexts,
@@ -142,13 +151,7 @@ def _judge_vectors(
     notes: list[str] | None,
 ) -> dict[str, dict[str, Any]]:
     """The same of vectors, which are compared with what the file says, and with the baseline's."""
-    vectors = {}
-    for name, files in outputs.items():
-        try:
-            vectors[name] = read_vectors(workload.spec, texts, read_outputs(files))
-        except MeasurementError as error:
-            if notes is not None:
-                notes.append(f"The quality of {name} could not be judged: {error.what}.")
+    vectors = _read_each(outputs, lambda batches: read_vectors(workload.spec, texts, batches), notes)
     base = vectors.get(baseline) if baseline is not None else None
     blocks: dict[str, dict[str, Any]] = {}
     for name, own in vectors.items():

@@ -24,13 +24,12 @@ from compactor.exporting.calibration import Calibration
 from compactor.exporting.serialization import write_graph
 from compactor.exporting.trials import Judge, Switched, Trial
 from compactor.passes.finishing.name_nodes import NameNodesPass
-from compactor.passes.graph.int8_layers import find_int8_layers
+from compactor.passes.graph.int8_layers import MIN_ELEMENTS, find_int8_layers
 from compactor.passes.graph.matching import LAYER_KEY
 from compactor.passes.pipeline import int8_preparation, precision_passes
 from compactor.passes.runner import run_passes
 from compactor.runtime.profiling import profile_session
 
-_MIN_ELEMENTS = 4096  # of the passes
 _TIMED_BATCHES, _TIMED_RUNS = 4, 3
 _UNIT = re.compile(r"([\w.]+#\d+)(#\d+)?/")  # in the name of a node, also where ONNX Runtime fused it
 
@@ -73,7 +72,9 @@ def choose_int8(
         UsageError: The inputs cannot show a changed answer.
         VerificationError: No layer can be int8 and keep that much.
     """
-    units = _describe_units(graph, scales)
+    graph = graph.clone()
+    run_passes(graph, int8_preparation(scales))
+    units = _describe_units(graph)
     say(f"measuring what int8 changes and gains in {len(units)} layers, on {calibration.count} examples")
     judge = Judge(Switched.of(graph, target, scales, scratch / "switched.onnx"), calibration)
     judge.require_variety()
@@ -142,10 +143,8 @@ def _record(
     return record
 
 
-def _describe_units(graph: ir.Model, scales: str) -> dict[str, dict[str, Any]]:
-    prepared = graph.clone()
-    run_passes(prepared, int8_preparation(scales))
-    found, _ = find_int8_layers(prepared.graph, min_elements=_MIN_ELEMENTS, keep=())
+def _describe_units(graph: ir.Model) -> dict[str, dict[str, Any]]:
+    found, _ = find_int8_layers(graph.graph, min_elements=MIN_ELEMENTS, keep=())
     return {
         name: {
             "unit": name,
@@ -161,8 +160,7 @@ def _times(
 ) -> dict[str, float]:
     """Milliseconds of each unit in a batch, by ONNX Runtime's profile; nodes are named by their unit for it."""
     model = graph.clone()
-    run_passes(model, int8_preparation(scales))
-    found, _ = find_int8_layers(model.graph, min_elements=_MIN_ELEMENTS, keep=())
+    found, _ = find_int8_layers(model.graph, min_elements=MIN_ELEMENTS, keep=())
     for unit, layers in found.items():
         for layer in layers:
             for node in {layer.node, layer.output.producer()}:

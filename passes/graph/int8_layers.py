@@ -21,11 +21,14 @@ from compactor.passes.graph.matching import (
     add_initializer,
     attribute,
     constant,
-    is_vector,
     layer_of,
+    linear_at,
     new_node,
     redirect,
 )
+
+MIN_ELEMENTS = 4096
+"""Smaller weights stay in float32; their bytes and time do not pay for the error."""
 
 SWITCH = "int8:"
 """What the names of the inputs begin with that choose the type of a unit."""
@@ -148,7 +151,7 @@ def _match(node: ir.Node) -> Int8Layer | None:
     if weight.ndim != 2 or weight.dtype != np.float32:
         raise NoMatch(f"a weight of type {weight.dtype} and {weight.ndim} axes is not quantized")
     if node.op_type == "MatMul":
-        add = _bias_add(node, weight.shape[1])
+        add = linear_at(node).add
         if add is None:
             return Int8Layer(node, weight, None, node.outputs[0])
         bias = next(array for v in add.inputs if (array := constant(v)) is not None)
@@ -160,12 +163,3 @@ def _match(node: ir.Node) -> Int8Layer | None:
     if len(node.inputs) > 2 and (shift is None or shift.size != matrix.shape[1]):
         raise NoMatch("the bias of the Gemm is not a constant vector")
     return Int8Layer(node, matrix, None if shift is None else shift.reshape(-1), node.outputs[0])
-
-
-def _bias_add(matmul: ir.Node, width: int) -> ir.Node | None:
-    """The ``Add`` of a constant (width,) vector that is the only reader of ``matmul``."""
-    users = list(matmul.outputs[0].uses())
-    if len(users) != 1 or users[0].node.op_type != "Add" or matmul.outputs[0].is_graph_output():
-        return None
-    bias = constant(users[0].node.inputs[1 - users[0].idx])
-    return users[0].node if bias is not None and is_vector(bias, width) else None

@@ -239,6 +239,11 @@ def linear_from(value: ir.Value) -> Linear:
     matmul = sole_consumer(value)
     if matmul.op_type != "MatMul" or matmul.inputs[0] is not value:
         raise NoMatch(f"expected MatMul, found '{matmul.op_type}'")
+    return linear_at(matmul)
+
+
+def linear_at(matmul: ir.Node) -> Linear:
+    """The linear layer of a ``MatMul``, with the bias that alone reads it. Raises NoMatch; changes nothing."""
     layer = _checked(matmul, None)
     users = list(matmul.outputs[0].uses())
     if len(users) == 1 and users[0].node.op_type == "Add" and not matmul.outputs[0].is_graph_output():

@@ -24,6 +24,7 @@ from compactor.passes.graph.matching import (
     constant,
     is_vector,
     layer_of,
+    linear_at,
     linear_into,
     redirect,
 )
@@ -96,12 +97,6 @@ def _match(node: ir.Node) -> _Plan:
 
 def _linear(node: ir.Node, value: ir.Value) -> Linear:
     """The linear layer at ``node`` that reads ``value``. Raises NoMatch."""
-    weight = constant(node.inputs[1]) if node.op_type == "MatMul" and not node.domain else None
-    if weight is None or weight.ndim != 2 or node.inputs[0] is not value:
+    if node.op_type != "MatMul" or node.domain or node.inputs[0] is not value:
         raise NoMatch("the norm is read by more than linear layers")
-    users = list(node.outputs[0].uses())
-    if len(users) == 1 and users[0].node.op_type == "Add" and not node.outputs[0].is_graph_output():
-        bias = constant(users[0].node.inputs[1 - users[0].idx])
-        if bias is not None and is_vector(bias, weight.shape[1]):
-            return Linear(node, users[0].node)
-    return Linear(node, None)
+    return linear_at(node)

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compactor.passes.base import Applied, RewritePass, RewriteResult
-from compactor.passes.graph.int8_layers import Int8Layer, add_switch, find_int8_layers
+from compactor.passes.graph.int8_layers import MIN_ELEMENTS, Int8Layer, add_switch, find_int8_layers
 from compactor.passes.graph.matching import MICROSOFT, layer_of, new_node
 
 
@@ -34,7 +34,7 @@ class QuantizeLinearsPass(RewritePass):
 
     name: ClassVar[str] = "quantize-linears"
     operators: Literal["contrib", "standard"] = "contrib"
-    min_elements: int = 4096
+    min_elements: int = MIN_ELEMENTS
     keep: tuple[str, ...] = ()
     switched: bool = False
 

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compactor.passes.base import Applied, RewritePass, RewriteResult
-from compactor.passes.graph.int8_layers import Int8Layer, add_switch, find_int8_layers
+from compactor.passes.graph.int8_layers import MIN_ELEMENTS, Int8Layer, add_switch, find_int8_layers
 from compactor.passes.graph.matching import MICROSOFT, Array, add_initializer, layer_of, new_node
 
 _LOWEST = {"Gelu": -0.1701, "Relu": 0.0}
@@ -41,7 +41,7 @@ class QuantizeLinearsByTokenPass(RewritePass):
     """
 
     name: ClassVar[str] = "quantize-linears-by-token"
-    min_elements: int = 4096
+    min_elements: int = MIN_ELEMENTS
     keep: tuple[str, ...] = ()
     switched: bool = False
 

@@ -28,7 +28,7 @@ SILENT = lambda line: None  # noqa: E731
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     quantize_small_weights(monkeypatch)
-    monkeypatch.setattr(module, "_MIN_ELEMENTS", 0)
+    monkeypatch.setattr(module, "MIN_ELEMENTS", 0)
 
 
 def lively(arch=ARCH):
