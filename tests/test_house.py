@@ -52,7 +52,8 @@ WINGS: dict[str, set[str]] = {
     "predicting": {"evaluation"},
     "benching": {"checkpoint", "companions", "evaluation", "importing", "reporting"},
     "trainer": {"benching", "checkpoint", "evaluation", "reporting"},
-    "commands": {"benching", "exporting", "predicting", "reporting", "trainer"},
+    "speedup": {"benching", "checkpoint", "companions", "evaluation", "exporting", "reporting", "trainer"},
+    "commands": {"benching", "exporting", "predicting", "reporting", "speedup", "trainer"},
 }
 API = {"__init__.py", "__main__.py", "cli.py"}
 
