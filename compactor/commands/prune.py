@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compactor import commands
+from compactor.commands.family import make_family, read_settings, refuse_penalties, refuse_training
 from compactor.console import Console
 from compactor.errors import UsageError
 from compactor.trainer.methods import METHODS, unit_text
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from compactor.trainer.pruning import PruneResult
 
 _NEEDED = ("accelerate", "torchmetrics")
+_OF_A_FAMILY = ("batch", "seq", "lengths", "costs", "trials")
 
 
 def _list_methods(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -48,10 +50,18 @@ def _list_settings(ctx: click.Context, parameter: click.Parameter, value: bool) 
 @click.command(short_help="Train a model with block pruning.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--method", metavar="NAME", help="What is pruned (default: hybrid); see --list-methods.")
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Labelled examples to learn from.")
 @click.option(
-    "--eval", "evaluation", type=click.Path(path_type=Path), required=True, help="Labelled examples to score on."
+    "--speedup",
+    metavar="TIMES",
+    help="Make models that are so many times as fast here, such as 1.5,2,3: in minutes, without labels or training.",
 )
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Labelled examples to learn from; with --speedup, texts.",
+)
+@click.option("--eval", "evaluation", type=click.Path(path_type=Path), help="Labelled examples to score on.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option(
     "--teacher", type=click.Path(path_type=Path), help="Fine-tuned model to learn from (default: MODEL itself)."
@@ -66,7 +76,18 @@ def _list_settings(ctx: click.Context, parameter: click.Parameter, value: bool) 
 @click.option("--batch-size", type=int, help="Examples of a batch (default: 32).")
 @click.option("--max-length", type=int, help="Tokens of an example, at most.")
 @click.option("--learning-rate", type=float, help="Of the weights (default: 3e-5).")
-@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), help="fp32 (default), or mixed.")
+@click.option(
+    "--precision",
+    type=click.Choice(["int8", "fp32", "bf16", "fp16"]),
+    help="Of training: fp32 (default), bf16 or fp16. With --speedup, of the graph: int8 (default) or fp32.",
+)
+@click.option("--batch", type=int, help="With --speedup: examples of a call (default: 1).")
+@click.option("--seq", type=int, help="With --speedup: tokens of each (default: 128).")
+@click.option(
+    "--lengths", type=click.Path(path_type=Path), help="With --speedup: a file of lengths or texts, instead of --seq."
+)
+@click.option("--costs", type=click.Path(path_type=Path), help="With --speedup: costs.json of this or another machine.")
+@click.option("--trials", type=int, help="With --speedup: choices of sizes to try for each (default: 16).")
 @click.option("--freeze-embeddings", is_flag=True, default=None, help="Leave the embeddings as they are.")
 @click.option("--seed", type=int, help="Of everything random (default: 17).")
 @click.option(
@@ -97,8 +118,9 @@ def _list_settings(ctx: click.Context, parameter: click.Parameter, value: bool) 
 def command(
     model: Path,
     data: Path,
-    evaluation: Path,
+    evaluation: Path | None,
     output: Path,
+    speedup: str | None,
     teacher: Path | None,
     recipe: Path | None,
     first_run: Path | None,
@@ -116,6 +138,10 @@ def command(
     MODEL is a pre-trained or fine-tuned Hugging Face model directory: BERT, ModernBERT, GTE, DeBERTa-v2, ESM-2, ViT,
     BART and the like. What is written opens in stock transformers, and `compactor export` turns its zeros into time.
 
+    With --speedup it makes a family of models that keep a promised speed, each a folder in OUTPUT: heads and neurons
+    go by second order, by times that are measured here, and what is left is solved anew. Nothing is trained unless
+    --steps or --epochs asks for it.
+
     \b
     Under torchrun it trains on several processes or machines:
       torchrun --standalone --nproc_per_node 2 -m compactor prune ...
@@ -126,6 +152,36 @@ def command(
     commands.require_packages(*_NEEDED, needed_by="compactor prune", extra="train")
     if resume and overwrite:
         raise UsageError("--resume and --overwrite contradict each other", todo="leave one out")
+    family = {name: settings.pop(name) for name in _OF_A_FAMILY}
+    if speedup is not None:
+        if first_run is not None:
+            raise UsageError("--speedup goes on from no other run", todo="leave out --first-run")
+        refuse_penalties(block, settings)
+        trained = recipe is not None or settings["steps"] is not None or settings["epochs"] is not None
+        own = {**settings, "precision": None, "method": "tuned"}
+        if not trained:
+            refuse_training(teacher, settings)
+        make_family(
+            Console(quiet=quiet, verbose=verbose),
+            model,
+            data,
+            output,
+            asked=read_settings(speedup, settings["precision"], settings["seed"], **family),
+            training=_read_config(recipe, None, own) if trained else None,
+            evaluation=evaluation,
+            teacher=teacher,
+            resume=resume,
+            overwrite=overwrite,
+            as_json=as_json,
+        )
+        return
+    for name, value in family.items():
+        if value is not None:
+            raise UsageError(f"--{name} says what a speed is promised for", todo="pass --speedup, or leave it out")
+    if evaluation is None:
+        raise UsageError("training needs examples to be judged on", todo="pass --eval, or --speedup to train nothing")
+    if settings["precision"] == "int8":
+        raise UsageError("a model is not trained in int8", todo="pass --precision fp32, bf16 or fp16")
     config = _read_config(recipe, block, settings)
     import os
 

@@ -13,10 +13,6 @@ from compactor.speedup.subject import Batch, real_rows
 from compactor.speedup.units import Unit
 
 
-class Stop(Exception):
-    """What is wanted has been seen: the rest of the model need not run."""
-
-
 @torch.no_grad()
 def gram_matrices(model: Any, units: Sequence[Unit], batches: Sequence[Batch]) -> dict[str, Tensor]:
     """By the name of each unit (N [+ 1], N [+ 1]): the sum of x xᵀ over the real tokens that its last layer reads.

@@ -9,7 +9,7 @@ from typing import Any
 
 from compactor.benching.bench import bench
 from compactor.errors import MeasurementError
-from compactor.speedup.costs import Load, export_graph
+from compactor.speedup.costs import Load
 
 TOLERANCE = 0.05  # of the promise
 _ROUNDS = 6
@@ -37,15 +37,6 @@ class Measured:
     def keeps(self, target: float) -> bool:
         """Whether it is within ``TOLERANCE`` of ``target``."""
         return abs(self.speedup / target - 1) <= TOLERANCE
-
-
-def export_all(folders: Mapping[str, Path], work: Path, load: Load, say: Callable[[str], None]) -> dict[str, Path]:
-    """The graph of each folder, exported into ``work``."""
-    graphs = {}
-    for name, folder in folders.items():
-        say(f"exporting {name}")
-        graphs[name] = export_graph(folder, work / name, load.precision)
-    return graphs
 
 
 def measure(

@@ -33,7 +33,10 @@ def make_record(
     settings: Settings,
     costs: Costs,
     members: Sequence[Member],
+    metric: str | None,
     metrics: Mapping[str, Any],
+    report: Mapping[str, Any],
+    steps: Mapping[str, Any] | None,
     command: str,
     seconds: float,
 ) -> dict[str, Any]:
@@ -44,7 +47,7 @@ def make_record(
         warnings.append(
             f"the sum of what blocks take misses a whole graph by up to {100 * costs.error:.0f} %: the machine was busy"
         )
-    verdict = metrics["verdict"]
+    verdict = report["verdict"]
     if not verdict["valid"]:
         warnings.append("the measurement of speed is INVALID: " + "; ".join(verdict["reasons"]))
     for member in members:
@@ -72,16 +75,17 @@ def make_record(
         "whole": {
             "latency_ms": costs.dense_ms,
             "sizes": whole,
-            "metrics": metrics["models"].get("whole"),
-            "fp32_metrics": next((found for name, found in metrics["models"].items() if name.endswith("fp32")), None),
+            "metrics": metrics.get("whole"),
+            "fp32_metrics": metrics.get("whole, fp32"),
         },
-        "metric": metrics["metric"],
+        "metric": metric,
+        "training": steps,
         "blocks": [
             {"name": unit.name, "kind": unit.block.kind, "count": unit.count, "width": unit.width} for unit in units
         ],
-        "models": [_model(member, metrics["models"]) for member in members],
+        "models": [_model(member, metrics) for member in members],
         "verdict": verdict,
-        "machine": metrics["machine"],
+        "machine": report["machine"],
         "warnings": warnings,
         "versions": versions(),
     }

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compactor.speedup.observing import Stop, hooked, with_constant
+from compactor.speedup.layering import Layers, Stop, WholeModel, open_layers
+from compactor.speedup.observing import hooked, with_constant
 from compactor.speedup.subject import Batch, Subject, real_rows
 from compactor.speedup.surgeon import Surgeon
 from compactor.speedup.surgery import solve_kept
@@ -62,6 +63,8 @@ class Repair:
             sizes: Of each unit.
             say: Told of the progress.
         """
+        linears.restore()
+        layers = open_layers(self._model, self._batches, [unit.module for unit in self._units])
         surgeon.operate(sizes)
         for number, (unit, size) in enumerate(zip(self._units, sizes, strict=True)):
             say(f"least squares: {unit.name}, {number + 1} of {len(self._units)}")
@@ -70,8 +73,9 @@ class Repair:
             before = surgeon.solved(number, size).double()
             gram = torch.zeros(len(inputs), len(inputs), dtype=torch.float64)
             cross = torch.zeros(len(before), len(inputs), dtype=torch.float64)
-            for place, batch in enumerate(self._batches):
-                seen, brought = self._see(unit, self._streams[number], batch)
+            layers.move_to(unit.module)
+            for place in range(len(self._batches)):
+                seen, brought = self._see(layers, unit, self._streams[number], place)
                 rows = with_constant(seen, unit)[:, inputs]
                 target = self._targets[number][place]
                 target = target if brought is None else target - brought
@@ -86,8 +90,11 @@ class Repair:
         for unit, order, size in zip(self._units, surgeon.orders, sizes, strict=True):
             linears.clear(unit, order.kept(size))
 
-    def _see(self, unit: Unit, stream: nn.Module | None, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def _see(
+        self, layers: Layers | WholeModel, unit: Unit, stream: nn.Module | None, place: int
+    ) -> tuple[Tensor, Tensor | None]:
         """What the unit's last layer reads now, and what the residual stream brings; the model runs no further."""
+        batch = self._batches[place]
         brought: list[Tensor] = []
         seen: list[Tensor] = []
 
@@ -98,8 +105,8 @@ class Repair:
             seen[:] = [real_rows(inputs[0], batch)]
             raise Stop
 
-        with hooked({unit.module: stop, **({} if stream is None else {stream: carry})}), contextlib.suppress(Stop):
-            self._model(**batch)
+        with hooked({unit.module: stop, **({} if stream is None else {stream: carry})}):
+            layers.run(place)
         return seen[0], brought[0] if brought else None
 
     @torch.no_grad()

@@ -38,7 +38,7 @@ class Choices:
     errors: Floats
 
 
-def cheapest(choices: Sequence[Choices], weights: Sequence[float], budget_ms: float) -> tuple[int, ...] | None:
+def cheapest(choices: Sequence[Choices], weights: Sequence[float] | Floats, budget_ms: float) -> tuple[int, ...] | None:
     """For each block the place of a size in ``choices``: the least sum of ``weights * errors`` within the budget.
 
     Times are rounded up to a ``_STEPS``-th of the budget, so that the sum never passes it.
@@ -105,7 +105,7 @@ def search(
     seen, tried, failed = {first}, 1, 0
     while tried < trials and failed < 20 * trials:
         share = random.random(len(guess)) < max(0.15, 1 - failed / trials) * 0.5
-        varied = guess * np.exp(_SPREAD * random.standard_normal(len(guess)) * share)
+        varied: Floats = guess * np.exp(_SPREAD * random.standard_normal(len(guess)) * share)
         found = cheapest(choices, varied, budget_ms)
         if found is None or found in seen:
             failed += 1

@@ -28,7 +28,7 @@ class Settings:
     speedups: tuple[float, ...]
     load: Load = dataclasses.field(default_factory=Load)
     costs: Path | None = None
-    trials: int = 24
+    trials: int = 16
     seed: int = 17
 
     def __post_init__(self) -> None:

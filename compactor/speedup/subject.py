@@ -30,7 +30,8 @@ from compactor.tasks import FEATURES, Task, find_task
 
 LEAST_TEXTS = 32
 _BATCH = 32
-_SEARCH_TOKENS, _REPAIR_TOKENS, _STATISTICS_TOKENS = 6_000, 24_000, 120_000
+_SEARCH_TOKENS, _REPAIR_TOKENS, _STATISTICS_TOKENS = 6_000, 24_000, 60_000  # of a model as large as MiniLM
+_USUAL_WEIGHTS = 11_000_000  # of its layers; a larger one is searched and repaired on fewer tokens
 
 Batch = Mapping[str, Tensor]
 
@@ -97,6 +98,8 @@ class Subject:
                 todo=f"give {LEAST_TEXTS} or more; 2,000 are plenty",
             )
         takes = inspect.signature(model.forward).parameters
+        layers = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
+        share = min(1.0, _USUAL_WEIGHTS / max(layers, 1))
         order = np.random.default_rng(seed).permutation(len(examples))
 
         def batches(tokens: int) -> list[Batch]:
@@ -117,9 +120,9 @@ class Subject:
             task,
             spec,
             model,
-            batches(_STATISTICS_TOKENS),
-            batches(_REPAIR_TOKENS),
-            batches(_SEARCH_TOKENS),
+            batches(int(_STATISTICS_TOKENS * max(share, 0.5))),
+            batches(int(_REPAIR_TOKENS * max(share, 0.5))),
+            batches(int(_SEARCH_TOKENS * max(share, 0.3))),
             _pools_first(folder),
             len(examples),
         )

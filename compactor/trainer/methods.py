@@ -2,6 +2,7 @@
 
 Reference: Lagunas, Charlaix, Sanh and Rush, "Block Pruning For Faster Transformers", EMNLP 2021, Table 1 and
 Section 3; ``rewind`` is the alternative to ``hybrid-filled`` in its code. ``dense`` prunes nothing: it makes a teacher.
+``tuned`` prunes nothing either: it trains what another pruning left (``compactor prune --speedup``).
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Second(enum.Enum):
 
     NONE = "none"
     FILL = "fill"  # zeros inside surviving heads become weights again, and the model is tuned on
+    KEEP = "keep"  # no second run: the heads and neurons that MODEL has left are what is trained
     REWIND = "rewind"  # a second run from the first weights, in which surviving heads cannot be pruned
 
 
@@ -146,6 +148,13 @@ METHODS: Mapping[str, Method] = {
             _SQUARE,
             Shape.DIM,
             scoring=Scoring.MAGNITUDE,
+        ),
+        Method(
+            "tuned",
+            "trains on the heads and neurons that MODEL has left, and no others; learns from a teacher",
+            Shape.HEAD,
+            Shape.DIM,
+            second=Second.KEEP,
         ),
         Method(
             "dense",

@@ -85,7 +85,7 @@ def install_pruner(run: Run, model: Any, task_data: Any, steps: int) -> list[str
 
     from compactor.trainer.models import open_model
     from compactor.trainer.pruner import Plan, Pruner
-    from compactor.trainer.refilling import fill, protect
+    from compactor.trainer.refilling import fill, keep, protect
     from compactor.trainer.schedule import Schedule
     from compactor.trainer.structure import find_blocks
     from compactor.trainer.survivors import find_survivors
@@ -95,14 +95,14 @@ def install_pruner(run: Run, model: Any, task_data: Any, steps: int) -> list[str
     if attention is Shape.NONE and feed_forward is Shape.NONE:
         return []
     blocks = find_blocks(model, _probe(model, task_data))
-    filling = preset.second is Second.FILL
+    filling, fixed = preset.second is Second.FILL, preset.second in (Second.FILL, Second.KEEP)
     plan = Plan(
-        attention=Shape.HEAD if filling else attention,
-        feed_forward=Shape.DIM if filling else feed_forward,
-        schedule=Schedule(steps, 0, 0) if filling else config.schedule(steps),
+        attention=Shape.HEAD if fixed else attention,
+        feed_forward=Shape.DIM if fixed else feed_forward,
+        schedule=Schedule(steps, 0, 0) if fixed else config.schedule(steps),
         scoring=preset.scoring,
         strength=preset.default_lambda if config.strength is None else config.strength,
-        target_density=None if filling else config.target_density,
+        target_density=None if fixed else config.target_density,
         attention_lambda=preset.attention_lambda if config.attention_lambda is None else config.attention_lambda,
         feed_forward_lambda=preset.feed_forward_lambda
         if config.feed_forward_lambda is None
@@ -112,7 +112,9 @@ def install_pruner(run: Run, model: Any, task_data: Any, steps: int) -> list[str
     )
     notes: list[str] = []
     survivors = None
-    if preset.second is not Second.NONE:
+    if preset.second is Second.KEEP:
+        survivors = find_survivors(model, blocks)
+    elif preset.second is not Second.NONE:
         assert run.first_run is not None
         first = model if filling else open_model(run.first_run, task_data.task, task_data.label_names)
         survivors = find_survivors(first, blocks)
@@ -120,7 +122,9 @@ def install_pruner(run: Run, model: Any, task_data: Any, steps: int) -> list[str
     notes += pruner.notes
     if survivors is not None:
         heads = sum(int(alive.sum()) for alive in survivors.heads.values())
-        if filling:
+        if preset.second is Second.KEEP:
+            keep(pruner, survivors)
+        elif filling:
             filled = fill(pruner, survivors, torch.Generator().manual_seed(config.seed))
             notes.append(f"{filled:,} zeros inside {heads} surviving heads were filled with small random weights")
         else:

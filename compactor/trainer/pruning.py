@@ -88,9 +88,10 @@ def prune(
     )
     check_folder(run, overwrite=overwrite)
     second = config.preset.second
-    if second is Second.NONE and run.first_run is not None:
+    alone = second in (Second.NONE, Second.KEEP)
+    if alone and run.first_run is not None:
         raise UsageError(f"the method '{config.method}' goes on from no other run", todo="leave out --first-run")
-    if second is Second.NONE or run.first_run is not None:
+    if alone or run.first_run is not None:
         return _train(run, lambda: claim_folder(run))
     first = dataclasses.replace(
         run, out=run.out / FIRST, config=dataclasses.replace(config, method="hybrid", **_kept_blocks(config))

@@ -28,6 +28,25 @@ def fill(pruner: Pruner, survivors: Survivors, generator: torch.Generator) -> in
     Returns:
         How many weights were filled.
     """
+    keep(pruner, survivors)
+    filled = 0
+    for group, member in pruner.members():
+        weight = member.part(member.weight)
+        empty = (weight == 0) & member.expand(group.live)
+        values = torch.randn(weight.shape, generator=generator) * FILL_SPREAD
+        weight.copy_(torch.where(empty, values.to(weight), weight))
+        filled += int(empty.sum())
+    return filled
+
+
+@torch.no_grad()
+def keep(pruner: Pruner, survivors: Survivors) -> None:
+    """Fix the masks of whole heads and neurons to the survivors.
+
+    Args:
+        pruner: Newly installed, a score for each head and each neuron.
+        survivors: What lives, and goes on living.
+    """
     owners = _owners(pruner)
     live = {}
     for group in pruner.all_groups:
@@ -38,14 +57,6 @@ def fill(pruner: Pruner, survivors: Survivors, generator: torch.Generator) -> in
             alive = survivors.neurons[block.output.name]
         live[group.name] = alive.to(group.live.device).reshape(group.live.shape)
     pruner.fix(live)
-    filled = 0
-    for group, member in pruner.members():
-        weight = member.part(member.weight)
-        empty = (weight == 0) & member.expand(group.live)
-        values = torch.randn(weight.shape, generator=generator) * FILL_SPREAD
-        weight.copy_(torch.where(empty, values.to(weight), weight))
-        filled += int(empty.sum())
-    return filled
 
 
 @torch.no_grad()
