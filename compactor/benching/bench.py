@@ -139,7 +139,12 @@ def _bench(request: Request, command: str, say: Say) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="compactor-bench-") as temporary:
         plan = make_plan(request, Path(temporary), say)
         targets, workload = plan.targets, plan.workload
-        extras = Extras(layers=targets.layers, machine=machine_card(), notes=[*targets.notes, *workload.notes])
+        extras = Extras(
+            layers=targets.layers,
+            ledgers=list(targets.ledgers),
+            machine=machine_card(),
+            notes=[*targets.notes, *workload.notes],
+        )
         for variant in targets.own:
             extras.counters[variant.id] = {
                 "file_bytes": file_bytes(variant),
