@@ -38,7 +38,19 @@ TOLERANCES = {"fp32": EXACT, "fp16": HALF, "bf16": LOOSE, "int8": LOOSE}
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PLACES = (  # on one machine
-    *("--work", "--out", "--optimum-python", "--data", "--model", "--dense", "--peer", "--embedder", "--pairs"),
+    *(
+        "--work",
+        "--out",
+        "--optimum-python",
+        "--data",
+        "--model",
+        "--dense",
+        "--peer",
+        "--embedder",
+        "--pairs",
+        "--writer",
+        "--reports",
+    ),
 )
 
 

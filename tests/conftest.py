@@ -82,6 +82,21 @@ def example_checkpoint() -> Path:
 
 
 @pytest.fixture(scope="session")
+def token_artefact(tmp_path_factory: pytest.TempPathFactory, example_checkpoint: Path) -> Path:
+    """The example's, with int8 scales by token; exported once for all tests. Do not change it."""
+    from compactor.exporting.export import export
+
+    return export(example_checkpoint, tmp_path_factory.mktemp("by-token") / "compact", int8="token").path
+
+
+@pytest.fixture(scope="session")
+def film_texts(root: Path) -> list[str]:
+    """The first 64 sentences beside the example, of 4 to 35 words."""
+    lines = (root / "examples" / "sst2.tsv").read_text("utf-8").splitlines()[1:65]
+    return [line.split("\t")[0] for line in lines]
+
+
+@pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """The folder beside the checkout with larger checkpoints and data; its tests are skipped where it is absent."""
     if not SHARED.is_dir():

@@ -28,6 +28,7 @@ class Extras:
         quality: The ``quality`` block.
         peak: The machine's own limit; None where it was not measured.
         layers: Kept heads and neurons; None where no target tells.
+        ledgers: What int8 costs, by layer, of each target that says so.
         machine: The machine card.
         notes: What the reader should know.
     """
@@ -39,6 +40,7 @@ class Extras:
     quality: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     peak: dict[str, Any] | None = None
     layers: list[dict[str, Any]] | None = None
+    ledgers: list[Mapping[str, Any]] = dataclasses.field(default_factory=list)
     machine: dict[str, Any] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
 
@@ -167,6 +169,7 @@ def assemble(
         "baseline": baseline,
         "variants": [describe(variant) for variant in variants],
         "layers": extras.layers,
+        "ledgers": extras.ledgers,
         "peak": extras.peak,
         "machine": extras.machine,
         "notes": extras.notes,

@@ -134,31 +134,50 @@ def bench(
 
 
 def _bench(request: Request, command: str, say: Say) -> dict[str, Any]:
-    """The flow: targets and inputs, times, all that stands beside them."""
+    """The flow: targets and inputs, then all that is measured of them."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="compactor-bench-") as temporary:
-        plan = make_plan(request, Path(temporary), say)
-        targets, workload = plan.targets, plan.workload
-        extras = Extras(layers=targets.layers, machine=machine_card(), notes=[*targets.notes, *workload.notes])
-        for variant in targets.own:
-            extras.counters[variant.id] = {
-                "file_bytes": file_bytes(variant),
-                "parameters": parameters(variant),
-                "sha256": model_hash(variant),
-            }
-        serve = plan_server(plan, extras.notes, say)
-        kept = plan.folder / "kept" if targets.generates else None
-        measurements = measure(targets.variants, workload.cases, plan.settings, say=say, serve=serve, outputs=kept)
-        if kept is not None:
-            extras.agreements = find_agreements(kept, workload.cases, targets.baseline)
-            names = {variant.id: variant.name for variant in targets.variants}
-            extras.notes.extend(describe_agreements(names, extras.agreements, names.get(targets.baseline or "", "")))
-        if not measurements.interrupted:
-            try:
-                _find_extras(plan, extras, measurements, say)
-            except KeyboardInterrupt:
-                say("interrupted: keeping what is measured so far")
-                measurements.interrupted = True
+        return carry_out(make_plan(request, Path(temporary), say), command, say, start=start)
+
+
+def carry_out(plan: Plan, command: str, say: Say, *, start: float) -> dict[str, Any]:
+    """Measure what was planned, and all that stands beside the times.
+
+    Args:
+        plan: The targets and inputs. Variants may have been added to those that the targets stand for.
+        command: What the report says one should type to get it again.
+        say: Told what is going on.
+        start: Of the whole run, by ``time.monotonic``.
+
+    Returns:
+        The report.
+    """
+    targets, workload = plan.targets, plan.workload
+    extras = Extras(
+        layers=targets.layers,
+        ledgers=list(targets.ledgers),
+        machine=machine_card(),
+        notes=[*targets.notes, *workload.notes],
+    )
+    for variant in targets.own:
+        extras.counters[variant.id] = {
+            "file_bytes": file_bytes(variant),
+            "parameters": parameters(variant),
+            "sha256": model_hash(variant),
+        }
+    serve = plan_server(plan, extras.notes, say)
+    kept = plan.folder / "kept" if targets.generates else None
+    measurements = measure(targets.variants, workload.cases, plan.settings, say=say, serve=serve, outputs=kept)
+    if kept is not None:
+        extras.agreements = find_agreements(kept, workload.cases, targets.baseline)
+        names = {variant.id: variant.name for variant in targets.variants}
+        extras.notes.extend(describe_agreements(names, extras.agreements, names.get(targets.baseline or "", "")))
+    if not measurements.interrupted:
+        try:
+            _find_extras(plan, extras, measurements, say)
+        except KeyboardInterrupt:
+            say("interrupted: keeping what is measured so far")
+            measurements.interrupted = True
     return assemble(
         title=targets.title,
         command=command,

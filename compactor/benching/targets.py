@@ -48,6 +48,7 @@ class Targets:
         tokenizer: The folder that holds a tokenizer; None where there is none.
         image: Whether the models look at pixels instead of tokens.
         layers: The report's ``layers``.
+        ledgers: The report's ``ledgers``.
         notes: What the reader should know.
         fixed: Batch size and length that a graph is made for, by variant id; None where any will do.
         search: How encoder-decoders search for text: the ``generation_config.json`` of the first that has one. All of
@@ -63,6 +64,7 @@ class Targets:
     tokenizer: Path | None = None
     image: bool = False
     layers: list[dict[str, Any]] | None = None
+    ledgers: Sequence[Mapping[str, Any]] = ()
     notes: Sequence[str] = ()
     fixed: Mapping[str, tuple[int | None, int | None]] = dataclasses.field(default_factory=dict)
     search: Mapping[str, Any] | None = None
@@ -177,6 +179,7 @@ def resolve_targets(
         tokenizer=next((home for home in homes if any((home / name).is_file() for name in _TOKENIZERS)), None),
         image=everything[0].is_image,
         layers=_layers(manifests[0]["layers"]) if manifests else None,
+        ledgers=_ledgers(everything),
         notes=notes,
         fixed={variant.id: model.graph.fixed for variant, model in rows if model.graph and any(model.graph.fixed)},
         search=search,
@@ -237,6 +240,16 @@ def _layers(sublayers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             before, after = sublayer["heads" if unit == "heads" else "width"]
             layer.update({f"{unit}_before": before, f"{unit}_after": after})
     return list(found.values())
+
+
+def _ledgers(targets: Sequence[Target]) -> list[dict[str, Any]]:
+    """The report's ``ledgers``; a baseline that is a target as well has one."""
+    found = {
+        str(target.given): target.manifest["ledger"]
+        for target in targets
+        if target.manifest is not None and "ledger" in target.manifest
+    }
+    return [{"target": name, "ledger": ledger} for name, ledger in found.items()]
 
 
 # From models to variants

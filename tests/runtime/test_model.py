@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,18 +55,15 @@ def test_labels_are_the_masked_models(text_artefact, classifier):
         assert answer.to_json()["scores"].keys() == set(answer.labels)
 
 
-def test_int8_by_token_answers_a_text_as_among_63_others(example_checkpoint, tmp_path):
+def test_int8_by_token_answers_a_text_as_among_63_others(token_artefact, film_texts):
     """And close to fp32; one scale for the whole batch does neither."""
-    path = compactor.export(example_checkpoint, tmp_path / "out", int8="token").path
-    lines = (Path(__file__).parents[2] / "examples" / "sst2.tsv").read_text("utf-8").splitlines()[1:65]
-    texts = [line.split("\t")[0] for line in lines]
-    model = compactor.runtime.load(path, precision="int8", threads=1, max_batch=64)
-    together, alone = model(texts), [model([text])[0] for text in texts]
+    model = compactor.runtime.load(token_artefact, precision="int8", threads=1, max_batch=64)
+    together, alone = model(film_texts), [model([text])[0] for text in film_texts]
     assert [answer.label for answer in together] == [answer.label for answer in alone]
     np.testing.assert_allclose(
         [answer.scores for answer in together], [answer.scores for answer in alone], rtol=0, atol=1e-6
     )
-    exact = compactor.runtime.load(path, precision="fp32", threads=1)(texts)
+    exact = compactor.runtime.load(token_artefact, precision="fp32", threads=1)(film_texts)
     assert np.abs(np.array([a.scores for a in together]) - [a.scores for a in exact]).max() < 0.06
 
 

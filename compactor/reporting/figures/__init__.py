@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from compactor.reporting.figures.figure import Figure
 from compactor.reporting.figures.layers import layer_times_figure, layers_figure, operators_figure
+from compactor.reporting.figures.ledger import ledger_figure
 from compactor.reporting.figures.pareto import pareto_figure
 from compactor.reporting.figures.speed import latency_figure, processes_figure, server_figure, throughput_figure
 from compactor.reporting.rows import Report
@@ -23,6 +24,7 @@ def make_figures(report: Report) -> list[Figure]:
         layers_figure(report),
         operators_figure(report),
         layer_times_figure(report),
+        ledger_figure(report),
         processes_figure(report),
     )
     return list(filter(None, figures))

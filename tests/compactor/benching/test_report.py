@@ -13,6 +13,7 @@ import pytest
 
 from compactor.benching.report import REPORT_NAME, dump_report, load_report, report_problems, report_schema
 from compactor.errors import ModelDirectoryError
+from compactor.manifest import manifest_schema
 from tests.compactor.reports import make_report
 
 Report = dict[str, Any]
@@ -22,6 +23,7 @@ KINDS = [
     pytest.param({"scenario": "offline", "cases": ("batch 32", "batch 32, bucketed"), "data": True}, id="offline"),
     pytest.param({"scenario": "server"}, id="server"),
     pytest.param({"baseline": None, "quality": False, "profile": False, "layers": False, "peak": False}, id="bare"),
+    pytest.param({"ledger": True}, id="ledger"),
     pytest.param({"failed": {"compact-int8": "it crashed"}, "interrupted": True, "reasons": ["load"]}, id="failed"),
 ]
 
@@ -38,6 +40,10 @@ def closed(schema: Any) -> Any:
 
 def test_the_schema_is_a_schema() -> None:
     jsonschema.Draft202012Validator.check_schema(report_schema())
+
+
+def test_a_ledger_is_the_manifests() -> None:
+    assert report_schema()["$defs"]["ledger"] == manifest_schema()["$defs"]["ledger"]
 
 
 @pytest.mark.parametrize("options", KINDS)
@@ -208,4 +214,6 @@ def test_every_field_is_documented() -> None:
             return set()
         return set(schema.get("properties", {})).union(*map(fields, schema.values()))
 
-    assert {name for name in fields(report_schema()) if f"`{name}`" not in text} == set()
+    schema = copy.deepcopy(report_schema())
+    del schema["$defs"]["ledger"]  # docs/manifest.md describes it
+    assert {name for name in fields(schema) if f"`{name}`" not in text} == set()

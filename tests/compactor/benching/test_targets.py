@@ -20,6 +20,7 @@ from compactor.manifest import dump_manifest
 from compactor.runtime.errors import ProviderUnavailableError
 from tests.compactor import checkpoints
 from tests.compactor.manifests import example_manifest
+from tests.compactor.reports import make_ledger
 
 INT64, FLOAT, FLOAT16 = TensorProto.INT64, TensorProto.FLOAT, TensorProto.FLOAT16
 Axis = int | str
@@ -113,6 +114,17 @@ def test_an_artefact_is_all_its_graphs_and_a_model_directory_runs_in_pytorch(tmp
     assert (found.config["vocab_size"], found.max_length) == (checkpoints.VOCABULARY, checkpoints.POSITIONS)
     assert found.tokenizer == compact
     assert found.notes == []
+
+
+def test_ledgers_come_from_the_manifests_that_hold_one(tmp_path: Path) -> None:
+    """One of an artefact that is a target and the baseline."""
+    chosen, other = artefact(tmp_path / "chosen"), artefact(tmp_path / "other")
+    manifest = json.loads((chosen / "compactor.json").read_text())
+    manifest["ledger"] = make_ledger()
+    (chosen / "compactor.json").write_text(dump_manifest(manifest))
+    assert resolve_targets([other]).ledgers == []
+    found = resolve_targets([other, chosen], baseline=chosen).ledgers
+    assert found == [{"target": str(chosen), "ledger": make_ledger()}]
 
 
 def test_layers_come_from_the_manifest(tmp_path: Path) -> None:

@@ -67,6 +67,22 @@ def test_threads_change_nothing(small: Path, scored: Scored, out: Path) -> None:
     assert out.read_bytes() == scored.out.read_bytes()
 
 
+def test_int8_by_token_answers_a_row_as_among_63_others(
+    token_artefact: Path, film_texts: list[str], tmp_path: Path
+) -> None:
+    def answers(name: str, texts: list[str]) -> list[dict[str, Any]]:
+        source = write(tmp_path / f"{name}.tsv", {"text": texts})
+        out = tmp_path / f"{name}.parquet"
+        assert predict(token_artefact, source, out, precision="int8", threads=1).rows == len(texts)
+        return read(out)
+
+    together = answers("together", film_texts)
+    for place in (0, 20, 41, 63):
+        (alone,) = answers(f"alone-{place}", film_texts[place : place + 1])
+        assert alone["label"] == together[place]["label"]
+        assert together[place]["scores"] == pytest.approx(alone["scores"], rel=0, abs=1e-6)
+
+
 def test_bad_rows_have_an_error_and_the_rest_its_answers(small: Path, out: Path, tmp_path: Path) -> None:
     texts: list[Any] = sentences(20)
     alone = tmp_path / "alone.parquet"

@@ -26,7 +26,7 @@ REAL = ("batch 1", "batch 32", "batch 32, bucketed")
 TIMED = ["latency", "pareto", "throughput", "layers", "operators", "layer-times", "processes"]
 TRAINED = ["density", "losses", "metric", "pattern-0"]
 FIGURES = {
-    "single": TIMED,
+    "single": [*TIMED[:-1], "ledger", TIMED[-1]],
     "offline": TIMED,
     "hostile": TIMED,
     "many": TIMED,
@@ -45,7 +45,7 @@ FIGURES = {
 @pytest.fixture(scope="module")
 def pages() -> dict[str, str]:
     reports = {
-        "single": make_report(),
+        "single": make_report(ledger=True),
         "offline": make_report(scenario="offline", data=True, cases=REAL),
         "server": make_report(scenario="server", data=True),
         "hostile": make_report(

@@ -10,7 +10,7 @@ from compactor.reporting.canvas import SERIES, draw, framed, shorten
 from compactor.reporting.figures import make_figures
 from compactor.reporting.figures.figure import variant_keys
 from tests.compactor.reporting.pages import check_drawings, shown
-from tests.compactor.reports import KINDS, make_report
+from tests.compactor.reports import KINDS, make_ledger, make_report
 
 REAL = ("batch 1", "batch 32", "batch 32, bucketed")
 
@@ -23,6 +23,10 @@ def figures_of(**knobs):
     ("knobs", "expected"),
     [
         ({}, ["latency", "pareto", "throughput", "layers", "operators", "layer-times", "processes"]),
+        (
+            {"cases": ("1x128",), "profile": False, "layers": False, "ledger": True},
+            ["latency", "pareto", "ledger", "processes"],
+        ),
         ({"scenario": "server"}, ["server", "pareto", "layers", "operators", "layer-times"]),
         ({"cases": ("1x128",)}, ["latency", "pareto", "layers", "operators", "layer-times", "processes"]),
         ({"profile": False, "layers": False}, ["latency", "pareto", "throughput", "processes"]),
@@ -36,7 +40,7 @@ def test_a_figure_is_there_when_it_has_data(knobs, expected):
 
 @pytest.mark.parametrize("scenario", ["single", "server"])
 def test_drawings_are_sound_and_take_their_colours_from_the_page(scenario):
-    check_drawings(make_figures(make_report(scenario=scenario)))
+    check_drawings(make_figures(make_report(scenario=scenario, ledger=True)))
 
 
 def test_the_same_report_gives_the_same_bytes():
@@ -135,6 +139,40 @@ def test_layers_without_neurons_show_heads_alone():
         layer["neurons_before"] = layer["neurons_after"] = None
     (figure,) = (figure for figure in make_figures(report) if figure.id == "layers")
     assert [drawing.id for drawing in figure.drawings] == ["layers-heads"]
+
+
+def test_a_ledger_shows_error_time_and_choice_of_each_layer():
+    figure = figures_of(ledger=True)["ledger"]
+    (drawing,) = figure.drawings
+    assert drawing.title == "compact int8: 99.5 % of 200 held-out answers kept"
+    texts = shown(figure)
+    assert texts[:2] == ["error", "ms saved"]
+    for row in (["0 feed-forward#1", "2.1 %", "0.569"], ["pooler#0", "0.07 %", "\N{MINUS SIGN}0.003"]):
+        place = texts.index(row[0])
+        assert texts[place : place + 3] == row
+    place = texts.index("word_embeddings")
+    assert texts[place : place + 3] == ["word_embeddings", "0.41 %", "table"]
+    assert [key.text for key in figure.keys] == ["int8", "stays in fp32"]
+    assert "layers.0.feed_forward#1: error 2.1 %, 0.569 ms saved, fp32" in drawing.markup
+
+
+def test_bars_of_a_ledger_are_as_long_as_errors_and_times_and_coloured_by_the_choice():
+    (drawing,) = figures_of(ledger=True)["ledger"].drawings
+    units = make_ledger()["units"]
+    found = re.findall(r'd="M ([\d.]+) [\d.]+ L ([\d.]+) [^"]*"[^>]*fill: var\(--s(\d)\)', drawing.markup)
+    bars = [(float(right) - float(left), int(series)) for left, right, series in found]
+    errors = [length for length, _ in bars[::2]]
+    saved = [length for length, _ in bars[1:-1:2]]
+    assert errors == pytest.approx([66 * unit["error"] / 0.0214 for unit in units], rel=1e-3)
+    gains = [unit["fp32_ms"] - unit["int8_ms"] for unit in units[:-1]]
+    assert saved == pytest.approx([66 * gain / (0.708 + 0.003) for gain in gains], abs=0.01)
+    assert [series for _, series in bars[::2]] == [1, 1, 1, 3, 1, 1]
+
+
+def test_a_report_from_before_ledgers_has_its_other_figures():
+    report = make_report()
+    del report["ledgers"]
+    assert "ledger" not in {figure.id for figure in make_figures(report)}
 
 
 def test_operators_beyond_the_named_are_others():

@@ -102,6 +102,17 @@ def test_clients_at_the_same_time_get_their_own_answers(server, expected):
         assert reply["outputs"][0]["score"] == pytest.approx(expected[which].score, abs=1e-5)
 
 
+def test_int8_by_token_answers_a_text_as_among_63_others(token_artefact, film_texts):
+    with Server(token_artefact, "--precision", "int8", "--max-texts", "64", "--max-batch", "64") as server:
+        status, reply = server.post("/predict", {"inputs": film_texts})
+        assert status == 200
+        for text, together in zip(film_texts, reply["outputs"], strict=True):
+            status, own = server.post("/predict", {"inputs": text})
+            (alone,) = own["outputs"]
+            assert status == 200 and alone["label"] == together["label"]
+            assert together["scores"] == pytest.approx(alone["scores"], rel=0, abs=1e-6)
+
+
 def test_a_bad_item_harms_no_other(server, expected):
     status, reply = server.post("/predict", {"inputs": [TEXTS[0], "", 3, "long " * 200, TEXTS[1]]})
     assert status == 200
