@@ -105,7 +105,7 @@ def make_speedup_tiles(document: Family) -> list[Tile]:
         elif loss is not None:
             tiles.append(Tile(loss_name(document), digits(loss), f"of {best['name']}, from the whole model's answers"))
     if finite(document["seconds"]) is not None:
-        tiles.append(Tile("Time", span(document["seconds"]), "without training or labels"))
+        tiles.append(Tile("Time", span(document["seconds"]), "of all the work, without training"))
     return tiles
 
 
