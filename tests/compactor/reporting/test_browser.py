@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from compactor.reporting.page import render_html
+from compactor.reporting.speedup import render_speedup
 from compactor.reporting.training import render_training
 from tests.compactor.reporting.browser import Looked, find_chromium, look_at, print_page
+from tests.compactor.reporting.families import make_family, make_unknown_family
 from tests.compactor.reporting.parts import make_parts_report
 from tests.compactor.reporting.trainings import make_bare, make_training, make_unknown
 from tests.compactor.reports import KINDS, make_report
@@ -39,6 +41,9 @@ FIGURES = {
     "training, long": [*TRAINED, "pattern-1"],
     "training, unknown": ["pattern-0"],
     "training, bare": [],
+    "family": ["family", "sizes", "costs"],
+    "family, long": ["family", "sizes", "costs"],
+    "family, unknown": ["family", "sizes", "costs"],
 }
 
 
@@ -71,7 +76,17 @@ def pages() -> dict[str, str]:
     phases = trainings["training, long"]["phases"]
     phases[0]["last"] = phases[1]["first"] = 40
     phases[2]["name"] = "$x^2$ & a very long name"
+    families = {
+        "family": make_family(missed=(2.0,)),
+        "family, long": make_family(
+            targets=(1.1, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0), layers=24, heads=16, title="<b>" + "long" * 80,
+            warnings=("busy" * 60, "two")),
+        "family, unknown": make_unknown_family(),
+    }  # fmt: skip
+    families["family, long"]["models"][3]["name"] = "$x^2$ & a very long name"
+    families["family, long"]["costs"]["tables"]["very" * 40] = [[0, 0.0], [4, 1.0]]
     found = {name: render_html(report) for name, report in reports.items()}
+    found |= {name: render_speedup(document) for name, document in families.items()}
     return found | {name: render_training(document) for name, document in trainings.items()}
 
 
@@ -113,7 +128,7 @@ def test_every_text_has_contrast(seen: Looked) -> None:
         assert not result["faint"], (result["name"], result["theme"], result["faint"])
 
 
-@pytest.mark.parametrize("page", ["single", "training"])
+@pytest.mark.parametrize("page", ["single", "training", "family"])
 def test_drawings_take_the_colours_of_the_theme(seen: Looked, page: str) -> None:
     light, dark = (
         {d["id"]: set(d["colours"]) for d in _only(seen, page, theme)["drawings"]} for theme in ("light", "dark")
