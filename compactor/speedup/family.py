@@ -304,6 +304,7 @@ def prune_to_speed(
         settings=settings,
         costs=shop.costs,
         members=members,
+        whole_ms=speeds[WHOLE].latency_ms,
         metric=metric,
         metrics=metrics,
         report=report,

@@ -33,6 +33,7 @@ def make_record(
     settings: Settings,
     costs: Costs,
     members: Sequence[Member],
+    whole_ms: float,
     metric: str | None,
     metrics: Mapping[str, Any],
     report: Mapping[str, Any],
@@ -54,7 +55,7 @@ def make_record(
         if not member.kept and member.measured is not None:
             warnings.append(
                 f"{member.folder.name} is {member.measured.speedup:.2f} times as fast, "
-                f"more than {100 * TOLERANCE:.0f} % off, corrected once"
+                f"more than {100 * TOLERANCE:.0f} % off{', corrected once' if member.corrected else ''}"
             )
     return {
         "schema": SCHEMA,
@@ -73,7 +74,7 @@ def make_record(
         "tolerance": TOLERANCE,
         "costs": costs.to_json(),
         "whole": {
-            "latency_ms": costs.dense_ms,
+            "latency_ms": whole_ms,
             "sizes": whole,
             "metrics": metrics.get("whole"),
             "fp32_metrics": metrics.get("whole, fp32"),
