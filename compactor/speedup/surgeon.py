@@ -1,4 +1,4 @@
-"""The surgery of a whole model: an order of removal for every block, and what the model loses by any choice of sizes."""
+"""The surgery of a whole model: an order of removal for every block, and what the model loses by a choice of sizes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from compactor.speedup.observing import gram_matrices
-from compactor.speedup.search import Choices
 from compactor.speedup.subject import Subject
 from compactor.speedup.surgery import Order, damp, order_removals, solve_kept
 from compactor.speedup.units import Linears, Unit

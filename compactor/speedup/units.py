@@ -45,7 +45,7 @@ class Unit:
 
     @property
     def shape(self) -> str:
-        """What its time depends on, beside how much of it is left: ``attention 384 12x32``, ``feed_forward 384 1536``."""
+        """What its time depends on beside what is left: ``attention 384 12x32``, ``feed_forward 384 1536x1``."""
         inner = f"{self.count}x{self.width}" if self.is_attention else f"{self.count}x{len(self.block.matrices) - 1}"
         return f"{self.block.kind} {self.module.out_features} {inner}"
 
