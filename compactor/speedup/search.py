@@ -38,7 +38,7 @@ class Choices:
     errors: Floats
 
 
-def cheapest(choices: Sequence[Choices], weights: Sequence[float], budget_ms: float) -> tuple[int, ...] | None:
+def cheapest(choices: Sequence[Choices], weights: Sequence[float] | Floats, budget_ms: float) -> tuple[int, ...] | None:
     """For each block the place of a size in ``choices``: the least sum of ``weights * errors`` within the budget.
 
     Times are rounded up to a ``_STEPS``-th of the budget, so that the sum never passes it.
