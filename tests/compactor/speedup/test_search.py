@@ -83,6 +83,14 @@ def test_rounding_never_passes_the_budget_and_costs_a_step_for_each_block(proble
     assert near is None or cost(blocks, weights, found) <= near + 1e-12
 
 
+@pytest.mark.parametrize("blocks", [2, 3, 7, 24])
+def test_many_small_remainders_do_not_add_up_to_more_than_there_is(blocks):
+    steps = 4000 // blocks + 0.4  # all together are a little too long; rounded to whole steps they would not be
+    some = [choices([0, steps / 4000], [1, 0])] * blocks
+    found = cheapest(some, [1.0] * blocks, 1.0)
+    assert found is not None and sum(found) == blocks - 1
+
+
 @pytest.mark.parametrize("budget", [-1.0, -1e-9, 0.29, 0.0])
 def test_a_budget_that_cannot_be_met(budget):
     blocks = [choices([0.1, 1], [1, 0]), choices([0.2, 1], [1, 0])]
