@@ -135,22 +135,10 @@ class Costs:
             UsageError: It is no such file, or of other blocks, or of another load.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content.pop("kind") != "compactor-costs" or content.pop("schema") != SCHEMA:
-                raise ValueError("another schema")
-            tables = {
-                str(shape): [(int(size), float(taken)) for size, taken in rows]
-                for shape, rows in content["tables"].items()
-            }
-            if not all(rows and all(math.isfinite(taken) for _, taken in rows) for rows in tables.values()):
-                raise ValueError("a time that is no number")
-            found = cls(**{**content, "tables": tables})
-            numbers = (float(found.fixed_ms), float(found.dense_ms))
-            if not all(math.isfinite(number) for number in numbers):
-                raise ValueError("a time that is no number")
+            found = cls._parse(json.loads(path.read_text(encoding="utf-8")))
         except OSError as error:
             raise UsageError(f"cannot be read: {error.strerror}", where=str(path), todo="check the path") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise UsageError(
                 f"no costs that compactor wrote: {error}", where=str(path), todo="leave out --costs to measure them"
             ) from error
@@ -161,12 +149,37 @@ class Costs:
                 where=str(path),
                 todo="leave out --costs to measure them",
             )
-        if dict(found.load) != load.to_json():
+        if found.load != load.to_json():
             raise UsageError(
-                f"the costs are of another load: {dict(found.load)}",
+                f"the costs are of another load: {found.load}",
                 where=str(path),
                 todo="ask for the same batch, lengths and precision, or leave out --costs",
             )
+        return found
+
+    @classmethod
+    def _parse(cls, content: dict[str, Any]) -> Costs:
+        """Of the content of a file, which may be anything: what does not fit raises an error of Python's own."""
+        if content.pop("kind") != "compactor-costs" or content.pop("schema") != SCHEMA:
+            raise ValueError("another schema")
+        for name in ("load", "machine"):
+            if not isinstance(content[name], dict):
+                raise ValueError(f"'{name}' is no object")
+        for name in ("fixed_ms", "dense_ms", "error"):
+            content[name] = float(content[name])
+        content["tables"] = {
+            str(shape): [(int(size), float(taken)) for size, taken in rows] for shape, rows in content["tables"].items()
+        }
+        content["graphs"] = [(float(own), float(added)) for own, added in content["graphs"]]
+        found = cls(**content)
+        times = [found.fixed_ms, found.dense_ms, found.error]
+        for rows in found.tables.values():
+            sizes, taken = [size for size, _ in rows], [time for _, time in rows]
+            if sizes[:1] != [0] or sizes != sorted(set(sizes)) or taken != sorted(taken):
+                raise ValueError("sizes that do not ascend from 0, or more of them that take less")
+            times += taken
+        if not all(math.isfinite(time) and time >= 0 for time in times) or found.dense_ms == 0:
+            raise ValueError("a time that is none")
         return found
 
 
@@ -234,7 +247,7 @@ def _plans(units: Sequence[Unit]) -> list[tuple[int, ...]]:
 def _sizes(unit: Unit) -> list[int]:
     """Sizes worth measuring, all but nothing, which takes no time, and the whole, which the dense graph has."""
     if unit.is_attention and unit.count <= len(_SHARES) + 4:
-        return list(range(1, unit.count))
+        return list(range(1, unit.count)) or [unit.count]
     found = {round(share * unit.count) for share in _SHARES}
     return sorted(found - {0, unit.count}) or [unit.count]
 

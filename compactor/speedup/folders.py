@@ -11,7 +11,16 @@ from compactor.companions.files import copy_file
 from compactor.speedup.subject import Subject
 
 _WEIGHTS = (".safetensors", ".bin", ".h5", ".msgpack", ".onnx", ".ot", ".pt", ".pth", ".ckpt", ".gguf", ".npz")
-_STALE = ("compactor.json", "training.json", "training.html", "run.json", "pruning.json", "speedup.json")
+_STALE = (
+    "compactor.json",
+    "training.json",
+    "training.html",
+    "run.json",
+    "pruning.json",
+    "speedup.json",
+    "speedup.html",
+)
+_OTHER = (".onnx", "openvino_")  # in the names of graphs, and of files that hold their weights or structure
 _MODULES = "modules.json"
 
 
@@ -34,11 +43,12 @@ def write_folder(subject: Subject, folder: Path) -> None:
     subject.model.save_pretrained(folder / inner)
     for place in dict.fromkeys((source, home)):
         for path in sorted(place.iterdir()):
-            plain = path.is_file() and not path.name.startswith(".") and path.name not in _STALE
-            if plain and path.suffix not in _WEIGHTS and not path.name.endswith(".index.json"):
+            if path.is_file() and not _is_left_out(path):
                 copy_file(source, folder, str(path.relative_to(source)))
     for module in _modules(source)[1:]:
-        for path in sorted((source / module).rglob("*")) if module else ():
+        if (source / module) in (source, home):  # the model again: what is there is written
+            continue
+        for path in sorted((source / module).rglob("*")):
             if path.is_file():
                 copy_file(source, folder, str(path.relative_to(source)))
 
@@ -48,6 +58,14 @@ def replace_folder(part: Path, folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     part.rename(folder)
+
+
+def _is_left_out(path: Path) -> bool:
+    """Whether it is weights, is of another form of the model, or tells of how it came to be."""
+    name = path.name
+    if name.startswith(".") or name in _STALE or name.endswith(".index.json"):
+        return True
+    return path.suffix in _WEIGHTS or any(part in name for part in _OTHER)
 
 
 def _modules(source: Path) -> list[str]:

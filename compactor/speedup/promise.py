@@ -55,6 +55,8 @@ def measure(
         shape = {"batch": [load.batch], **_file(load.lengths)}
     paths = list(graphs.values())
     report = bench(paths, baseline=paths[0], rounds=_ROUNDS, duration_s=_SECONDS, progress=say, **shape)
+    if report["interrupted"]:
+        raise KeyboardInterrupt  # bench keeps what it has; half a measurement is no promise
     valid = report["verdict"]["valid"]
     found = {}
     for name, path in graphs.items():

@@ -113,6 +113,6 @@ def search(
         seen.add(found)
         tried += 1
         value = loss(found)
-        if value < least:
+        if value < least or np.isnan(least):
             best, least, guess = found, value, varied
     return best, least

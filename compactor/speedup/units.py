@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from compactor.errors import ModelDirectoryError
 from compactor.trainer.following import Part
 from compactor.trainer.structure import AttentionMatrices, FeedForwardMatrices, Matrices, find_blocks
+
+_TODO = "give a BERT, ModernBERT, GTE, DeBERTa-v2 or ESM-2, or a model built like one of them"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +67,8 @@ def find_units(model: Any, batch: Any) -> tuple[Unit, ...]:
         batch: A small one.
 
     Raises:
-        ModelDirectoryError: There is no attention over linear projections in it.
+        ModelDirectoryError: There is no attention over linear projections in it; or what is known of a block by its
+            name, or by one look at it, would be of several.
     """
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     units = []
@@ -79,9 +83,28 @@ def find_units(model: Any, batch: Any) -> tuple[Unit, ...]:
     if not units:
         raise ModelDirectoryError(
             "no block was found of which heads or neurons could be removed",
-            todo="give a BERT, ModernBERT, GTE, DeBERTa-v2 or ESM-2, or a model built like one of them",
+            todo=_TODO,
         )
+    _check_single(model, batch, units)
     return tuple(units)
+
+
+@torch.no_grad()
+def _check_single(model: Any, batch: Any, units: Sequence[Unit]) -> None:
+    """Refuse layers with several blocks of a kind (MobileBERT), and blocks that run more than once (ALBERT)."""
+    twice = [name for name, count in collections.Counter(unit.name for unit in units).items() if count > 1]
+    if twice:
+        raise ModelDirectoryError(f"a layer has several blocks of a kind: {twice[0]}", todo=_TODO)
+    runs: collections.Counter[nn.Module] = collections.Counter()
+    handles = [unit.module.register_forward_hook(lambda module, *_: runs.update([module])) for unit in units]
+    try:
+        model(**batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    again = [unit.name for unit in units if runs[unit.module] > 1]
+    if again:
+        raise ModelDirectoryError(f"{again[0]} runs more than once: layers share their weights", todo=_TODO)
 
 
 class Linears:
