@@ -244,7 +244,7 @@ def _latency_cell(model: _Model) -> Cell:
     if not model.get("whole"):
         return known(finite((model["measured"] or {}).get("latency_ms")), digits, "not measured")
     latency = finite(model["latency"])
-    return Cell("unknown", "muted") if latency is None else Cell(digits(latency), note="sum of costs")
+    return Cell("unknown", "muted") if latency is None else Cell(digits(latency))
 
 
 def _metric_cell(metrics: Mapping[str, Any] | None, name: str) -> Cell:

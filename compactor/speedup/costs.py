@@ -2,8 +2,8 @@
 
 Nothing is guessed from a table of kernels. The model itself is exported a few times, each time with other sizes planted
 in its blocks, so that every size stands somewhere in some graph, as it would among its neighbours; ONNX Runtime's
-profile says what each block took. The profile costs time of its own, so blocks are scaled to what the graphs took
-without it; what is left is what no pruning changes (embeddings, head).
+profile says what each block took. The profile takes time of its own, the same for each node: that is taken off by what
+the graphs take without it. What is in no block is what no pruning changes (embeddings, head).
 
     T(sizes) = fixed + sum over blocks of cost(kind, size)      checked on every graph: ``Costs.error``
 
@@ -42,7 +42,7 @@ SCHEMA = 1
 COSTS = "costs.json"
 _GRAPHS = (2, 4)  # planted ones, at least and at most
 _SHARES = (0.0, 0.04, 0.08, 0.13, 0.2, 0.28, 0.38, 0.5, 0.63, 0.77, 0.9, 1.0)  # of a block's neurons
-_ROUNDS, _MOST_ROUNDS = 2, 6
+_ROUNDS, _MOST_ROUNDS = 2, 4
 _TRUSTED = 0.08  # error of the sum, above which more rounds are run
 _CLOCK = Clock(warm_up_s=0.2, measure_s=0.8)
 _MOST_BATCHES = 12  # of a file of lengths
@@ -184,7 +184,7 @@ class Costs:
 
 
 def measure_costs(
-    subject: Subject, units: Sequence[Unit], linears: Linears, load: Load, say: Callable[[str], None]
+    subject: Subject, units: Sequence[Unit], linears: Linears, load: Load, whole: Path, say: Callable[[str], None]
 ) -> Costs:
     """Export graphs with planted sizes, and time them.
 
@@ -193,30 +193,37 @@ def measure_costs(
         units: Its blocks.
         linears: Their weights.
         load: What is timed.
+        whole: The graph of the model as it is.
         say: Told of each graph.
     """
     feeds = load.feeds(subject.spec)
-    plans = [tuple(unit.count for unit in units), *_plans(units)]
+    planted = _plans(units)
+    plans = [tuple(unit.count for unit in units), *planted]
     with tempfile.TemporaryDirectory(prefix="compactor-costs-") as temporary:
-        graphs = []
-        for number, sizes in enumerate(plans):
-            say(f"measuring costs: graph {number + 1} of {len(plans)}")
+        graphs = [whole]
+        for number, sizes in enumerate(planted):
+            say(f"measuring costs: graph {number + 1} of {len(planted)}")
             graphs.append(_export(subject, units, linears, sizes, load, Path(temporary) / str(number)))
         totals: list[list[float]] = [[] for _ in graphs]
-        blocks: list[dict[str, list[float]]] = [collections.defaultdict(list) for _ in graphs]
+        profiles: list[list[dict[str, Taken]]] = [[] for _ in graphs]
         order = list(range(len(graphs)))
         while True:  # more rounds where the machine was too busy for the first
             for step in range(_ROUNDS):
-                say(f"measuring costs: round {len(blocks[0].get(units[0].name, [])) + 1}")
+                say(f"measuring costs: round {len(totals[0]) + 1}")
                 for number in order if step % 2 == 0 else reversed(order):
                     totals[number].append(_low(_time(graphs[number], feeds)))
-                    for layer, taken in _profile(graphs[number], feeds).items():
-                        blocks[number][layer].append(taken)
-            measured = np.array([_low(times) for times in totals])
-            profiled = np.array([[_low(found.get(unit.name, [0.0])) for unit in units] for found in blocks])
-            found = _fit(units, plans, measured, profiled, load)
+                    profiles[number].append(_profile(graphs[number], feeds))
+            found = _fit(units, plans, [_low(times) for times in totals], [_lows(rows) for rows in profiles], load)
             if found.error <= _TRUSTED or len(totals[0]) >= _MOST_ROUNDS:
                 return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Taken:
+    """What the nodes of a layer took in a profile, and how many there are."""
+
+    ms: float
+    nodes: float
 
 
 def _low(times: Sequence[float]) -> float:
@@ -294,56 +301,76 @@ def _time(graph: Path, feeds: Sequence[Feeds]) -> list[float]:
     return times
 
 
-def _profile(graph: Path, feeds: Sequence[Feeds]) -> dict[str, float]:
-    """Milliseconds of all calls by layer: the lower quartile of several runs, for each call."""
-    found: dict[str, float] = collections.defaultdict(float)
+def _profile(graph: Path, feeds: Sequence[Feeds]) -> dict[str, Taken]:
+    """What all calls together take by layer: of each call the lower quartile of several runs."""
+    found: dict[str, Taken] = {}
     cases = {str(number): [batch] for number, batch in enumerate(feeds)}
     for profile in profile_session(graph, cases, runs=max(5, 24 // len(feeds))).values():
-        runs: dict[str, dict[int, int]] = collections.defaultdict(lambda: collections.defaultdict(int))
+        times: dict[str, dict[int, int]] = collections.defaultdict(lambda: collections.defaultdict(int))
+        nodes: dict[str, int] = collections.defaultdict(int)
         for event in profile.events:
-            runs[event.layer][event.run] += event.time_us
-        for layer, times in runs.items():
-            found[layer] += _low(list(times.values())) / 1e3
+            times[event.layer][event.run] += event.time_us
+            nodes[event.layer] += 1
+        for layer, runs in times.items():
+            before = found.get(layer, Taken(0.0, 0.0))
+            own = _low(list(runs.values())) / 1e3
+            found[layer] = Taken(before.ms + own, before.nodes + nodes[layer] / profile.runs)
     return found
+
+
+def _lows(rows: Sequence[Mapping[str, Taken]]) -> dict[str, Taken]:
+    """Of several profiles of a graph."""
+    return {layer: Taken(_low([row[layer].ms for row in rows]), rows[0][layer].nodes) for layer in rows[0]}
 
 
 def _fit(
     units: Sequence[Unit],
     plans: Sequence[Sequence[int]],
-    measured: np.ndarray[Any, np.dtype[np.float64]],
-    profiled: np.ndarray[Any, np.dtype[np.float64]],
+    measured: Sequence[float],
+    profiled: Sequence[Mapping[str, Taken]],
     load: Load,
 ) -> Costs:
-    """Scale and fixed part by least squares of ``measured ~ fixed + scale * sum of blocks``; tables of medians."""
+    """Take from each node what the profile itself takes, and make tables of what is left.
+
+    A profile of N nodes that sums to P, of a graph that takes M without it, adds (P - M) / N to each node.
+
+    Args:
+        units: The blocks.
+        plans: Their sizes in each graph; in the first one all are whole.
+        measured: Milliseconds of each graph.
+        profiled: By graph and layer what its nodes took; what is in no block is under ``other``.
+        load: What was timed.
+    """
+    excess = float(
+        np.median(
+            [
+                (sum(taken.ms for taken in found.values()) - own) / max(sum(taken.nodes for taken in found.values()), 1)
+                for own, found in zip(measured, profiled, strict=True)
+            ]
+        )
+    )
     raw: dict[str, dict[int, list[float]]] = {unit.shape: {0: [0.0]} for unit in units}
-    for sizes, row in zip(plans, profiled, strict=True):
-        for unit, size, taken in zip(units, sizes, row, strict=True):
-            raw[unit.shape].setdefault(size, []).append(float(taken))
-    tables = {shape: [(size, float(np.median(found[size]))) for size in sorted(found)] for shape, found in raw.items()}
-    # More never takes less: what noise turns around is levelled.
-    smooth = {shape: (_rising([taken for _, taken in rows])) for shape, rows in tables.items()}
-    tables = {
-        shape: [(size, taken) for (size, _), taken in zip(rows, smooth[shape], strict=True)]
-        for shape, rows in tables.items()
-    }
-    first = Costs(load.to_json(), {}, 0.0, 1.0, tables, 0.0, ())
-    sums = np.array([first.total(units, sizes) for sizes in plans])
-    scale, fixed = 1.0, float(np.median(measured - sums))
-    if np.ptp(sums) > 0.05 * sums.max():
-        slope, offset = np.polyfit(sums, measured, 1)
-        scale, fixed = (float(slope), float(offset)) if slope > 0 else (scale, fixed)
-    fixed = max(fixed, 0.0)
-    tables = {shape: [(size, taken * scale) for size, taken in rows] for shape, rows in tables.items()}
-    scaled = dataclasses.replace(first, tables=tables, fixed_ms=fixed)
-    summed = np.array([scaled.total(units, sizes) for sizes in plans])
-    return Costs(
-        load=load.to_json(),
+    names = {unit.name for unit in units}
+    rest = []
+    for sizes, found in zip(plans, profiled, strict=True):
+        real = {layer: max(taken.ms - excess * taken.nodes, 0.0) for layer, taken in found.items()}
+        for unit, size in zip(units, sizes, strict=True):
+            raw[unit.shape].setdefault(size, []).append(real.get(unit.name, 0.0))
+        rest.append(sum(taken for layer, taken in real.items() if layer not in names))
+    tables = {}
+    for shape, taken in raw.items():
+        sizes = sorted(taken)
+        # More never takes less: what noise turns around is levelled.
+        rising = _rising([float(np.median(taken[size])) for size in sizes])
+        tables[shape] = list(zip(sizes, rising, strict=True))
+    costs = Costs(load.to_json(), {}, float(np.median(rest)), 1.0, tables, 0.0, ())
+    summed = [costs.total(units, sizes) for sizes in plans]
+    return dataclasses.replace(
+        costs,
         machine={key: value for key, value in machine_card().items() if key != "load_before"},
-        fixed_ms=fixed,
-        dense_ms=float(summed[0]),
-        tables=tables,
-        error=float(np.max(np.abs(summed - measured) / measured)),
-        graphs=[(float(own), float(added)) for own, added in zip(measured, summed, strict=True)],
+        dense_ms=summed[0],
+        error=max(abs(added - own) / own for own, added in zip(measured, summed, strict=True)),
+        graphs=[(float(own), added) for own, added in zip(measured, summed, strict=True)],
     )
 
 

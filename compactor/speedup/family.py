@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,7 @@ class Shop:
         subject: The model, or one that was already made smaller.
         settings: What is asked for.
         out: Where costs are kept.
+        whole: The graph of the whole model.
         say: Told of the progress.
         costs: Of the whole model's blocks; None measures those of ``subject``, unless there is a file of them.
 
@@ -103,7 +104,14 @@ class Shop:
     """
 
     def __init__(
-        self, subject: Subject, settings: Settings, out: Path, say: Callable[[str], None], *, costs: Costs | None = None
+        self,
+        subject: Subject,
+        settings: Settings,
+        out: Path,
+        whole: Path,
+        say: Callable[[str], None],
+        *,
+        costs: Costs | None = None,
     ) -> None:
         self._subject, self._settings, self._say = subject, settings, say
         example = subject.search[-1]
@@ -111,7 +119,7 @@ class Shop:
         self._linears = Linears(subject.model, self.units)
         if costs is None and settings.costs is not None:
             costs = Costs.read(settings.costs, self.units, settings.load)
-        self.costs = costs or measure_costs(subject, self.units, self._linears, settings.load, say)
+        self.costs = costs or measure_costs(subject, self.units, self._linears, settings.load, whole, say)
         (out / COSTS).write_text(json.dumps(self.costs.to_json(), indent=1) + "\n", encoding="utf-8")
         most = self.costs.dense_ms / max(self.costs.fixed_ms, 1e-9)
         if settings.speedups[-1] >= most:
@@ -180,12 +188,16 @@ class Checker:
         work: Where exports go.
         say: Told of the progress.
         graphs: By name, the whole model's first.
+        speeds: The graphs that were measured last, and what was found.
+        report: Of that measurement.
     """
 
     load: Load
     work: Path
     say: Callable[[str], None]
     graphs: dict[str, Path] = dataclasses.field(default_factory=dict)
+    speeds: tuple[dict[str, Path], dict[str, Measured]] | None = None
+    report: dict[str, Any] = dataclasses.field(default_factory=dict)
     _exports: int = 0
 
     def export(self, name: str, folder: Path) -> None:
@@ -193,6 +205,14 @@ class Checker:
         self._exports += 1
         self.say(f"exporting {name}")
         self.graphs[name] = export_graph(folder, self.work / str(self._exports), self.load.precision)
+
+    def measure(self, names: Iterable[str]) -> dict[str, Measured]:
+        """The speed of some models; what was measured of the same graphs already is not measured again."""
+        chosen = {name: self.graphs[name] for name in (WHOLE, *names)}
+        if self.speeds is None or self.speeds[0] != chosen:
+            found, self.report = measure(chosen, self.load, self.say)
+            self.speeds = chosen, found
+        return self.speeds[1]
 
     def keep_promises(self, shop: Shop, members: Sequence[Member]) -> list[Member]:
         """Measure models, and make those that miss their target once more, by what was measured."""
@@ -274,15 +294,15 @@ def prune_to_speed(
         try:
             known = out / COSTS
             own = dataclasses.replace(settings, costs=known) if resume and known.is_file() else settings
-            shop = Shop(subject, own, out, progress)
             checker.export(WHOLE, model)
+            shop = Shop(subject, own, out, checker.graphs[WHOLE], progress)
             if training is None:
                 members = [shop.make(target, out / name_of(target)) for target in settings.speedups]
                 members = checker.keep_promises(shop, members)
             else:
                 run = Gradual(model, data, Path(str(evaluation)), out, training, Path(teacher or model), resume)
                 members = train_gradually(run, shop, checker, settings, progress)
-            speeds, report = measure(checker.graphs, settings.load, progress)
+            speeds = checker.measure(member.folder.name for member in members)
             members = [dataclasses.replace(member, measured=speeds[member.folder.name]) for member in members]
             metric: str | None = None
             metrics: dict[str, Any] = {}
@@ -307,7 +327,7 @@ def prune_to_speed(
         whole_ms=speeds[WHOLE].latency_ms,
         metric=metric,
         metrics=metrics,
-        report=report,
+        report=checker.report,
         steps=None if training is None else training.to_json(),
         command=command,
         seconds=time.monotonic() - start,
@@ -346,7 +366,7 @@ def train_gradually(run: Gradual, shop: Shop, checker: Checker, settings: Settin
         else:
             if members:
                 subject = Subject.open(members[-1].folder, run.data, settings.seed)
-                shop = Shop(subject, settings, run.out, progress, costs=shop.costs)
+                shop = Shop(subject, settings, run.out, checker.graphs[WHOLE], progress, costs=shop.costs)
             begun.parent.mkdir(exist_ok=True)
             (member,) = checker.keep_promises(shop, [shop.make(target, begun)])
             stated = {"sizes": member.sizes, "predicted": member.predicted, "loss": member.loss}

@@ -30,7 +30,7 @@ from compactor.tasks import FEATURES, Task, find_task
 
 LEAST_TEXTS = 32
 _BATCH = 32
-_SEARCH_TOKENS, _REPAIR_TOKENS, _STATISTICS_TOKENS = 6_000, 24_000, 60_000  # of a model as large as MiniLM
+_SEARCH_TOKENS, _REPAIR_TOKENS, _STATISTICS_TOKENS = 3_000, 16_000, 40_000  # of a model as large as MiniLM
 _USUAL_WEIGHTS = 11_000_000  # of its layers; a larger one is searched and repaired on fewer tokens
 
 Batch = Mapping[str, Tensor]
@@ -122,7 +122,7 @@ class Subject:
             model,
             batches(int(_STATISTICS_TOKENS * max(share, 0.5))),
             batches(int(_REPAIR_TOKENS * max(share, 0.5))),
-            batches(int(_SEARCH_TOKENS * max(share, 0.3))),
+            batches(int(_SEARCH_TOKENS * max(share, 0.5))),
             _pools_first(folder),
             len(examples),
         )

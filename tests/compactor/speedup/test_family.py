@@ -1,0 +1,240 @@
+"""A family of models from a folder and texts to folders and a record; clocks are replaced, all else is real."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from compactor.errors import ModelDirectoryError, OutputError, UsageError
+from compactor.exporting.inspecting import inspect
+from compactor.speedup import family
+from compactor.speedup.costs import Costs, Load
+from compactor.speedup.family import Member, prune_to_speed
+from compactor.speedup.promise import Measured
+from compactor.speedup.settings import Settings
+from compactor.speedup.units import find_units
+from compactor.trainer.config import PruneConfig
+from tests.compactor.trainer.tiny import write_model, write_sentences
+
+LOAD = Load(seq=16)
+
+
+@pytest.fixture
+def place(tmp_path):
+    write_model(tmp_path / "model")
+    write_sentences(tmp_path / "texts.tsv", 48)
+    write_sentences(tmp_path / "dev.tsv", 24, seed=1)
+    return tmp_path
+
+
+def write_costs(folder: Path, path: Path, *, fixed=1.0) -> Path:
+    """Costs in proportion to size, 2 ms for each whole block."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    units = find_units(model, {"input_ids": torch.ones(1, 4, dtype=torch.int64)})
+    tables = {unit.shape: [(0, 0.0), (unit.count, 2.0)] for unit in units}
+    costs = Costs(LOAD.to_json(), {"cpu": "none"}, fixed, fixed + 2.0 * len(units), tables, 0.0, ())
+    path.write_text(json.dumps(costs.to_json()))
+    return path
+
+
+class Clock:
+    """Stands in for exports and for ``bench``: says that models are so many times as fast as was predicted."""
+
+    def __init__(self, monkeypatch, *honesty: float) -> None:
+        self.honesty, self.measured, self.exported = list(honesty), [], []
+        monkeypatch.setattr(family, "export_graph", self.export)
+        monkeypatch.setattr(family, "measure", self.measure)
+        self.targets: dict[str, float] = {}
+
+    def export(self, folder, out, precision):
+        self.exported.append(folder)
+        return out / "model.onnx"
+
+    def measure(self, graphs, load, say):
+        honesty = self.honesty.pop(0) if len(self.honesty) > 1 else self.honesty[0]
+        self.measured.append(sorted(graphs))
+        speeds = {name: Measured(1.0, 1.0, 1.0, 9.0, True) for name in graphs}
+        for name in graphs:
+            if name != family.WHOLE:
+                speed = float(name.removesuffix("x")) * honesty
+                speeds[name] = Measured(speed, speed * 0.98, speed * 1.02, 9.0 / speed, True)
+        return speeds, {"verdict": {"valid": True, "reasons": []}, "machine": {"cpu": "none"}}
+
+
+def make(place, *speedups, out="out", **options):
+    costs = place / "costs.json"
+    if not costs.is_file():
+        write_costs(place / "model", costs)
+    settings = Settings(speedups, LOAD, costs=costs, trials=3)
+    return prune_to_speed(place / "model", place / "texts.tsv", place / out, settings, **options)
+
+
+def test_one_shot(place, monkeypatch):
+    clock = Clock(monkeypatch, 1.0)
+    result = make(place, 2.0, 1.5)
+    assert [path.name for path in clock.exported] == ["model", "1.5x", "2.0x"]
+    assert clock.measured == [["1.5x", "2.0x", "whole"]], "the same graphs are measured once"
+    assert not result.missed
+    for model in result.record["models"]:
+        assert model["predicted"] >= model["target"] and not model["corrected"]
+        blocks = inspect(place / "out" / model["name"]).layers
+        left = [layer["heads"][1] if "heads" in layer else layer["width"][1] for layer in blocks]
+        assert left == model["sizes"], "what export finds dead is what was removed"
+    first, second = (model["loss"] for model in result.record["models"])
+    assert 0 <= first <= second
+    assert json.loads((place / "out" / "speedup.json").read_text())["kind"] == "compactor-speedup"
+    assert "1.5x" in (place / "out" / "speedup.html").read_text()
+
+
+def test_the_same_seed_gives_the_same_models(place, monkeypatch):
+    Clock(monkeypatch, 1.0)
+    for out in ("one", "two"):
+        make(place, 2.0, out=out)
+    weights = [(place / out / "2.0x" / "model.safetensors").read_bytes() for out in ("one", "two")]
+    assert weights[0] == weights[1]
+
+
+def test_a_target_that_is_missed_is_corrected_once(place, monkeypatch):
+    clock = Clock(monkeypatch, 0.8, 1.01)
+    result = make(place, 1.5)
+    (model,) = result.record["models"]
+    assert model["corrected"] and model["kept"] and not result.missed
+    assert model["predicted"] >= 1.5 / 0.8 - 0.01, "it is aimed as much further as it fell short"
+    assert len(clock.measured) == 2 and [path.name for path in clock.exported] == ["model", "1.5x", "1.5x"]
+
+
+def test_a_promise_that_is_broken_is_said_plainly(place, monkeypatch):
+    Clock(monkeypatch, 0.8)
+    result = make(place, 1.5)
+    assert [model["name"] for model in result.missed] == ["1.5x"]
+    assert "1.5x is 1.20 times as fast, more than 5 % off, corrected once" in result.record["warnings"]
+
+
+def test_the_measured_times_of_a_real_export(place):
+    settings = Settings((1.01,), Load(seq=16, precision="fp32"), trials=1)
+    result = prune_to_speed(place / "model", place / "texts.tsv", place / "out", settings, evaluation=place / "dev.tsv")
+    costs = json.loads((place / "out" / "costs.json").read_text())
+    assert costs["dense_ms"] > 0 and len(costs["graphs"]) > 2
+    (model,) = result.record["models"]
+    assert model["measured"]["latency_ms"] > 0
+    assert result.record["metric"] == "accuracy"
+    assert model["metrics"]["accuracy"]["n"] == 24
+    assert set(model["metrics"]["accuracy"]["difference"]) >= {"value", "se", "p"}
+
+
+def test_gradual(place, monkeypatch):
+    clock = Clock(monkeypatch, 1.0)
+    monkeypatch.setattr(family, "judge", lambda *_: ("accuracy", {}))
+    config = PruneConfig(method="tuned", steps=2, batch_size=4, max_length=16, warm_up=0, cool_down=0)
+    options = {"training": config, "evaluation": place / "dev.tsv"}
+    monkeypatch.setattr(family, "graph_of", lambda *_: place)
+    result = make(place, 1.5, 2.0, **options)
+    out = place / "out"
+    for model in result.record["models"]:
+        blocks = inspect(out / model["name"]).layers
+        left = [layer["heads"][1] if "heads" in layer else layer["width"][1] for layer in blocks]
+        assert left == model["sizes"], "training holds the zeros"
+        record = json.loads((out / model["name"] / "training.json").read_text())
+        assert record["method"] == "tuned" and record["teacher"] == "model" and record["steps"] == 2
+    larger, smaller = (np.array(model["sizes"]) for model in result.record["models"])
+    assert (smaller <= larger).all(), "the second is made of the first"
+
+    exported = len(clock.exported)
+    (out / "2.0x" / "training.json").unlink()
+    again = make(place, 1.5, 2.0, resume=True, **options)
+    assert [model["sizes"] for model in again.record["models"]] == [larger.tolist(), smaller.tolist()]
+    assert (out / "2.0x" / "training.json").is_file()
+    assert len(clock.exported) > exported
+    with pytest.raises(UsageError, match="made with another speedups"):
+        make(place, 1.5, 2.5, resume=True, **options)
+
+
+def test_an_embedding_model(place, monkeypatch):
+    from transformers import BertModel
+
+    Clock(monkeypatch, 1.0)
+    folder = place / "model"
+    BertModel.from_pretrained(folder).save_pretrained(folder)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(
+        '{"word_embedding_dimension": 32, "pooling_mode_mean_tokens": true}'
+    )
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    write_costs(folder, place / "costs.json")
+    result = make(place, 1.3)
+    (model,) = result.record["models"]
+    assert 0 <= model["loss"] < 0.3, "one minus the cosine"
+    assert (place / "out" / "1.3x" / "1_Pooling" / "config.json").is_file()
+    with pytest.raises(UsageError, match="is not trained here"):
+        options = {"training": PruneConfig(method="tuned", steps=1), "evaluation": place / "dev.tsv"}
+        make(place, 1.3, out="trained", **options)
+
+
+def test_out_of_reach(place, monkeypatch):
+    Clock(monkeypatch, 1.0)
+    write_costs(place / "model", place / "costs.json", fixed=4.0)
+    with pytest.raises(UsageError, match=r"a speed-up of 4 is out of reach: .* it is 3"):
+        make(place, 4.0)
+    assert not (place / "out").exists(), "nothing half-written"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [(3, "3 texts are too few"), (0, "no")],
+)
+def test_too_few_texts(place, rows, message):
+    write_sentences(place / "texts.tsv", rows)
+    with pytest.raises(UsageError, match=message):
+        make(place, 1.5)
+    assert not (place / "out").exists()
+
+
+def test_longer_than_the_model_reads(place):
+    settings = Settings((1.5,), Load(seq=4000))
+    with pytest.raises(UsageError, match="4000 tokens are more than the model takes"):
+        prune_to_speed(place / "model", place / "texts.tsv", place / "out", settings)
+    assert not (place / "out").exists()
+
+
+def test_what_is_not_built(place):
+    config = json.loads((place / "model" / "config.json").read_text())
+    config["architectures"] = ["BartForConditionalGeneration"]
+    (place / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelDirectoryError, match="encoders of texts"):
+        prune_to_speed(place / "model", place / "texts.tsv", place / "out", Settings((1.5,)))
+
+
+def test_folders_that_are_not_ours(place, monkeypatch):
+    Clock(monkeypatch, 1.0)
+    with pytest.raises(OutputError, match="something that is no family"):
+        make(place, 1.5, out=".")
+    with pytest.raises(UsageError, match="OUT lies in MODEL"):
+        make(place, 1.5, out="model/out")
+    make(place, 1.5)
+    with pytest.raises(OutputError, match="holds a family"):
+        make(place, 1.5)
+    make(place, 2.0, overwrite=True)
+    assert not (place / "out" / "1.5x").exists()
+
+
+def test_training_needs_labels_to_be_judged_on(place):
+    with pytest.raises(UsageError, match="--eval"):
+        make(place, 1.5, training=PruneConfig(method="tuned", steps=1))
+
+
+def test_a_member_keeps_its_promise_within_a_twentieth(tmp_path):
+    member = Member(2.0, tmp_path, (), 2.0, 0.0)
+    for speed, kept in ((2.09, True), (1.91, True), (2.11, False), (1.89, False)):
+        assert dataclasses.replace(member, measured=Measured(speed, None, None, 1.0, True)).kept is kept
+    assert not member.kept
