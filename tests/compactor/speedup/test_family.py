@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from compactor.errors import ModelDirectoryError, OutputError, UsageError
-from compactor.exporting.inspecting import inspect
+from compactor.exporting.inspecting import AttentionSummary, inspect
 from compactor.speedup import family
 from compactor.speedup.costs import Costs, Load
 from compactor.speedup.family import Member, prune_to_speed
@@ -68,6 +68,12 @@ class Clock:
         return speeds, {"verdict": {"valid": True, "reasons": []}, "machine": {"cpu": "none"}}
 
 
+def left_in(folder: Path) -> list[int]:
+    """Heads and neurons of each block, as ``compactor inspect`` counts them."""
+    layers = inspect(folder).layers
+    return [(layer.heads if isinstance(layer, AttentionSummary) else layer.width)[1] for layer in layers]
+
+
 def make(place, *speedups, out="out", **options):
     costs = place / "costs.json"
     if not costs.is_file():
@@ -84,9 +90,7 @@ def test_one_shot(place, monkeypatch):
     assert not result.missed
     for model in result.record["models"]:
         assert model["predicted"] >= model["target"] and not model["corrected"]
-        blocks = inspect(place / "out" / model["name"]).layers
-        left = [layer["heads"][1] if "heads" in layer else layer["width"][1] for layer in blocks]
-        assert left == model["sizes"], "what export finds dead is what was removed"
+        assert left_in(place / "out" / model["name"]) == model["sizes"], "what export finds dead is what was removed"
     first, second = (model["loss"] for model in result.record["models"])
     assert 0 <= first <= second
     assert json.loads((place / "out" / "speedup.json").read_text())["kind"] == "compactor-speedup"
@@ -138,9 +142,7 @@ def test_gradual(place, monkeypatch):
     result = make(place, 1.5, 2.0, **options)
     out = place / "out"
     for model in result.record["models"]:
-        blocks = inspect(out / model["name"]).layers
-        left = [layer["heads"][1] if "heads" in layer else layer["width"][1] for layer in blocks]
-        assert left == model["sizes"], "training holds the zeros"
+        assert left_in(out / model["name"]) == model["sizes"], "training holds the zeros"
         record = json.loads((out / model["name"] / "training.json").read_text())
         assert record["method"] == "tuned" and record["teacher"] == "model" and record["steps"] == 2
     larger, smaller = (np.array(model["sizes"]) for model in result.record["models"])
