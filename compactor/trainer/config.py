@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compactor.errors import UsageError
-from compactor.trainer.methods import Method, Unit, find_method, parse_unit
+from compactor.trainer.methods import Method, Second, Unit, find_method, parse_unit
 from compactor.trainer.schedule import FINAL_THRESHOLD, Schedule
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -112,6 +112,10 @@ class PruneConfig:
         if not self.preset.prunes and (self.attention_block or self.feed_forward_block):
             raise UsageError(
                 f"the method '{self.method}' prunes nothing", todo="leave out the blocks, or choose another"
+            )
+        if self.preset.second is Second.KEEP and self.target_density is not None:
+            raise UsageError(
+                f"the method '{self.method}' prunes nothing, so no density is reached", todo="leave it out"
             )
         self.attention, self.feed_forward  # noqa: B018 # raise for a block that is none
 

@@ -51,7 +51,26 @@ def run(place: Path, out: Path, method: str = "hybrid", **settings: object):
     return prune(place / "model", place / "train.tsv", place / "dev.tsv", out, config=config, **options)
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "dense"])
+def test_tuned_trains_what_another_run_left(place, tmp_path):
+    first = run(place, tmp_path / "first", "struct")
+    config = PruneConfig(method="tuned", **FAST)
+    options = {"config": config, "teacher": place / "model"}
+    second = prune(first.path, place / "train.tsv", place / "dev.tsv", tmp_path / "second", **options)
+    for name in ("heads", "neurons"):
+        assert second.record["final"][name] == first.record["final"][name]
+    before, after = (load_file(result.path / "model.safetensors") for result in (first, second))
+    weights = [name for name in before if name.endswith("output.dense.weight") and "attention" not in name]
+    for name in weights:
+        assert torch.equal(before[name].any(0), after[name].any(0)), "whole neurons stay zero"
+        assert not torch.equal(before[name], after[name])
+
+
+def test_tuned_has_no_density_to_reach():
+    with pytest.raises(UsageError, match="'tuned' prunes nothing"):
+        PruneConfig(method="tuned", target_density=0.3)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("dense", "tuned")])
 def test_each_method_learns_prunes_and_exports_exactly(place, tmp_path, method):
     result = run(place, tmp_path / "out", method)
     record = result.record
