@@ -121,8 +121,8 @@ def speeds_table(document: Family) -> Table:
     ]
     caption = (
         "A speed-up is the whole model's time over the row's, all measured together; in brackets its 95 % interval. "
-        f"A promise is kept within {100 * document['tolerance']:g} % of the target. Predicted, and the whole model's "
-        "latency, are sums of the costs of blocks."
+        f"A promise is kept within {100 * document['tolerance']:g} % of the target. Predicted speeds "
+        "are of sums of the costs of blocks."
     )
     rows = {None: [(row,) for row in (*_whole_rows(document), *document["models"])]}
 
