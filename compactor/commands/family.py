@@ -108,7 +108,7 @@ def make_family(
 
 def _print_family(console: Console, record: dict[str, Any], *, shown_as: Path) -> None:
     name = record["metric"]
-    console.line(f"{record['model']}: {record['load_words']}, {record['machine']['cpu']}")
+    console.line(f"{record['model']}: {record['load_words']}, {record['machine']['cpu_model']}")
     whole = record["whole"]
     rows = [
         ["whole, fp32", "", "", "", *_quality(whole["fp32_metrics"], name)],

@@ -23,7 +23,7 @@ def record(*, kept: bool = True) -> dict[str, Any]:
     return {
         "model": "teacher",
         "load_words": "1 x 128 tokens, int8",
-        "machine": {"cpu": "a processor"},
+        "machine": {"cpu_model": "a processor"},
         "metric": "accuracy",
         "tolerance": 0.05,
         "whole": {"metrics": {"accuracy": METRIC}, "fp32_metrics": {"accuracy": {**METRIC, "difference": None}}},
