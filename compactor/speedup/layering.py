@@ -1,8 +1,8 @@
 """The layers of a model, run one at a time: what stands before a layer need not be computed again for each block in it.
 
 Found by watching one batch, never by names: a list of modules, each called once and in order, each with the output of
-the one before as its first input. All else that a layer is called with (masks, positions) is kept from that run; none
-of it depends on the states, which the chain from the first states to the last, run again, has to show.
+the one before as its first input. All else that a layer is called with (masks, positions) is kept from that run. None
+of it may depend on the states: with other states the chain has to give what the whole model gives.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ class WholeModel:
     def __init__(self, model: nn.Module, batches: Sequence[Batch]) -> None:
         self._model, self._batches = model, batches
 
+    def restart(self) -> None:
+        """Nothing is kept."""
+
     def move_to(self, module: nn.Module) -> None:
         """Nothing is kept."""
 
@@ -68,8 +71,13 @@ class Layers:
 
     def __init__(self, layers: Sequence[nn.Module], calls: Sequence[Sequence[_Call]], first: Sequence[Tensor]) -> None:
         self._layers, self._calls = layers, calls
-        self._states, self._at = list(first), 0
+        self._first = first
         self._owner = {module: number for number, layer in enumerate(layers) for module in layer.modules()}
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin with the first layer again."""
+        self._states, self._at = list(self._first), 0
 
     def move_to(self, module: nn.Module) -> None:
         """Compute the states that go into the layer of ``module``, which is this one or a later one."""
@@ -121,12 +129,26 @@ def _is_chain(model: nn.Module, layers: Sequence[nn.Module], batch: Batch) -> bo
     for (_, _, given), (_, taken, _) in itertools.pairwise(seen):
         if given is None or taken.shape != given.shape or not torch.equal(taken, given):
             return False
-    states = seen[0][1]
-    if not isinstance(states, Tensor) or not states.is_floating_point():
+    if not seen[0][1].is_floating_point():
         return False
-    for layer, (call, _, _) in zip(layers, seen, strict=True):
-        states = call.run(layer, states)
-    return seen[-1][2] is not None and torch.equal(states, seen[-1][2])
+    calls = [call for call, _, _ in seen]
+    # What the first layer gives is moved, so that a mask or a bias that is made of the states would show.
+    moved = layers[0].register_forward_hook(lambda module, inputs, output: _move(output))
+    try:
+        with _watching(layers) as seen:
+            model(**batch)
+        states = seen[0][1]
+        for layer, call in zip(layers, calls, strict=True):
+            states = call.run(layer, states)
+    finally:
+        moved.remove()
+    return torch.equal(states, seen[-1][2])
+
+
+def _move(output: Any) -> Any:
+    states = _states(output)
+    states = states + 0.1 * torch.linspace(-1, 1, states.numel(), dtype=states.dtype).reshape(states.shape)
+    return states if isinstance(output, Tensor) else (states, *output[1:])
 
 
 @contextlib.contextmanager

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from compactor.benching.bench import bench
 from compactor.errors import MeasurementError
+from compactor.evaluation.datafiles import read_lengths
 from compactor.speedup.costs import Load
 
+WHOLE, FP32 = "whole", "whole, fp32"  # the names of the model as it was, in the precision that is served and in fp32
 TOLERANCE = 0.05  # of the promise
 _ROUNDS = 6
 _SECONDS = 0.5
@@ -79,16 +81,15 @@ def judge(
     """
     paths = list(graphs.values())
     report = bench(paths, baseline=paths[0], data=evaluation, batch=[32], quick=True, rounds=1, progress=say)
+    if report["interrupted"]:
+        raise KeyboardInterrupt
     found = {}
     for name, path in graphs.items():
         variant = next(item for item in report["variants"] if Path(item["target"]) == path)
         quality = variant["quality"] or {"metrics": {}}
         found[name] = dict(quality["metrics"])
-    first: Sequence[str] = list(next(iter(found.values())))
-    return (first[0] if first else None), found
+    return next(iter(found[next(iter(graphs))]), None), found
 
 
 def _file(path: Path) -> dict[str, Any]:
-    from compactor.evaluation.datafiles import read_lengths
-
     return {"lengths": path} if read_lengths(path) is not None else {"data": path}

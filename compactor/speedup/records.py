@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from compactor.benching.card import versions
 from compactor.speedup.costs import Costs
-from compactor.speedup.promise import TOLERANCE
+from compactor.speedup.promise import FP32, TOLERANCE, WHOLE
 from compactor.speedup.settings import Settings
+from compactor.speedup.shop import Member
 from compactor.speedup.subject import Subject
 from compactor.speedup.units import Unit
-
-if TYPE_CHECKING:
-    from compactor.speedup.family import Member
+from compactor.trainer.records import finite
 
 RECORD = "speedup.json"
 PAGE = "speedup.html"
@@ -76,8 +74,8 @@ def make_record(
         "whole": {
             "latency_ms": whole_ms,
             "sizes": whole,
-            "metrics": metrics.get("whole"),
-            "fp32_metrics": metrics.get("whole, fp32"),
+            "metrics": metrics.get(WHOLE),
+            "fp32_metrics": metrics.get(FP32),
         },
         "metric": metric,
         "training": steps,
@@ -108,7 +106,7 @@ def _model(member: Member, metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """The record, and its page where the libraries that draw it are installed."""
-    text = json.dumps(_finite(record), indent=1, allow_nan=False) + "\n"
+    text = json.dumps(finite(record), indent=1, allow_nan=False) + "\n"
     (folder / RECORD).write_text(text, encoding="utf-8")
     from compactor.reporting.speedup import render_speedup
 
@@ -117,12 +115,3 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     except ImportError:  # without jinja2 or matplotlib
         return
     (folder / PAGE).write_text(page, encoding="utf-8")
-
-
-def _finite(value: Any) -> Any:
-    """NaN and infinities as null, paths not at all: JSON has none."""
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

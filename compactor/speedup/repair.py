@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compactor.speedup.layering import Layers, Stop, WholeModel, open_layers
+from compactor.speedup.layering import Stop, open_layers
 from compactor.speedup.observing import hooked, with_constant
 from compactor.speedup.subject import Batch, Subject, real_rows
 from compactor.speedup.surgeon import Surgeon
@@ -47,6 +47,7 @@ class Repair:
         smallest = min(self._batches, key=lambda batch: next(iter(batch.values())).numel())
         self._streams = [find_residual(self._model, unit, smallest) for unit in units]
         self._targets = self._observe()
+        self._layers = open_layers(self._model, self._batches, [unit.module for unit in units])
 
     @property
     def follows(self) -> int:
@@ -63,9 +64,8 @@ class Repair:
             sizes: Of each unit.
             say: Told of the progress.
         """
-        linears.restore()
-        layers = open_layers(self._model, self._batches, [unit.module for unit in self._units])
         surgeon.operate(sizes)
+        self._layers.restart()
         for number, (unit, size) in enumerate(zip(self._units, sizes, strict=True)):
             say(f"least squares: {unit.name}, {number + 1} of {len(self._units)}")
             kept = surgeon.orders[number].kept(size)
@@ -73,9 +73,9 @@ class Repair:
             before = surgeon.solved(number, size).double()
             gram = torch.zeros(len(inputs), len(inputs), dtype=torch.float64)
             cross = torch.zeros(len(before), len(inputs), dtype=torch.float64)
-            layers.move_to(unit.module)
+            self._layers.move_to(unit.module)
             for place in range(len(self._batches)):
-                seen, brought = self._see(layers, unit, self._streams[number], place)
+                seen, brought = self._see(unit, self._streams[number], place)
                 rows = with_constant(seen, unit)[:, inputs]
                 target = self._targets[number][place]
                 target = target if brought is None else target - brought
@@ -90,9 +90,7 @@ class Repair:
         for unit, order, size in zip(self._units, surgeon.orders, sizes, strict=True):
             linears.clear(unit, order.kept(size))
 
-    def _see(
-        self, layers: Layers | WholeModel, unit: Unit, stream: nn.Module | None, place: int
-    ) -> tuple[Tensor, Tensor | None]:
+    def _see(self, unit: Unit, stream: nn.Module | None, place: int) -> tuple[Tensor, Tensor | None]:
         """What the unit's last layer reads now, and what the residual stream brings; the model runs no further."""
         batch = self._batches[place]
         brought: list[Tensor] = []
@@ -106,7 +104,7 @@ class Repair:
             raise Stop
 
         with hooked({unit.module: stop, **({} if stream is None else {stream: carry})}):
-            layers.run(place)
+            self._layers.run(place)
         return seen[0], brought[0] if brought else None
 
     @torch.no_grad()

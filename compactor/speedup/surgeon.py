@@ -18,8 +18,6 @@ _MULTIPLE = 16  # neurons: what int8 kernels take at a time
 _ALONE = (0.5, 0.25)  # parts of a block that are left where it is judged alone
 _CACHE_BYTES = 1_500_000_000  # of solved weights
 
-Sizes = tuple[int, ...]
-
 
 class Surgeon:
     """Orders of removal, solved weights, and losses.
@@ -98,7 +96,7 @@ class Surgeon:
     def loss(self, sizes: Sequence[int]) -> float:
         """Of the model with these sizes; it is left so."""
         self.operate(sizes)
-        return self._subject.loss(self._before, self._subject.search)
+        return self.loss_now()
 
     def sensitivities(self, say: Callable[[str], None]) -> list[float]:
         """How much the model's loss rises with each unit's own error, measured with the unit changed alone."""

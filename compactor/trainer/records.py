@@ -46,8 +46,8 @@ def make_record(
         "metric": task_data.metric,
         "steps": trainer.state.max_steps,
         "phases": [{"name": name, "first": first, "last": last} for name, first, last in phases],
-        "log": [] if history is None else [_finite(row) for row in history.log],
-        "evaluations": [] if history is None else [_finite(row) for row in history.evaluations],
+        "log": [] if history is None else [finite(row) for row in history.log],
+        "evaluations": [] if history is None else [finite(row) for row in history.evaluations],
         "final": {
             "metrics": metrics,
             "teacher_metrics": teacher_metrics,
@@ -84,10 +84,12 @@ def _warnings(config: PruneConfig, pruner: Any) -> list[str]:
     return warnings
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """NaN and infinities as null: JSON has none."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

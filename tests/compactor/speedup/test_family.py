@@ -12,11 +12,12 @@ import torch
 
 from compactor.errors import ModelDirectoryError, OutputError, UsageError
 from compactor.exporting.inspecting import AttentionSummary, inspect
-from compactor.speedup import family
+from compactor.speedup import checker, family
 from compactor.speedup.costs import Costs, Load
-from compactor.speedup.family import Member, prune_to_speed
-from compactor.speedup.promise import Measured
+from compactor.speedup.family import prune_to_speed
+from compactor.speedup.promise import WHOLE, Measured
 from compactor.speedup.settings import Settings
+from compactor.speedup.shop import Member
 from compactor.speedup.units import find_units
 from compactor.trainer.config import PruneConfig
 from tests.compactor.trainer.tiny import write_model, write_sentences
@@ -49,8 +50,8 @@ class Clock:
 
     def __init__(self, monkeypatch, *honesty: float) -> None:
         self.honesty, self.measured, self.exported = list(honesty), [], []
-        monkeypatch.setattr(family, "export_graph", self.export)
-        monkeypatch.setattr(family, "measure", self.measure)
+        monkeypatch.setattr(checker, "export_graph", self.export)
+        monkeypatch.setattr(checker, "measure", self.measure)
         self.targets: dict[str, float] = {}
 
     def export(self, folder, out, precision):
@@ -62,7 +63,7 @@ class Clock:
         self.measured.append(sorted(graphs))
         speeds = {name: Measured(1.0, 1.0, 1.0, 9.0, True) for name in graphs}
         for name in graphs:
-            if name != family.WHOLE:
+            if name != WHOLE:
                 speed = float(name.removesuffix("x")) * honesty
                 speeds[name] = Measured(speed, speed * 0.98, speed * 1.02, 9.0 / speed, True)
         return speeds, {"verdict": {"valid": True, "reasons": []}, "machine": {"cpu": "none"}}
