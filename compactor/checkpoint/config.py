@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from compactor.checkpoint.no_norm import check_norm_type
 from compactor.errors import ModelDirectoryError
 
 MAX_JSON_BYTES = 1 << 20
@@ -108,8 +109,8 @@ def check_config(config: dict[str, Any], where: str) -> Sizes:
         where: Its path, for messages.
 
     Raises:
-        ModelDirectoryError: Wrong types, sizes out of range, an encoder-decoder unlike BART, a quantized or
-            a NoNorm model.
+        ModelDirectoryError: Wrong types, sizes out of range, an encoder-decoder unlike BART, a quantized
+            model, or norms of an unknown kind.
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
@@ -135,8 +136,7 @@ def check_config(config: dict[str, Any], where: str) -> Sizes:
             where=where,
             todo="call that file model.safetensors, and remove the key",
         )
-    if config.get("layer_norm_type") == "no_norm":
-        raise ModelDirectoryError("'layer_norm_type' \"no_norm\" (nn_pruning's NoNorm) is not supported", where=where)
+    check_norm_type(config, where)
     sizes = _read_sizes(config, where)
     for heads in (sizes.heads, sizes.decoder_heads):
         if sizes.hidden and heads and config.get("head_dim") is None and sizes.hidden % heads:

@@ -13,6 +13,7 @@ from compactor.checkpoint.config import check_config, read_json_object, sanitise
 from compactor.checkpoint.folder import find_model_folder
 from compactor.checkpoint.foreign import refuse_adapters
 from compactor.checkpoint.masks import fold_masks, has_scores, is_mask_tensor
+from compactor.checkpoint.no_norm import KEY, NO_NORM, fold_statistics, has_statistics
 from compactor.checkpoint.pruned_heads import read_pruned_heads, restore_heads
 from compactor.checkpoint.pruning_record import MASKS_FILE, RECORD_FILE, describe_record
 from compactor.checkpoint.sparse_args import FILE_NAME as SPARSE_ARGS
@@ -75,7 +76,8 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoi
     pruned = read_pruned_heads(raw, sizes, str(config_path))
     refuse_adapters(folder)
     weights, name_notes = _unwrap(open_weights(folder, allow_pickle=allow_pickle), str(folder))
-    sparse_args = _read_masking(root, folder) if has_scores(weights.shapes) else None
+    raw_training = has_scores(weights.shapes) or has_statistics(weights.shapes)
+    sparse_args = _read_masking(root, folder) if raw_training else None
     check_agreement(raw["model_type"], sizes, weights.shapes, pruned, str(config_path))
 
     config = sanitise(raw)
@@ -96,6 +98,9 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoi
         if args.relu:
             config["hidden_act"] = "relu"
             notes.append("hidden_act set to relu: sparse_args.json says that training replaced GELU")
+        if args.no_norm:
+            notes.append(fold_statistics(tensors, raw.get("layer_norm_eps"), str(folder)))
+            config[KEY] = NO_NORM
     elif (folder / SPARSE_ARGS).is_file():
         notes.append(f"{SPARSE_ARGS} ignored: the weights hold no mask scores")
     if (tied := _tie_note(raw, tensors)) is not None:
@@ -148,9 +153,9 @@ def _read_masking(root: Path, folder: Path) -> tuple[Path, SparseArgs]:
         if path.is_file():
             return path, read_sparse_args(path)
     raise ModelDirectoryError(
-        f"the weights hold mask scores, but {SPARSE_ARGS} is missing",
+        f"the weights hold mask scores or statistics of norms, but {SPARSE_ARGS} is missing",
         where=str(folder),
-        todo="copy it from nn_pruning's output folder: without it the scores mean nothing",
+        todo="copy it from nn_pruning's output folder: without it they mean nothing",
     )
 
 

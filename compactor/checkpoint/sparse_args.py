@@ -26,13 +26,22 @@ class Method(enum.Enum):
     THRESHOLD = "threshold"
     SIGMOID_THRESHOLD = "sigmoied_threshold"
     TOP_K = "topK"
+    MAGNITUDE = "magnitude"
+    L0 = "l0"
 
 
 class Submethod(enum.Enum):
-    """What a score stands for: a block of the matrix, or a whole row or column."""
+    """What a score stands for: a block of the matrix, or a row, a column, or one of each."""
 
     BLOCK = "default"
+    JOINT = "joint"
+    CROSSED = "1d"
     ALTERNATING = "1d_alt"
+
+    @property
+    def by_lines(self) -> bool:
+        """Whether scores are vectors of rows and columns, and not grids of blocks."""
+        return self in (Submethod.CROSSED, Submethod.ALTERNATING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,19 +69,23 @@ class SparseArgs:
         attention: Settings of the query, key and value projections.
         attention_output: Settings of the attention's output projection.
         dense: Settings of the feed-forward pair.
-        threshold: The final threshold; for ``topK`` the fraction that is kept.
+        output_with_dense: Whether the attention's output goes with the feed-forward pair.
+        threshold: The final threshold; for ``topK`` and ``magnitude`` the fraction that is kept; ``l0`` has none.
         min_fraction: The fraction of scores that threshold methods keep at least; 0 for no such floor.
         bias_mask: Whether a row without a live block loses its bias.
         relu: Whether training turned GELU into ReLU.
+        no_norm: Whether training turned LayerNorm into NoNorm.
     """
 
     attention: MaskSettings
     attention_output: MaskSettings
     dense: MaskSettings
+    output_with_dense: bool
     threshold: float
     min_fraction: float
     bias_mask: bool
     relu: bool
+    no_norm: bool
 
 
 def read_sparse_args(path: Path) -> SparseArgs:
@@ -98,10 +111,12 @@ def read_sparse_args(path: Path) -> SparseArgs:
         attention=attention,
         attention_output=dense if with_dense else transposed,
         dense=dense,
+        output_with_dense=with_dense,
         threshold=reader.number("final_threshold", default=None),
         min_fraction=reader.fraction("linear_min_parameters", default=_DEFAULT_MIN_FRACTION),
         bias_mask=reader.flag("bias_mask", default=False),
         relu=reader.flag("gelu_patch", default=False),
+        no_norm=reader.flag("layer_norm_patch", default=False),
     )
 
 
@@ -117,7 +132,6 @@ class _Reader:
         if (ampere := self.values.get("ampere_pruning_method")) not in (None, "disabled"):
             raise self._error(f"ampere pruning ('{ampere}') is not supported")
         for name, what in (
-            ("layer_norm_patch", "LayerNorm turned into NoNorm"),
             ("qat", "quantization-aware training"),
             ("rewind_model_name_or_path", "masks that also depend on another model"),
         ):

@@ -11,6 +11,7 @@ import transformers
 
 from compactor.checkpoint import Checkpoint
 from compactor.checkpoint.fitting import Fit
+from compactor.checkpoint.no_norm import has_no_norm, replace_norms
 from compactor.errors import ModelDirectoryError, describe_failure
 from compactor.importing.adapting import adapt
 from compactor.importing.classes import config_class, model_class, stock_class, tower_class
@@ -25,6 +26,8 @@ _OF_BOTH = ("logit_scale", "logit_bias")
 
 def build_model(checkpoint: Checkpoint, task: Task) -> Any:
     """The model for ``task`` in float32 and evaluation mode. The checkpoint's tensors move into it.
+
+    Where the config says so, its LayerNorms are NoNorms.
 
     Raises:
         ModelDirectoryError: The model type is not known to transformers, is a decoder, or lacks weights.
@@ -45,6 +48,8 @@ def build_model(checkpoint: Checkpoint, task: Task) -> Any:
                 todo="decoder-only models are not supported; use one whose stock class follows its config, such as "
                 "Gemma 3's",
             )
+    if has_no_norm(checkpoint.config):
+        replace_norms(module, where)
     adapt(module)
     return module
 

@@ -21,6 +21,7 @@ from torch.nn.functional import cosine_similarity, kl_div, log_softmax
 
 from compactor.checkpoint.config import read_json_object
 from compactor.checkpoint.folder import find_model_folder
+from compactor.checkpoint.no_norm import has_no_norm, replace_norms
 from compactor.errors import ModelDirectoryError, UsageError
 from compactor.evaluation.datafiles import read_table
 from compactor.evaluation.inputs import InputSpec
@@ -188,6 +189,8 @@ def _open_model(home: Path, task: Task) -> Any:
         raise ModelDirectoryError(
             f"there is no {task.name} model in it: {reason}", where=str(home), todo="repair or convert its files"
         ) from error
+    if has_no_norm(model.config.to_dict()):
+        replace_norms(model, str(home))
     return model.eval().requires_grad_(False)
 
 

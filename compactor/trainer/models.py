@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compactor.checkpoint.config import read_json_object
+from compactor.checkpoint.no_norm import has_no_norm, replace_norms
 from compactor.errors import ModelDirectoryError, UsageError
 from compactor.evaluation.images import ImageReader
 from compactor.trainer.tasks import LABELLED
@@ -97,6 +98,8 @@ def open_model(folder: Path, task: str, labels: Sequence[str]) -> Any:
             dtype=torch.float32,
             **options,
         )
+    if has_no_norm(model.config.to_dict()):
+        replace_norms(model, str(folder))
     return model
 
 

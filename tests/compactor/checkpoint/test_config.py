@@ -82,7 +82,7 @@ def test_sizes_are_read_by_the_names_of_the_family():
         ({"num_attention_heads": 3}, "not divisible by 3"),
         ({"dim": 32}, "another name for the same size"),
         ({"quantization_config": {"bits": 4}}, "already quantized"),
-        ({"layer_norm_type": "no_norm"}, "NoNorm"),
+        ({"layer_norm_type": "batch_norm"}, "which is not known here"),
         ({"is_encoder_decoder": True}, "encoder-decoder models of type 'bert' are not supported"),
         ({"model_type": "t5"}, "of type 't5' are not supported: its position bias"),
         ({"is_encoder_decoder": "no"}, "must be true or false"),

@@ -250,6 +250,97 @@ def test_scores_of_a_disabled_method_are_ignored_and_said_so(tmp_path, kind):
     assert f"scores of {ignored} matrices ignored: their pruning method is disabled" in checkpoint.notes
 
 
+@pytest.mark.parametrize("bias_mask", [True, False])
+def test_magnitude_keeps_the_largest_weights_whatever_the_scores(tmp_path, bias_mask):
+    original = tensors()
+    original[f"{QUERY}.weight"][3] *= 1e-3  # a row that dies as a whole
+    args = sparse_args(
+        attention_pruning_method="magnitude", dense_pruning_method="disabled", final_threshold=0.3, bias_mask=bias_mask
+    )
+    checkpoint = read_checkpoint(write(tmp_path, original | hybrid_scores(), masks=args))
+
+    weight, folded = original[f"{QUERY}.weight"], checkpoint.tensors[f"{QUERY}.weight"]
+    bar = weight.abs().flatten().sort(descending=True).values[int(0.3 * weight.numel()) - 1]
+    assert torch.equal(folded, torch.where(weight.abs() >= bar, weight, 0))
+    assert bool(checkpoint.tensors[f"{QUERY}.bias"][3]) is not bias_mask
+    assert f"scores of {4 * LAYERS} matrices ignored: magnitude looks at the weights alone" in checkpoint.notes
+
+
+def test_l0_scales_what_it_keeps(tmp_path):
+    original, scores = tensors(), hybrid_scores()
+    args = sparse_args(attention_pruning_method="l0", dense_pruning_method="l0:1d_alt")
+    checkpoint = read_checkpoint(write(tmp_path, original | scores, masks=args))
+
+    factor = (torch.sigmoid(scores[scores_name(QUERY)]) * 1.2 - 0.1).clamp(0, 1)
+    factor = factor.repeat_interleave(4, 0).repeat_interleave(4, 1)
+    assert 0 in factor and ((factor > 0) & (factor < 1)).any()
+    torch.testing.assert_close(checkpoint.tensors[f"{QUERY}.weight"], original[f"{QUERY}.weight"] * factor)
+    neurons = (torch.sigmoid(scores[scores_name(FIRST)]) * 1.2 - 0.1).clamp(0, 1)
+    torch.testing.assert_close(checkpoint.tensors[f"{FIRST}.bias"] != 0, neurons > 0)
+
+
+def joint_scores(own):
+    scores = hybrid_scores()
+    for layer in range(LAYERS):
+        query, *others = modules("bert", layer)[:4]
+        for module in others:
+            scores[scores_name(module)] = scores[scores_name(query)].clone()
+        if not own:
+            del scores[scores_name(others[-1])]
+            scores[scores_name(others[-1], 1)] = torch.linspace(-6, 2, WIDTH)
+    return scores
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+@pytest.mark.parametrize("own", [True, False], ids=["output-too", "output-with-dense"])
+def test_an_attention_may_share_one_grid_of_scores(tmp_path, own, kept):
+    original, scores = tensors(), joint_scores(own)
+    args = sparse_args(attention_pruning_method="sigmoied_threshold:joint", attention_output_with_dense=not own)
+    stored = dict(scores)
+    for layer in range(LAYERS):  # writers of safetensors may keep one copy
+        members = modules("bert", layer)[: 4 if own else 3]
+        for at, module in enumerate(members):
+            if at != kept:
+                del stored[scores_name(module)]
+    checkpoint = read_checkpoint(write(tmp_path, original | stored, masks=args))
+
+    for module in (QUERY, KEY, VALUE, *((OUTPUT,) if own else ())):
+        assert_folded(checkpoint.tensors, original, scores, module, 0, (4, 4), "sigmoied_threshold", 0.1)
+
+
+@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize(("method", "threshold"), [("threshold", 0.2), ("topK", 0.4)])
+def test_rows_and_columns_may_both_have_scores(tmp_path, method, threshold, once):
+    original, scores = tensors(), hybrid_scores()
+    for layer in range(LAYERS):
+        *_, output, first, second = modules("bert", layer)
+        lines = [
+            torch.linspace(low, 1, size) for low, size in ((-1, WIDTH), (-0.8, WIDTH), (-1, NEURONS), (0.1, WIDTH))
+        ]
+        for module, (rows, cols) in zip((output, first, second), ((1, 0), (2, 1), (3, 2)), strict=True):
+            scores |= {scores_name(module): lines[rows], scores_name(module, 1): lines[cols].clone()}
+    stored = dict(scores)
+    for layer in range(LAYERS) if once else ():
+        *_, first, second = modules("bert", layer)
+        del stored[scores_name(first, 1)], stored[scores_name(second, 1)]
+    args = sparse_args(
+        attention_pruning_method="disabled",
+        dense_pruning_method=f"{method}:1d",
+        attention_output_with_dense=True,
+        final_threshold=threshold,
+    )
+    checkpoint = read_checkpoint(write(tmp_path, original | stored, masks=args))
+
+    for module in (OUTPUT, FIRST, SECOND):
+        grid = torch.outer(scores[scores_name(module)], scores[scores_name(module, 1)])
+        live = torch.tensor(live_blocks(grid.tolist(), method, threshold, 0.005))
+        assert live.any() and not live.all()
+        weight = torch.where(live, original[f"{module}.weight"], 0)
+        assert torch.equal(checkpoint.tensors[f"{module}.weight"], weight)
+        bias = torch.where(live.any(dim=1), original[f"{module}.bias"], 0)
+        assert torch.equal(checkpoint.tensors[f"{module}.bias"], bias)
+
+
 def test_half_precision_weights_are_folded_in_place_of_type(tmp_path):
     folder = write(tmp_path, tensors(dtype=torch.float16) | hybrid_scores(), masks=sparse_args())
     checkpoint = read_checkpoint(folder)
@@ -283,13 +374,13 @@ def test_sparse_args_without_scores_are_ignored_and_said_so(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"attention_pruning_method": "magnitude"}, "method 'magnitude' .'attention_pruning_method'. is not supported"),
-        ({"dense_pruning_method": "l0"}, "method 'l0' .'dense_pruning_method'. is not supported"),
-        ({"dense_pruning_method": "topK:1d"}, "sub-method '1d'"),
-        ({"attention_pruning_method": "topK:joint"}, "sub-method 'joint'"),
+        ({"attention_pruning_method": "sage"}, "method 'sage' .'attention_pruning_method'. is not supported"),
+        ({"dense_pruning_method": "topK:1d_only"}, "sub-method '1d_only'"),
+        ({"dense_pruning_method": "topK:1d"}, "do not tile the matrix"),
+        ({"attention_pruning_method": "topK:joint"}, "should share their scores, but theirs differ"),
         ({"attention_pruning_method": None}, "'attention_pruning_method' is missing"),
         ({"ampere_pruning_method": "annealing"}, r"ampere pruning \('annealing'\)"),
-        ({"layer_norm_patch": True}, "NoNorm"),
+        ({"layer_norm_patch": True}, "no 'layer_norm_eps'"),
         ({"qat": True}, "quantization-aware"),
         ({"rewind_model_name_or_path": "other"}, "another model"),
         ({"gelu_patch": True, "eval_with_current_patch_params": True}, "eval_with_current_patch_params"),
@@ -303,7 +394,7 @@ def test_sparse_args_without_scores_are_ignored_and_said_so(tmp_path):
         ({"attention_block_rows": 8}, r"mask scores \(4, 4\) do not tile the matrix: expected \(2, 4\)"),
         ({"attention_pruning_method": "threshold:1d_alt"}, "do not tile the matrix"),
         ({"dense_pruning_method": "threshold"}, "do not tile the matrix"),
-        ({"attention_pruning_method": "topK", "dense_pruning_method": "disabled", "final_threshold": 2}, "topK keeps"),
+        ({"attention_pruning_method": "topK", "dense_pruning_method": "disabled", "final_threshold": 2}, "no fraction"),
     ],
 )
 def test_settings_that_do_not_define_the_masks_are_refused(tmp_path, changes, message):
