@@ -52,6 +52,7 @@ from compactor.passes.precision.merge_projections import MergeProjectionsPass
 from compactor.passes.precision.quantize_embeddings import QuantizeEmbeddingsPass
 from compactor.passes.precision.quantize_linears import QuantizeLinearsPass
 from compactor.passes.precision.quantize_linears_by_token import QuantizeLinearsByTokenPass
+from compactor.passes.structure.absorb_norms import AbsorbNormsPass
 from compactor.passes.structure.fold_value_biases import FoldValueBiasesPass
 from compactor.passes.structure.remove_dead_heads import RemoveDeadHeadsPass
 from compactor.passes.structure.remove_dead_neurons import RemoveDeadNeuronsPass
@@ -72,6 +73,7 @@ PASSES: tuple[type[RewritePass], ...] = (
     NormalizeAttentionPass,
     LabelLayersPass,
     SimplifyMasksPass,
+    AbsorbNormsPass,
     FoldValueBiasesPass,
     RemoveDeadHeadsPass,
     TrimHeadChannelsPass,
@@ -134,7 +136,9 @@ def canonicalisation(stack: str = "", positions: int | None = None) -> list[AnyP
 def structure() -> list[AnyPass]:
     """Exact removal of all that cannot change the output."""
     return [
-        FoldValueBiasesPass(),  # first: afterwards a value channel without weights is exactly zero
+        AbsorbNormsPass(),  # first: scales and shifts go into weights, where what is zero stays zero
+        common.RemoveUnusedNodesPass(),  # the weights from before
+        FoldValueBiasesPass(),  # before what removes: afterwards a value channel without weights is exactly zero
         RemoveDeadHeadsPass(),  # before trimming, so that a dead head does not keep its layer wide
         TrimHeadChannelsPass(),
         RemoveDeadNeuronsPass(),

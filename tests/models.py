@@ -42,7 +42,8 @@ class Architecture:
         norm: ``post`` (BERT), ``pre`` (ViT) or ``both`` (Gemma): before a sublayer, and behind it on its own result.
         rms: Norms divide by the root of the mean square, and neither centre nor shift.
         norms: ``node``, or how they are spelled: ``root`` (a division by it), ``twice`` (x minus its mean is computed
-            for the mean and again for the quotient) or ``reciprocal`` (a product with one over the root).
+            for the mean and again for the quotient) or ``reciprocal`` (a product with one over the root); or
+            ``affine``: a scale and a shift without statistics (NoNorm).
         kv_heads: G, where H/G query heads share each key and value head; 0 stands for H.
         form: ``3d`` (canonical), ``4d`` (as exporters write Attention), ``spelled`` (MatMul and Softmax) or ``merged``
             (the same over B*H as one axis).
@@ -242,7 +243,7 @@ class _Transformer:
         names = ("scale",) if arch.rms else ("scale", "shift")
         given = {part: self.weight(f"{name}.{part}") for part in names if f"{name}.{part}" in self.weights}
         if arch.norms != "node":
-            y = self.spelled_norm(x)
+            y = x if arch.norms == "affine" else self.spelled_norm(x)
             for part, value in given.items():
                 y = b.node("Mul" if part == "scale" else "Add", value, y)
             y.name = name

@@ -20,6 +20,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from compactor.passes.base import Applied, NoMatch, Refused, RewritePass, RewriteResult
 from compactor.passes.graph.blocks import AttentionBlock, attention_blocks, feed_forward_blocks
 from compactor.passes.graph.matching import Array, Linear, add_initializer, attribute, constant, redirect, sole_consumer
+from compactor.passes.graph.shifting import fold_shift
 
 _NORMS = ("LayerNormalization", "RMSNormalization")
 
@@ -94,42 +95,8 @@ def _fold_residual(graph: ir.Graph, residual: ir.Node) -> bool:
     assert bias is not None and stream is not None
     if residual.outputs[0].is_graph_output() and (stream.is_graph_output() or stream.is_graph_input()):
         return False  # one value cannot carry two names of the model's signature
-    if bias.any() and not _fold_into(graph, stream, bias, reader=residual):
+    if bias.any() and not fold_shift(graph, stream, bias, reader=residual):
         return False
     redirect(residual.outputs[0], stream)
     graph.remove(residual, safe=True)
     return True
-
-
-def _fold_into(graph: ir.Graph, value: ir.Value, bias: Array, *, reader: ir.Node) -> bool:
-    """Add ``bias`` (D,) to ``value`` by changing a constant behind it. False, and nothing changed, where none fits."""
-    users = {usage.node for usage in value.uses()}
-    node = value.producer()
-    if users != {reader} or value.is_graph_output() or node is None:
-        return False
-    if node.op_type == "LayerNormalization" and attribute(node, "axis", -1) in (-1, 2):
-        shift = constant(node.inputs[2]) if len(node.inputs) > 2 else np.zeros_like(bias)
-        if shift is None:
-            return False
-        total = add_initializer(
-            graph, f"{node.outputs[0].name}.shift", (shift.astype(np.float64) + bias).astype(bias.dtype)
-        )
-        if len(node.inputs) < 3:
-            node.resize_inputs(3)
-        node.replace_input_with(2, total)
-        return True
-    if node.op_type != "Add":
-        return False
-    for index, operand in enumerate(node.inputs):
-        array = constant(operand)
-        if array is not None and array.ndim and array.shape[-1] == bias.shape[0]:
-            total = add_initializer(
-                graph, f"{value.name}.shifted", (array.astype(np.float64) + bias).astype(array.dtype)
-            )
-            node.replace_input_with(index, total)
-            return True
-    return any(
-        _fold_into(graph, operand, bias, reader=node)
-        for operand in node.inputs
-        if operand is not None and constant(operand) is None
-    )

@@ -60,6 +60,7 @@ def test_structure_reads_as_the_design() -> None:
         "simplify-masks",
     ]
     assert _names(structure()) == [
+        "absorb-norms",
         "fold-value-biases",
         "remove-dead-heads",
         "trim-head-channels",
