@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from compactor.trainer.config import PruneConfig
 
 _SEQ = 128
-_OF_TRAINING = ("batch_size", "max_length", "learning_rate", "freeze_embeddings")
+_OF_TRAINING = ("batch_size", "max_length", "learning_rate", "freeze_embeddings", "norm", "activation")
 _OF_PENALTIES = {"method": "method", "task": "task", "strength": "lambda", "target_density": "target-density"}
 
 

@@ -88,6 +88,13 @@ class PruneConfig:
     freeze_embeddings: bool = _setting(
         False, "leave the embeddings as they are: faster where they are most of the model"
     )
+    norm: Literal["method", "none"] = _setting(
+        "method", "none: LayerNorms lose their statistics and become NoNorms, whatever the method says"
+    )
+    activation: Literal["method", "relu"] = _setting("method", "relu: GELUs become ReLUs, whatever the method says")
+    fade_steps: float = _setting(
+        0.5, "steps over which norms and activations become simpler: a number, or a share below 1", at_least=0
+    )
     precision: Precision = _setting("fp32", "fp32, or mixed with bf16 or fp16")
     seed: int = _setting(17, "of initialisation, data order and dropout", at_least=0)
     eval_steps: int | None = _setting(
@@ -133,6 +140,16 @@ class PruneConfig:
     def feed_forward(self) -> Unit:
         """What a score of feed-forward matrices covers."""
         return _unit(self.feed_forward_block, self.preset.feed_forward, "feed_forward_block")
+
+    @property
+    def without_norms(self) -> bool:
+        """Whether LayerNorms become NoNorms."""
+        return self.norm == "none" or self.preset.simple
+
+    @property
+    def with_relu(self) -> bool:
+        """Whether GELUs become ReLUs."""
+        return self.activation == "relu" or self.preset.simple
 
     def schedule(self, steps: int) -> Schedule:
         """Of a run of ``steps`` optimizer steps.

@@ -23,13 +23,14 @@ from compactor.errors import ModelDirectoryError
 from compactor.trainer.masks import live_elements, live_rows
 from compactor.trainer.placing import place
 from compactor.trainer.pruner import SUBMODULE, Pruner
+from compactor.trainer.simplifying import FadingNorm
 
 STATE_FILE = "training_state.safetensors"
 _ORIGINAL = re.compile(r"(?P<module>.+)\.parametrizations\.(?P<kind>weight|bias)\.original")
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
-    """The model's tensors under their usual names, masks folded in, without the scores."""
+    """The model's tensors under their usual names, masks and statistics folded in, without the scores."""
     pruner = find_pruner(model)
     masks = {} if pruner is None else pruner.masks()
     state = {}
@@ -42,6 +43,10 @@ def plain_state(model: nn.Module) -> dict[str, Tensor]:
             name = f"{found['module']}.{found['kind']}"
             tensor = torch.where(live_elements(own) if found["kind"] == "weight" else live_rows(own), tensor, 0)
         state[name] = tensor
+    for name, module in model.named_modules():
+        if isinstance(module, FadingNorm):
+            del state[f"{name}.sums"]
+            state[f"{name}.weight"], state[f"{name}.bias"] = module.folded()
     return state
 
 
@@ -57,9 +62,10 @@ def stock_copy(model: Any) -> Any:
         stock = type(model)(model.config)
     missing, unexpected = stock.load_state_dict(plain_state(model), strict=False, assign=True)
     stock.tie_weights()
+    hollow = {name for name, buffer in stock.named_buffers() if buffer.is_meta}
     for name, buffer in model.named_buffers():  # those that no file holds, such as the positions' numbers
         parent, _, own = name.rpartition(".")
-        if not name.startswith(f"{SUBMODULE}.") and stock.get_buffer(name).is_meta:
+        if name in hollow:
             stock.get_submodule(parent).register_buffer(own, buffer.clone(), persistent=False)
     left = [name for name, parameter in stock.named_parameters() if parameter.is_meta]
     assert not unexpected and not left, f"state does not fit the stock model: {missing}, {unexpected}, {left}"

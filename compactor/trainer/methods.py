@@ -74,6 +74,7 @@ class Method:
         scoring: Where scores come from.
         second: What follows the pruning.
         default_lambda: λ where none is given: the middle of what the paper sweeps.
+        simple: Whether norms lose their statistics and GELU becomes ReLU on the way.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Method:
     scoring: Scoring = Scoring.MOVEMENT
     second: Second = Second.NONE
     default_lambda: float = 20.0
+    simple: bool = False
 
     @property
     def prunes(self) -> bool:
@@ -125,6 +127,21 @@ METHODS: Mapping[str, Method] = {
             _SQUARE,
             Shape.DIM,
             second=Second.FILL,
+        ),
+        Method(
+            "hybrid-opt",
+            "hybrid, in which norms lose their statistics and GELU becomes ReLU: the fastest of a size",
+            _SQUARE,
+            Shape.DIM,
+            simple=True,
+        ),
+        Method(
+            "hybrid-filled-opt",
+            "hybrid-filled, likewise",
+            _SQUARE,
+            Shape.DIM,
+            second=Second.FILL,
+            simple=True,
         ),
         Method(
             "struct",

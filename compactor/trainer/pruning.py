@@ -94,7 +94,7 @@ def prune(
     if alone or run.first_run is not None:
         return _train(run, lambda: claim_folder(run))
     first = dataclasses.replace(
-        run, out=run.out / FIRST, config=dataclasses.replace(config, method="hybrid", **_kept_blocks(config))
+        run, out=run.out / FIRST, config=dataclasses.replace(config, method="hybrid", **_kept_parts(config))
     )
     if not (resume and (first.out / RECORD).is_file()):
         progress(f"{config.method}: first a run of hybrid, in {FIRST}/")
@@ -107,8 +107,14 @@ def prune(
     return _train(dataclasses.replace(run, first_run=first.out), lambda: None)
 
 
-def _kept_blocks(config: PruneConfig) -> dict[str, Any]:
-    return {"attention_block": config.attention_block, "feed_forward_block": config.feed_forward_block}
+def _kept_parts(config: PruneConfig) -> dict[str, Any]:
+    """What the first run takes over of a method, beside its settings."""
+    return {
+        "attention_block": config.attention_block,
+        "feed_forward_block": config.feed_forward_block,
+        "norm": "none" if config.without_norms else "method",
+        "activation": "relu" if config.with_relu else "method",
+    }
 
 
 def _train(run: Run, claim: Callable[[], None]) -> PruneResult:
@@ -135,6 +141,7 @@ def _train_quietly(run: Run, claim: Callable[[], None]) -> PruneResult:
         install_pruner,
         make_trainer,
     )
+    from compactor.trainer.simplifying import simplify
     from compactor.trainer.tasks import LABELLED, TASKS, guess_task, open_task
     from compactor.trainer.tasks.reading import read_examples
 
@@ -184,6 +191,8 @@ def _train_quietly(run: Run, claim: Callable[[], None]) -> PruneResult:
     if config.freeze_embeddings:
         freeze_embeddings(model)
     notes = [*task_data.notes, *install_pruner(run, model, task_data, steps)]
+    fade = steps_of(config.fade_steps, steps)
+    notes += simplify(model, norm=config.without_norms, activation=config.with_relu, steps=fade)
     teacher = None
     if teacher_path is not None:
         teacher = open_teacher(teacher_path, task, task_data.label_names, model)

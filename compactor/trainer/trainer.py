@@ -27,6 +27,7 @@ from compactor.trainer.folders import find_pruner, load_training_state, save_mod
 from compactor.trainer.history import HISTORY_FILE, History
 from compactor.trainer.masks import recomputed_weights
 from compactor.trainer.pruner import SUBMODULE, Pruner
+from compactor.trainer.simplifying import Fader
 
 _DIVERGED = "lower --learning-rate, or in fp16 use bf16; --resume starts from the last checkpoint"
 _OTHER_OUTPUTS = ("past_key_values", "encoder_last_hidden_state", "hidden_states", "attentions", "mems")
@@ -91,6 +92,7 @@ class PruningTrainer(OrderedTrainer):
         )
         if self.pruner is not None:
             self.add_callback(_Advance(self.pruner))
+        self.add_callback(_Advance(Fader(self.model)))
 
     optimizer: Any
 
@@ -218,11 +220,11 @@ class PruningTrainer(OrderedTrainer):
 
 
 class _Advance(TrainerCallback):  # type: ignore[misc]
-    """Tells the pruner the step before each optimizer step."""
+    """Tells what changes with the steps the step before each optimizer step."""
 
-    def __init__(self, pruner: Pruner) -> None:
-        self._pruner = pruner
+    def __init__(self, part: Pruner | Fader) -> None:
+        self._part = part
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Before the first batch of a step."""
-        self._pruner.advance(state.global_step)
+        self._part.advance(state.global_step)

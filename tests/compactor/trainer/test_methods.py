@@ -24,6 +24,8 @@ SQUARE, HEAD, DIM = Block(32, 32), Shape.HEAD, Shape.DIM
         ("struct", HEAD, DIM, True, Second.NONE),
         ("hybrid-filled", SQUARE, DIM, True, Second.FILL),
         ("hybrid-filled-lt", SQUARE, DIM, True, Second.FILL),
+        ("hybrid-opt", SQUARE, DIM, True, Second.NONE),
+        ("hybrid-filled-opt", SQUARE, DIM, True, Second.FILL),
         ("rewind", SQUARE, DIM, True, Second.REWIND),
         ("magnitude", SQUARE, DIM, True, Second.NONE),
         ("dense", Shape.NONE, Shape.NONE, False, Second.NONE),
@@ -37,6 +39,7 @@ def test_each_method_of_the_papers_table(
     assert (method.teacher, method.second) == (teacher, second)
     assert method.scoring is (Scoring.MAGNITUDE if name == "magnitude" else Scoring.MOVEMENT)
     assert method.prunes == (name != "dense")
+    assert method.simple == name.endswith("-opt")
 
 
 def test_lambda_of_whole_heads_is_a_thirty_second_of_that_of_neurons() -> None:

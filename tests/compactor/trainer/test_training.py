@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -111,9 +112,10 @@ def test_dense_fine_tunes_and_prunes_nothing(place, tmp_path):
     assert result.record["final"]["density"] == 1 and not (result.path / "pruning.json").exists()
 
 
-def test_a_resumed_run_gives_the_same_bits(place, tmp_path):
+@pytest.mark.parametrize("method", ["hybrid", "hybrid-opt"])
+def test_a_resumed_run_gives_the_same_bits(place, tmp_path, method):
     """Stopped half-way and resumed, masks, weights and scores are those of a run without a stop."""
-    straight = run(place, tmp_path / "straight")
+    straight = run(place, tmp_path / "straight", method, fade_steps=20)
 
     class Stop(Exception):
         pass
@@ -122,7 +124,7 @@ def test_a_resumed_run_gives_the_same_bits(place, tmp_path):
         if message.startswith("step 18 "):
             raise Stop
 
-    config = PruneConfig(method="hybrid", target_density=0.4, **FAST)
+    config = PruneConfig(method=method, target_density=0.4, fade_steps=20, **FAST)
     where = (place / "model", place / "train.tsv", place / "dev.tsv", tmp_path / "stopped")
     with pytest.raises(Stop):
         prune(*where, config=config, progress=stop)
@@ -137,6 +139,20 @@ def test_a_resumed_run_gives_the_same_bits(place, tmp_path):
     steps = [row["step"] for row in resumed.record["log"]]
     assert steps == [row["step"] for row in straight.record["log"]]  # the page shows the whole run
     assert [row["density"] for row in resumed.record["log"]] == [row["density"] for row in straight.record["log"]]
+
+
+@pytest.mark.parametrize("method", ["hybrid-opt", "hybrid-filled-opt"])
+def test_a_model_without_norms_is_written_as_one_and_exports_as_one(place, tmp_path, method):
+    result = run(place, tmp_path / "out", method)
+    stated = json.loads((result.path / "config.json").read_text())
+    assert (stated["layer_norm_type"], stated["hidden_act"]) == ("no_norm", "relu")
+    assert not any(name.endswith("sums") for name in load_file(result.path / "model.safetensors"))
+
+    artefact = compactor.export(result.path, tmp_path / "artefact", precision=("fp32",))
+    operators = {node.op_type for node in onnx.load(artefact.path / "onnx" / "model.onnx").graph.node}
+    assert not operators & {"LayerNormalization", "Gelu", "Mul"}
+    final, last = result.record["final"]["metrics"], result.record["evaluations"][-1]["metrics"]
+    assert final["accuracy"]["value"] == pytest.approx(last["accuracy"]), "what is written is what was evaluated"
 
 
 def test_a_checkpoint_opens_in_stock_transformers_with_its_zeros(place, tmp_path):
