@@ -238,7 +238,7 @@ def judge_vectors(graphs: Mapping[str, Path], work: Path) -> dict[str, dict[str,
     """Recall of the first hit, and its difference from the whole model in fp32."""
     _, metrics = judge(graphs, work / "eval.json", say)
     return {
-        name: {"quality": found["recall_at_1"], "difference": found["recall_at_1"]["difference"], "against": None}
+        name: {"quality": found["recall@1"], "difference": found["recall@1"]["difference"], "against": None}
         for name, found in metrics.items()
     }
 
