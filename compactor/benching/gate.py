@@ -92,7 +92,7 @@ def judge_gate(report: Mapping[str, Any], gate: Gate) -> list[Judged]:
 
 
 def _served(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The variant of each target that serving takes; a failed one stands for its target, too, one that cannot run here does not.
+    """The variant of each target that serving takes: failed ones too, but none that cannot run here.
 
     The baseline's own target counts only where there is no other: int8 beside the fp32 of one artefact.
     """
