@@ -125,6 +125,7 @@ def command(
     commands.require_model_dir(model_dir)
     # The export checks these itself; here they are answered before anything slow is loaded.
     if not is_artefact(model_dir):
+        commands.require_compiler("compactor export")
         Recipe(target=target, precision=precision, int8=int8, calibrate=calibrate, keep=keep).check()
     ArtefactWriter(out_dir, overwrite=overwrite, source=model_dir)
 

@@ -25,6 +25,7 @@ def command(model_dir: Path, allow_pickle: bool, as_json: bool) -> None:
     and the parameters, bytes and multiply-adds that would go.
     """
     commands.require_model_dir(model_dir)
+    commands.require_compiler("compactor inspect")
     console = Console()
     with console.working() as progress:
         progress("reading the checkpoint")

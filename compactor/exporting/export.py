@@ -13,7 +13,6 @@ from typing import Any
 
 from compactor.errors import UsageError
 from compactor.exporting.artefact import ArtefactWriter
-from compactor.exporting.compiling import compile_checkpoint
 from compactor.exporting.layouts import Layout, LayoutName
 from compactor.exporting.recipe import Recipe
 from compactor.exporting.triton import Repository
@@ -104,6 +103,8 @@ def export(
         if is_artefact(source):
             manifest = form.copy(source, writer.directory, recipe, say)
         else:
+            from compactor.exporting.compiling import compile_checkpoint  # an artefact is arranged without torch
+
             with tempfile.TemporaryDirectory(prefix="compactor-") as scratch:
                 manifest = compile_checkpoint(source, recipe, form, writer.directory, Path(scratch), say)
         manifest = form.arrange(writer.directory, manifest)
