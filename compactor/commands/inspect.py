@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from compactor import commands
-from compactor.commands.summary import Row, describe_layer, removed
 from compactor.console import Console, Section, format_bytes, format_count, format_ratio
+from compactor.exporting.summary import Row, describe_layer, removed
 
 
 @click.command(short_help="Show what an export would remove; takes seconds.")

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from compactor import commands
-from compactor.commands.summary import verification_section
 from compactor.console import Console, Section
 from compactor.errors import VerificationError
+from compactor.exporting.summary import verification_section
 from compactor.manifest import artefact_file_problems, load_manifest, source_file_problems
 
 

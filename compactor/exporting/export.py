@@ -13,6 +13,7 @@ from typing import Any
 
 from compactor.errors import UsageError
 from compactor.exporting.artefact import ArtefactWriter
+from compactor.exporting.card import write_card
 from compactor.exporting.layouts import Layout, LayoutName
 from compactor.exporting.recipe import Recipe
 from compactor.exporting.triton import Repository
@@ -46,6 +47,7 @@ def export(
     threads: int | None = None,
     route: str | None = None,
     embed: bool = False,
+    card: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> ExportResult:
     """Export a masked checkpoint as compact, verified ONNX.
@@ -73,6 +75,7 @@ def export(
         route: Of a Router of sentence-transformers, which of its chains of modules.
         embed: Put pooling and the other modules of a sentence-transformers folder into the graph, whose second output
             is then ``sentence_embedding``.
+        card: Write a ``README.md`` as model pages read it; a Triton repository has none.
         progress: Called with a line at each step.
 
     Raises:
@@ -108,6 +111,8 @@ def export(
             with tempfile.TemporaryDirectory(prefix="compactor-") as scratch:
                 manifest = compile_checkpoint(source, recipe, form, writer.directory, Path(scratch), say)
         manifest = form.arrange(writer.directory, manifest)
+        if card and form.name != "triton":
+            write_card(writer.directory, manifest, recipe, source, name=Path(out_dir).resolve().name)
         write_manifest(writer.directory, manifest)
         return ExportResult(writer.publish(), manifest)
 
