@@ -74,7 +74,7 @@ __all__ = [
     "verify",
 ]
 
-_COMPILER = ("torch", "transformers", "onnxscript")  # what the extra ``export`` brings
+COMPILER = ("torch", "transformers", "onnxscript")  # what the extra ``export`` brings
 _HOMES = {
     "CompactorError": "errors",
     "ExportResult": "exporting.export",
@@ -115,7 +115,7 @@ def __getattr__(name: str) -> Any:
         try:
             value = getattr(importlib.import_module(f"compactor.{_HOMES[name]}"), name)
         except ModuleNotFoundError as error:
-            if error.name is None or error.name.partition(".")[0] not in _COMPILER:
+            if error.name is None or error.name.partition(".")[0] not in COMPILER:
                 raise
             raise ImportError(
                 f"compactor.{name} needs '{error.name}': pip install 'compactor[export]', or [train] to prune",

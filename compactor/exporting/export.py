@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from compactor import COMPILER
 from compactor.errors import UsageError
 from compactor.exporting.artefact import ArtefactWriter
 from compactor.exporting.card import write_card
@@ -106,8 +107,7 @@ def export(
         if is_artefact(source):
             manifest = form.copy(source, writer.directory, recipe, say)
         else:
-            from compactor.exporting.compiling import compile_checkpoint  # an artefact is arranged without torch
-
+            compile_checkpoint = _compiler()
             with tempfile.TemporaryDirectory(prefix="compactor-") as scratch:
                 manifest = compile_checkpoint(source, recipe, form, writer.directory, Path(scratch), say)
         manifest = form.arrange(writer.directory, manifest)
@@ -115,6 +115,19 @@ def export(
             write_card(writer.directory, manifest, recipe, source, name=Path(out_dir).resolve().name)
         write_manifest(writer.directory, manifest)
         return ExportResult(writer.publish(), manifest)
+
+
+def _compiler() -> Callable[..., dict[str, Any]]:
+    """What takes torch: an artefact is arranged without. Raises UsageError where the extra is not installed."""
+    try:
+        from compactor.exporting.compiling import compile_checkpoint
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in COMPILER:
+            raise
+        raise UsageError(
+            f"'{error.name}' is not installed, which an export needs", todo="pip install 'compactor[export]'"
+        ) from error
+    return compile_checkpoint
 
 
 def _layout(

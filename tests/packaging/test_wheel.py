@@ -111,7 +111,12 @@ def test_a_missing_extra_is_named_in_a_line(bare, token_artefact, example_checkp
     assert not (tmp_path / "out").exists()
 
 
-def test_the_python_api_names_it_too(bare, tmp_path):
-    script = "import compactor\ntry:\n    compactor.export\nexcept ImportError as error:\n    print(error)\n"
-    found = ask(bare, "-c", script, cwd=tmp_path)
-    assert "compactor.export needs 'torch': pip install 'compactor[export]'" in found.stdout
+def test_the_python_api_names_it_too(bare, example_checkpoint, tmp_path):
+    script = (
+        "import sys, compactor\n"
+        "try:\n    compactor.inspect\nexcept ImportError as error:\n    print(error)\n"
+        "try:\n    compactor.export(sys.argv[1], 'out')\nexcept compactor.UsageError as error:\n    print(error)\n"
+    )
+    found = ask(bare, "-c", script, str(example_checkpoint), cwd=tmp_path)
+    assert "compactor.inspect needs 'torch': pip install 'compactor[export]'" in found.stdout
+    assert "'torch' is not installed, which an export needs" in found.stdout
