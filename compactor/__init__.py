@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from compactor.manifest import load_manifest
     from compactor.predicting.on_ray import RayOptions
     from compactor.predicting.predict import Prediction, predict
+    from compactor.speedup.costs import Load
+    from compactor.speedup.family import FamilyResult, prune_to_speed
+    from compactor.speedup.settings import SpeedSettings
     from compactor.trainer.config import PruneConfig
     from compactor.trainer.pruning import PruneResult, prune
 
@@ -44,7 +47,9 @@ if TYPE_CHECKING:
 __all__ = [
     "CompactorError",
     "ExportResult",
+    "FamilyResult",
     "Inspection",
+    "Load",
     "MeasurementError",
     "ModelDirectoryError",
     "OutputError",
@@ -52,6 +57,7 @@ __all__ = [
     "PruneConfig",
     "PruneResult",
     "RayOptions",
+    "SpeedSettings",
     "TrainingError",
     "UsageError",
     "VerificationError",
@@ -64,13 +70,17 @@ __all__ = [
     "load_report",
     "predict",
     "prune",
+    "prune_to_speed",
     "verify",
 ]
 
+COMPILER = ("torch", "transformers", "onnxscript")  # what the extra ``export`` brings
 _HOMES = {
     "CompactorError": "errors",
     "ExportResult": "exporting.export",
+    "FamilyResult": "speedup.family",
     "Inspection": "exporting.inspecting",
+    "Load": "speedup.costs",
     "MeasurementError": "errors",
     "ModelDirectoryError": "errors",
     "OutputError": "errors",
@@ -78,6 +88,7 @@ _HOMES = {
     "PruneConfig": "trainer.config",
     "PruneResult": "trainer.pruning",
     "RayOptions": "predicting.on_ray",
+    "SpeedSettings": "speedup.settings",
     "TrainingError": "errors",
     "UsageError": "errors",
     "VerificationError": "errors",
@@ -89,6 +100,7 @@ _HOMES = {
     "load_report": "benching.report",
     "predict": "predicting.predict",
     "prune": "trainer.pruning",
+    "prune_to_speed": "speedup.family",
     "verify": "exporting.verifying",
 }
 
@@ -100,7 +112,15 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         value: Any = importlib.import_module("importlib.metadata").version("compactor")
     elif name in _HOMES:
-        value = getattr(importlib.import_module(f"compactor.{_HOMES[name]}"), name)
+        try:
+            value = getattr(importlib.import_module(f"compactor.{_HOMES[name]}"), name)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] not in COMPILER:
+                raise
+            raise ImportError(
+                f"compactor.{name} needs '{error.name}': pip install 'compactor[export]', or [train] to prune",
+                name=error.name,
+            ) from error
     else:
         raise AttributeError(f"module 'compactor' has no attribute {name!r}")
     globals()[name] = value

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compactor.checkpoint.no_norm import check_norm_type
 from compactor.errors import ModelDirectoryError
 
 MAX_JSON_BYTES = 1 << 20
 MAX_INDEX_BYTES = 32 << 20
+NORM_TYPE = "layer_norm_type"  # nn_pruning's: what stands for every LayerNorm of the stock model
+NO_NORM = "no_norm"
+_NORM_TYPES = (NO_NORM, "layer_norm")
 
 _DROPPED = frozenset({"auto_map", "trust_remote_code", "custom_pipelines", "pruned_heads"})
 _DROPPED_PREFIXES = ("_attn_implementation", "attn_implementation", "_experts_implementation")
@@ -136,7 +139,12 @@ def check_config(config: dict[str, Any], where: str) -> Sizes:
             where=where,
             todo="call that file model.safetensors, and remove the key",
         )
-    check_norm_type(config, where)
+    if (norm := config.get(NORM_TYPE)) is not None and norm not in _NORM_TYPES:
+        raise ModelDirectoryError(
+            f"'{NORM_TYPE}' is {str(norm)[:40]!r}, which is not known here",
+            where=where,
+            todo=f"known are {' and '.join(map(repr, _NORM_TYPES))}",
+        )
     sizes = _read_sizes(config, where)
     for heads in (sizes.heads, sizes.decoder_heads):
         if sizes.hidden and heads and config.get("head_dim") is None and sizes.hidden % heads:
@@ -144,6 +152,11 @@ def check_config(config: dict[str, Any], where: str) -> Sizes:
                 f"the hidden size {sizes.hidden} is not divisible by {heads} attention heads", where=where
             )
     return sizes
+
+
+def has_no_norm(config: Mapping[str, Any]) -> bool:
+    """Whether a config says that every LayerNorm is a NoNorm."""
+    return config.get(NORM_TYPE) == NO_NORM
 
 
 def sanitise(config: dict[str, Any]) -> dict[str, Any]:

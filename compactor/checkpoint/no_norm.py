@@ -16,15 +16,12 @@ Source: nn_pruning, ``modules/nonorm.py``; NoNorm itself: Sun et al., "MobileBER
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping
-from typing import Any
 
 import torch
 
+from compactor.checkpoint.config import NO_NORM, NORM_TYPE
 from compactor.errors import ModelDirectoryError
 
-KEY = "layer_norm_type"
-NO_NORM = "no_norm"
-_KINDS = (NO_NORM, "layer_norm")
 _STATISTICS = ".accumulator"
 
 
@@ -45,21 +42,6 @@ class NoNorm(torch.nn.Module):
         return x * self.weight + self.bias
 
 
-def has_no_norm(config: Mapping[str, Any]) -> bool:
-    """Whether a ``config.json`` says that every LayerNorm is a NoNorm."""
-    return config.get(KEY) == NO_NORM
-
-
-def check_norm_type(config: Mapping[str, Any], where: str) -> None:
-    """Refuse a kind of norm that nobody here knows. Raises ModelDirectoryError."""
-    if (stated := config.get(KEY)) is not None and stated not in _KINDS:
-        raise ModelDirectoryError(
-            f"'{KEY}' is {str(stated)[:40]!r}, which is not known here",
-            where=where,
-            todo=f"known are {' and '.join(map(repr, _KINDS))}",
-        )
-
-
 def replace_norms(model: torch.nn.Module, where: str) -> None:
     """Put a NoNorm in the place of every LayerNorm of a model, with its weights.
 
@@ -77,7 +59,7 @@ def replace_norms(model: torch.nn.Module, where: str) -> None:
             count += 1
     if not count:
         raise ModelDirectoryError(
-            f"'{KEY}' is '{NO_NORM}', but '{type(model).__name__}' has no LayerNorm to replace", where=where
+            f"'{NORM_TYPE}' is '{NO_NORM}', but '{type(model).__name__}' has no LayerNorm to replace", where=where
         )
 
 

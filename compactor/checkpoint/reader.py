@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from compactor.checkpoint.agreement import check_agreement
-from compactor.checkpoint.config import check_config, read_json_object, sanitise
+from compactor.checkpoint.config import NO_NORM, NORM_TYPE, check_config, read_json_object, sanitise
 from compactor.checkpoint.folder import find_model_folder
 from compactor.checkpoint.foreign import refuse_adapters
 from compactor.checkpoint.masks import fold_masks, has_scores, is_mask_tensor
-from compactor.checkpoint.no_norm import KEY, NO_NORM, fold_statistics, has_statistics
+from compactor.checkpoint.no_norm import fold_statistics, has_statistics
 from compactor.checkpoint.pruned_heads import read_pruned_heads, restore_heads
 from compactor.checkpoint.pruning_record import MASKS_FILE, RECORD_FILE, describe_record
 from compactor.checkpoint.sparse_args import FILE_NAME as SPARSE_ARGS
@@ -100,7 +100,7 @@ def read_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoi
             notes.append("hidden_act set to relu: sparse_args.json says that training replaced GELU")
         if args.no_norm:
             notes.append(fold_statistics(tensors, raw.get("layer_norm_eps"), str(folder)))
-            config[KEY] = NO_NORM
+            config[NORM_TYPE] = NO_NORM
     elif (folder / SPARSE_ARGS).is_file():
         notes.append(f"{SPARSE_ARGS} ignored: the weights hold no mask scores")
     if (tied := _tie_note(raw, tensors)) is not None:

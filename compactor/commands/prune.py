@@ -142,7 +142,7 @@ def command(
 
     With --speedup it makes a family of models that keep a promised speed, each a folder in OUTPUT: heads and neurons
     go by second order, by times that are measured here, and what is left is solved anew. Nothing is trained unless
-    --steps or --epochs asks for it.
+    --steps or --epochs asks for it; with --method each model is a run of that method, which stops at the time.
 
     \b
     Under torchrun it trains on several processes or machines:
@@ -151,16 +151,16 @@ def command(
     commands.refuse_both(quiet, verbose)
     for folder in filter(None, (model, teacher, first_run)):
         commands.require_model_dir(folder)
-    commands.require_packages(*_NEEDED, needed_by="compactor prune", extra="train")
+    commands.require_packages("torch", "transformers", *_NEEDED, needed_by="compactor prune", extra="train")
     if resume and overwrite:
         raise UsageError("--resume and --overwrite contradict each other", todo="leave one out")
     family = {name: settings.pop(name) for name in _OF_A_FAMILY}
     if speedup is not None:
         if first_run is not None:
             raise UsageError("--speedup goes on from no other run", todo="leave out --first-run")
-        refuse_penalties(block, settings)
-        trained = recipe is not None or settings["steps"] is not None or settings["epochs"] is not None
-        own = {**settings, "precision": None, "method": "tuned"}
+        refuse_penalties(block, family["trials"], settings)
+        trained = recipe is not None or any(settings[name] is not None for name in ("steps", "epochs", "method"))
+        own = {**settings, "precision": None, "method": settings["method"] or "tuned"}
         if not trained:
             refuse_training(teacher, settings)
         make_family(
@@ -169,7 +169,7 @@ def command(
             data,
             output,
             asked=read_settings(speedup, settings["precision"], settings["seed"], **family),
-            training=_read_config(recipe, None, own) if trained else None,
+            training=_read_config(recipe, block, own) if trained else None,
             evaluation=evaluation,
             teacher=teacher,
             resume=resume,

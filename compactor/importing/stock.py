@@ -10,8 +10,9 @@ import torch
 import transformers
 
 from compactor.checkpoint import Checkpoint
+from compactor.checkpoint.config import has_no_norm
 from compactor.checkpoint.fitting import Fit
-from compactor.checkpoint.no_norm import has_no_norm, replace_norms
+from compactor.checkpoint.no_norm import replace_norms
 from compactor.errors import ModelDirectoryError, describe_failure
 from compactor.importing.adapting import adapt
 from compactor.importing.classes import config_class, model_class, stock_class, tower_class

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compactor.checkpoint.config import read_json_object
-from compactor.checkpoint.no_norm import has_no_norm, replace_norms
+from compactor.checkpoint.config import has_no_norm, read_json_object
 from compactor.errors import ModelDirectoryError, UsageError
 from compactor.evaluation.images import ImageReader
 from compactor.trainer.tasks import LABELLED
@@ -82,6 +81,8 @@ def open_model(folder: Path, task: str, labels: Sequence[str]) -> Any:
     """
     import torch
     import transformers
+
+    from compactor.checkpoint.no_norm import replace_norms
 
     auto = getattr(transformers, _CLASSES[task][0])
     options: dict[str, Any] = {}

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compactor.checkpoint.no_norm import KEY, NO_NORM, has_no_norm
+from compactor.checkpoint.config import NO_NORM, NORM_TYPE, has_no_norm
 from compactor.errors import UsageError
 
 _FIRST_DECAY = 0.99
@@ -129,7 +129,7 @@ def simplify(model: Any, *, norm: bool, activation: bool, steps: int) -> list[st
         count = _replace(model, _is_norm, lambda child: FadingNorm(child, steps))
         if not count:
             raise UsageError("MODEL has no LayerNorm that could become simpler", todo="leave out --norm")
-        setattr(model.config, KEY, NO_NORM)
+        setattr(model.config, NORM_TYPE, NO_NORM)
         notes.append(f"{count} norms lose their statistics over {steps} steps")
     keys = [key for key in _ACTIVATIONS if "gelu" in str(getattr(model.config, key, "")).lower()]
     if activation and not any(getattr(model.config, key, None) == "relu" for key in _ACTIVATIONS):
