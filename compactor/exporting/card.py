@@ -37,13 +37,13 @@ def write_card(directory: Path, manifest: Mapping[str, Any], recipe: Recipe, sou
         source: The model directory, whose own card says the licence.
         name: What the artefact is called.
     """
-    from huggingface_hub.utils import yaml_dump
+    from huggingface_hub import ModelCardData
 
     head = {key: value for key, value in _front_matter(manifest, source, directory).items() if value}
     facts = dict(manifest)
     ways = [f"compactor:  compactor.runtime.load({name!r})", *next_steps(facts, directory, shown_as=Path(name))]
     sections = [*made_sections(facts), *unrecognised_sections(facts), Section("How to open it", ways)]
-    lines = ["---", yaml_dump(head).rstrip(), "---", f"# {name}", "", _made(manifest, recipe, name)]
+    lines = ["---", ModelCardData(**head).to_yaml().rstrip(), "---", f"# {name}", "", _made(manifest, recipe, name)]
     for section in sections:
         lines += ["", *_markdown(section)]
     (directory / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
