@@ -25,8 +25,6 @@ from compactor.errors import ModelDirectoryError
 from tests.answers.references import SENTENCE_FOLDERS, agree, ours, reference, save_roberta, save_scorer
 from tests.consumers.folders import save_text_model
 
-pytestmark = pytest.mark.usefixtures("traced_once")
-
 ROOT = Path(__file__).parents[2]
 
 

@@ -31,8 +31,6 @@ from compactor.errors import ModelDirectoryError, UsageError
 from compactor.runtime.answers import Embedded
 from tests.answers.sentences import SIX, TEXTS, WIDTH, edit, load, save
 
-pytestmark = pytest.mark.usefixtures("traced_once")
-
 
 def check(model: compactor.runtime.Model, reference: SentenceTransformer, texts: list[str] = TEXTS, **options: Any):
     answers = model(texts, **options)

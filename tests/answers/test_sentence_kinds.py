@@ -26,8 +26,6 @@ from compactor.errors import UsageError
 from compactor.runtime.answers import Classified, Refused, Sparse, TokenVectors
 from tests.answers.sentences import SIX, TEXTS, WIDTH, load
 
-pytestmark = pytest.mark.usefixtures("traced_once")
-
 PAIRS = [("is it good ?", TEXTS[0]), ("Who", TEXTS[3]), (TEXTS[1], "no")]
 
 

@@ -15,7 +15,7 @@ import transformers
 
 from compactor.exporting.export import export
 from compactor.runtime.verification import Case, text_cases
-from tests.compactor.exporting.traces import quantize_small_weights, save_once, trace_once
+from tests.compactor.exporting.traces import quantize_small_weights, save_once
 from tests.independence import assert_independent_of_mates
 
 WIDTH, HEADS, SIZE, NEURONS, POSITIONS = 32, 4, 8, 48, 40
@@ -126,7 +126,6 @@ def test_is_compacted_and_exact(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, folder = saved(family)
-    trace_once(monkeypatch)
 
     result = export(folder, tmp_path / "out", target=target, precision=["fp32"])
 
@@ -156,7 +155,6 @@ def test_int8_takes_every_linear_layer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, folder = saved(family)
-    trace_once(monkeypatch)
     quantize_small_weights(monkeypatch)
 
     by_token = {"int8": "token"} if target == "cpu" else {}

@@ -16,7 +16,7 @@ from torch import nn
 
 from compactor.exporting.export import export
 from compactor.runtime.verification import Case, text_cases
-from tests.compactor.exporting.traces import quantize_small_weights, save_once, trace_once
+from tests.compactor.exporting.traces import quantize_small_weights, save_once
 from tests.independence import assert_independent_of_mates
 
 WIDTH, HEADS, SIZE, NEURONS, POSITIONS = 32, 4, 8, 48, 40
@@ -108,7 +108,6 @@ def test_is_compacted_and_exact(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, folder = saved(family)
-    trace_once(monkeypatch)
     quantize_small_weights(monkeypatch)
 
     result = export(folder, tmp_path / "out", target=target, int8="token" if target == "cpu" else None)
