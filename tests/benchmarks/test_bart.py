@@ -234,6 +234,7 @@ def out(work: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_report_is_one_of_the_harness(out: Path) -> None:
     result = json.loads(out.read_text(encoding="utf-8"))
     report = result["reports"]["tiny"]
@@ -251,6 +252,7 @@ def test_the_report_is_one_of_the_harness(out: Path) -> None:
     assert result["details"]["tiny"]["errors"]["tiny-2.0-fp32"] < 1e-4
 
 
+@pytest.mark.slow
 def test_the_page_tells_speed_and_where_the_time_goes(out: Path) -> None:
     page = out.with_suffix(".md").read_text(encoding="utf-8")
     for line in (
@@ -263,6 +265,7 @@ def test_the_page_tells_speed_and_where_the_time_goes(out: Path) -> None:
         assert line in page, line
 
 
+@pytest.mark.slow
 def test_another_size_keeps_what_was_measured(out: Path, work: Path) -> None:
     earlier = json.loads(out.read_text(encoding="utf-8"))
     result = {"kind": earlier["kind"], "workload": earlier["workload"], "reports": {}, "details": {}}
@@ -273,6 +276,7 @@ def test_another_size_keeps_what_was_measured(out: Path, work: Path) -> None:
     assert other["reports"] == {}, "of another workload"
 
 
+@pytest.mark.slow
 def test_each_size_says_how_it_was_measured(out: Path) -> None:
     result = json.loads(out.read_text(encoding="utf-8"))
     result["reports"]["other"] = {**result["reports"]["tiny"], "command": "another command"}
@@ -282,6 +286,7 @@ def test_each_size_says_how_it_was_measured(out: Path) -> None:
     assert "`another command`" in second and f"{result['reports']['tiny']['command']}`" not in second
 
 
+@pytest.mark.slow
 def test_the_bar_is_judged_by_the_ratio(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))["reports"]["tiny"]
     monkeypatch.setattr(_bart_page, "BAR_PLAN", PRUNED.name)

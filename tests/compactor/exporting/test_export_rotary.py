@@ -18,6 +18,7 @@ from compactor.exporting.export import export
 from compactor.runtime.verification import Case, text_cases
 from tests.compactor.exporting.traces import quantize_small_weights, save_once
 from tests.independence import assert_independent_of_mates
+from tests.slow import slow_after_first, slow_unless
 
 WIDTH, HEADS, SIZE, NEURONS, POSITIONS = 32, 4, 8, 48, 40
 SIZES = {
@@ -47,6 +48,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "eurobert": ("EuroBertForSequenceClassification", SIZES),
     "esm": ("EsmForTokenClassification", ESM),
 }
+
+QUICK = set(FAMILIES) - {"modernbert-biases"}
 
 
 def make(family: str) -> Any:
@@ -98,8 +101,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any
     return save_once(make, tmp_path_factory)
 
 
-@pytest.mark.parametrize("target", ["cpu", "portable", "cuda"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("target", slow_after_first(["cpu", "portable", "cuda"]))
+@pytest.mark.parametrize("family", slow_unless(QUICK.__contains__, FAMILIES))
 def test_is_compacted_and_exact(
     family: str,
     target: str,

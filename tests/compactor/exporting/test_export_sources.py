@@ -16,6 +16,7 @@ from compactor.exporting.export import ExportResult, export
 from compactor.exporting.inspecting import inspect
 from tests.compactor import checkpoints, families
 from tests.compactor.checkpoints import HEAD_DIM, HEADS, LAYERS, NEURONS, VOCABULARY, WIDTH
+from tests.slow import slow_after_first
 
 DEAD_HEADS = {0: [1], 1: [0, 3]}
 DEAD_NEURONS = {0: [0, 5, 23], 1: list(range(20))}
@@ -97,7 +98,7 @@ def test_zeros_masks_and_pruned_heads_are_the_same_model(tmp_path: Path) -> None
         assert config["num_attention_heads"] == HEADS
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", slow_after_first([torch.float16, torch.bfloat16]))
 def test_weights_stored_in_half(dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = families.build("bert").to(dtype)
     model.save_pretrained(tmp_path / "model", max_shard_size="6KB")
