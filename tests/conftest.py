@@ -33,6 +33,7 @@ def pytest_collection_finish() -> None:
     """Keep the garbage collector off all that is imported by now: each export collects twice."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)  # tracing allocates by the million
 
 
 @pytest.fixture(scope="session", autouse=True)

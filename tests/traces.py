@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -13,6 +14,7 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 import torch
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 from transformers import PretrainedConfig
 
 from compactor.importing import encoder, encoder_decoder
@@ -25,8 +27,10 @@ _WHERE_IT_CAME_FROM = ("_name_or_path", "transformers_version")
 def trace_once(patch: pytest.MonkeyPatch) -> None:
     """Give the graph of before to a model that is the same to the last bit: its code, weights and settings.
 
-    What fails is tried again, and whoever replaces the exporter gets the replacement.
+    What fails is tried again, and whoever replaces the exporter gets the replacement. The exporter's own table of
+    operators, for which it parses the source of five hundred functions in each trace, is made once.
     """
+    patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
     kept: dict[str, tuple[ir.Model, list[str]]] = {}
 
     def traced(
