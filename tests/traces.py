@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
 import io
 import json
@@ -49,6 +50,8 @@ def trace_once(patch: pytest.MonkeyPatch) -> None:
         if key not in kept:
             others = [model for model, _ in kept.values()]  # which keep their weights
             kept[key] = trace_module(module, example, axes, beside=[*beside, *others], **told)
+            gc.collect()
+            gc.freeze()  # what the exporter keeps for good, which each later export would look at again
         model, produced = kept[key]
         return model.clone(), [*produced]
 

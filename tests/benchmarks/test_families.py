@@ -166,6 +166,7 @@ def test_tables_that_are_read_by_position_are_right_already() -> None:
     assert model.SerializeToString() == before
 
 
+@pytest.mark.slow
 def test_the_plain_export_of_images_takes_every_batch_and_is_quantized_without_its_convolution(work: Path) -> None:
     shop = FamilyModel(work, TINY["vit"], pruned=False)
     model = _graphs.load_torch(shop.checkpoint())
