@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks._workshop import TASK, Arrays
+from benchmarks._workshop import TASK, Arrays, Outputs
 from compactor.evaluation.answers import predict
 from compactor.evaluation.datafiles import read_table
 from compactor.evaluation.inputs import InputSpec
 from compactor.evaluation.texts import EMBEDDING, Labelled, tokenize
 from compactor.evaluation.vectors import first_hits, read_vectors
 from compactor.runtime.bucketing import Rows, in_order
+from compactor.runtime.sessions import open_session
+
+_BATCH = 32  # with a scale for each tensor, int8's errors depend on it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +53,20 @@ class Texts:
     def batches(self, size: int) -> list[Mapping[str, NDArray[Any]]]:
         """All of them, in order."""
         return [self.batch(rows) for rows in in_order(self.labelled.examples.lengths, size)]
+
+    def outputs(self, graph: Path) -> Outputs:
+        """What a graph gives for all texts, batch by batch in the file's order."""
+        session = open_session(graph, allow_spinning=False)
+        inputs = {entry.name for entry in session.get_inputs()}
+        names = [entry.name for entry in session.get_outputs()]
+        return [
+            dict(zip(names, session.run(None, {name: batch[name] for name in inputs}), strict=True))
+            for batch in self.batches(_BATCH)
+        ]
+
+    def ask(self, graph: Path) -> NDArray[np.int64]:
+        """The ``answers`` of a graph."""
+        return self.answers(self.outputs(graph))
 
     def answers(self, outputs: Iterable[Arrays]) -> NDArray[np.int64]:
         """What outputs on ``batches`` say: (N,) the label of each text; of vectors, (Q,) each query's first hit."""

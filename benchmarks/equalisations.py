@@ -25,13 +25,11 @@ from benchmarks._workshop import EXAMPLE, GRAPHS, SENTENCES, Given, Outputs, rel
 from compactor.manifest import load_manifest
 from compactor.passes.base import RewritePass
 from compactor.passes.pipeline import equalisation
-from compactor.runtime.sessions import open_session
 
 KIND = "compactor-equalisations"
 NAMES = tuple(step.name for step in equalisation() if isinstance(step, RewritePass))
 CHOICES: Mapping[str, tuple[str, ...]] = {"none": (), **{name: (name,) for name in NAMES}, "all": NAMES}
 SCALES = ("token", "tensor")
-_BATCH = 32  # in the file's order; with a scale for each tensor, errors depend on it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +61,7 @@ def measure(shop: Given, data: Path, options: Mapping[str, Any]) -> dict[str, An
             return shop.exported(f"{scales}-{choice}", export_with, {**options, "int8": scales}, CHOICES[choice])
 
         places = places_of(build("all"))
-        exact = answer(build("none") / "onnx" / GRAPHS["fp32"], texts)
+        exact = texts.outputs(build("none") / "onnx" / GRAPHS["fp32"])
         right = texts.answers(exact)
         entries: dict[str, Any] = {}
         for choice, names in CHOICES.items():
@@ -72,7 +70,7 @@ def measure(shop: Given, data: Path, options: Mapping[str, Any]) -> dict[str, An
                 entries[choice] = entries["none"]  # it leaves the graph as it is
                 continue
             say(f"answering: {shop.folder.name}, {scales}, {choice}")
-            outputs = answer(build(choice) / "onnx" / GRAPHS["int8"], texts)
+            outputs = texts.outputs(build(choice) / "onnx" / GRAPHS["int8"])
             entries[choice] = {
                 "places": moved,
                 "error": relative_error(_last(exact), _last(outputs)),
@@ -94,17 +92,6 @@ def places_of(folder: Path) -> dict[str, int]:
     """By equalisation, how many sublayers it changed in an artefact."""
     rules = load_manifest(folder)["rules"]
     return {name: len({rule["layer"] for rule in rules if rule["pass"] == name}) for name in NAMES}
-
-
-def answer(path: Path, texts: Texts) -> Outputs:
-    """The outputs of a graph on all texts, batch by batch."""
-    session = open_session(path, allow_spinning=False)
-    inputs = {entry.name for entry in session.get_inputs()}
-    names = [entry.name for entry in session.get_outputs()]
-    return [
-        dict(zip(names, session.run(None, {name: batch[name] for name in inputs}), strict=True))
-        for batch in texts.batches(_BATCH)
-    ]
 
 
 def _last(outputs: Outputs) -> Outputs:

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from compactor.manifest import load_manifest
     from compactor.predicting.on_ray import RayOptions
     from compactor.predicting.predict import Prediction, predict
+    from compactor.speedup.costs import Load
+    from compactor.speedup.family import FamilyResult, prune_to_speed
+    from compactor.speedup.settings import SpeedSettings
     from compactor.trainer.config import PruneConfig
     from compactor.trainer.pruning import PruneResult, prune
 
@@ -44,7 +47,9 @@ if TYPE_CHECKING:
 __all__ = [
     "CompactorError",
     "ExportResult",
+    "FamilyResult",
     "Inspection",
+    "Load",
     "MeasurementError",
     "ModelDirectoryError",
     "OutputError",
@@ -52,6 +57,7 @@ __all__ = [
     "PruneConfig",
     "PruneResult",
     "RayOptions",
+    "SpeedSettings",
     "TrainingError",
     "UsageError",
     "VerificationError",
@@ -64,13 +70,16 @@ __all__ = [
     "load_report",
     "predict",
     "prune",
+    "prune_to_speed",
     "verify",
 ]
 
 _HOMES = {
     "CompactorError": "errors",
     "ExportResult": "exporting.export",
+    "FamilyResult": "speedup.family",
     "Inspection": "exporting.inspecting",
+    "Load": "speedup.costs",
     "MeasurementError": "errors",
     "ModelDirectoryError": "errors",
     "OutputError": "errors",
@@ -78,6 +87,7 @@ _HOMES = {
     "PruneConfig": "trainer.config",
     "PruneResult": "trainer.pruning",
     "RayOptions": "predicting.on_ray",
+    "SpeedSettings": "speedup.settings",
     "TrainingError": "errors",
     "UsageError": "errors",
     "VerificationError": "errors",
@@ -89,6 +99,7 @@ _HOMES = {
     "load_report": "benching.report",
     "predict": "predicting.predict",
     "prune": "trainer.pruning",
+    "prune_to_speed": "speedup.family",
     "verify": "exporting.verifying",
 }
 

@@ -13,9 +13,10 @@ import click
 from click.core import ParameterSource
 
 from compactor import commands
+from compactor.benching.gate import Gate, Judged, judge_gate
 from compactor.benching.server.urls import is_url, parse_url
 from compactor.console import Console
-from compactor.errors import MeasurementError
+from compactor.errors import MeasurementError, UsageError
 
 PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino", "torch")
 _TIMES = ("variant", "case", ">before, ms", ">after, ms", "decided by", ">times as fast", ">95 % interval", "verdict")
@@ -191,6 +192,12 @@ def _providers(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
     "-o", "--output", "out", type=click.Path(path_type=Path), metavar="DIR", help="Write report.json, .md and .html."
 )
 @click.option("--overwrite", is_flag=True, help="Replace an earlier report in DIR.")
+@click.option(
+    "--gate",
+    metavar="LIST",
+    help="End with 6 unless enough is kept and gained: answers=99.5,speed=1.5, percent of the baseline's answers and "
+    "times as fast.",
+)
 @click.option("--allow-noisy", is_flag=True, help="Do not fail when the machine was too busy to be believed.")
 @click.option(
     "--compare",
@@ -210,6 +217,7 @@ def command(
     data: Path | None,
     quick: bool,
     out: Path | None,
+    gate: str | None,
     allow_noisy: bool,
     compare: tuple[Path, Path] | None,
     as_json: bool,
@@ -233,6 +241,11 @@ def command(
         _compare(console, *compare, as_json=as_json)
         return
     _refuse_contradictions(ctx)
+    asked = None if gate is None else Gate.parse(gate)
+    if asked is not None and asked.answers is not None and data is None:
+        raise UsageError(
+            "--gate asks for answers, and there are no texts", todo="add --data FILE, or leave out answers"
+        )
     if out is not None:
         commands.require_packages("matplotlib", "jinja2", "scipy", needed_by="-o")
     if data is not None and not _only_urls(ctx):
@@ -252,7 +265,20 @@ def command(
         console.document(report)
     else:
         print_summary(console, report, out)
+    if asked is not None and not report["interrupted"]:
+        _pass_gate(console, judge_gate(report, asked), out, as_json=as_json)
     _end(report, out, allow_noisy=allow_noisy or quick)
+
+
+def _pass_gate(console: Console, judged: list[Judged], out: Path | None, *, as_json: bool) -> None:
+    """Say what was found at the gate; raises MeasurementError where it is not enough."""
+    if not as_json:  # stdout holds the report alone
+        for each in judged:
+            console.line(str(each))
+    failed = [each for each in judged if each.misses]
+    if failed:
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        raise MeasurementError(f"{failed[0]}{more}", where=None if out is None else str(out))
 
 
 def _end(report: dict[str, Any], out: Path | None, *, allow_noisy: bool) -> None:

@@ -11,19 +11,28 @@ from compactor.console import Console
 from compactor.errors import MeasurementError, UsageError
 
 if TYPE_CHECKING:
-    from compactor.speedup.settings import Settings
+    from compactor.speedup.settings import SpeedSettings
     from compactor.trainer.config import PruneConfig
 
 _SEQ = 128
-_OF_TRAINING = ("batch_size", "max_length", "learning_rate", "freeze_embeddings")
-_OF_PENALTIES = {"method": "method", "task": "task", "strength": "lambda", "target_density": "target-density"}
+_OF_TRAINING = ("task", "batch_size", "max_length", "learning_rate", "freeze_embeddings")
+_OF_PENALTIES = {"strength": "lambda", "block": "block"}
 
 
-def refuse_penalties(block: str | None, settings: dict[str, Any]) -> None:
-    """Raises UsageError where an option says how movement pruning works."""
-    given = [option for name, option in _OF_PENALTIES.items() if settings[name] is not None]
-    for option in [*given, *(["block"] if block is not None else [])]:
-        raise UsageError(f"--{option} says how a penalty prunes, and --speedup prunes without", todo="leave one out")
+def refuse_penalties(block: str | None, trials: int | None, settings: dict[str, Any]) -> None:
+    """Raises UsageError where an option says how movement pruning works, and no method of it was asked for."""
+    if settings["target_density"] is not None:
+        raise UsageError("--target-density and --speedup promise two things", todo="leave one out")
+    if settings["method"] not in (None, "tuned"):
+        if trials is not None:
+            raise UsageError(f"--trials: '{settings['method']}' tries no sizes, it trains", todo="leave it out")
+        return
+    for name, option in _OF_PENALTIES.items():
+        if {**settings, "block": block}[name] is not None:
+            raise UsageError(
+                f"--{option} says how a penalty prunes, and --speedup prunes without",
+                todo="leave it out, or add --method hybrid",
+            )
 
 
 def refuse_training(teacher: Path | None, settings: dict[str, Any]) -> None:
@@ -46,10 +55,10 @@ def read_settings(
     lengths: Path | None,
     costs: Path | None,
     trials: int | None,
-) -> Settings:
+) -> SpeedSettings:
     """What was asked for; raises UsageError where it contradicts itself."""
     from compactor.speedup.costs import Load
-    from compactor.speedup.settings import Settings, parse_speedups
+    from compactor.speedup.settings import SpeedSettings, parse_speedups
 
     if precision not in (None, "int8", "fp32"):
         raise UsageError(f"a speed in {precision} is not promised on a CPU", todo="pass --precision int8 or fp32")
@@ -59,7 +68,7 @@ def read_settings(
     load = Load(1 if batch is None else batch, chosen, lengths, precision or "int8")
     options = {"trials": trials, "seed": seed}
     given = {name: value for name, value in options.items() if value is not None}
-    return Settings(parse_speedups(speedup), load, costs=costs, **given)
+    return SpeedSettings(parse_speedups(speedup), load, costs=costs, **given)
 
 
 def make_family(
@@ -68,7 +77,7 @@ def make_family(
     data: Path,
     output: Path,
     *,
-    asked: Settings,
+    asked: SpeedSettings,
     training: PruneConfig | None,
     evaluation: Path | None,
     teacher: Path | None,

@@ -140,7 +140,7 @@ def command(
 
     With --speedup it makes a family of models that keep a promised speed, each a folder in OUTPUT: heads and neurons
     go by second order, by times that are measured here, and what is left is solved anew. Nothing is trained unless
-    --steps or --epochs asks for it.
+    --steps or --epochs asks for it; with --method each model is a run of that method, which stops at the time.
 
     \b
     Under torchrun it trains on several processes or machines:
@@ -156,9 +156,9 @@ def command(
     if speedup is not None:
         if first_run is not None:
             raise UsageError("--speedup goes on from no other run", todo="leave out --first-run")
-        refuse_penalties(block, settings)
-        trained = recipe is not None or settings["steps"] is not None or settings["epochs"] is not None
-        own = {**settings, "precision": None, "method": "tuned"}
+        refuse_penalties(block, family["trials"], settings)
+        trained = recipe is not None or any(settings[name] is not None for name in ("steps", "epochs", "method"))
+        own = {**settings, "precision": None, "method": settings["method"] or "tuned"}
         if not trained:
             refuse_training(teacher, settings)
         make_family(
@@ -167,7 +167,7 @@ def command(
             data,
             output,
             asked=read_settings(speedup, settings["precision"], settings["seed"], **family),
-            training=_read_config(recipe, None, own) if trained else None,
+            training=_read_config(recipe, block, own) if trained else None,
             evaluation=evaluation,
             teacher=teacher,
             resume=resume,

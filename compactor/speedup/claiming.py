@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from compactor.checkpoint.config import read_json_object
 from compactor.errors import OutputError, UsageError
-from compactor.speedup.settings import Settings
+from compactor.speedup.settings import SpeedSettings
 
 if TYPE_CHECKING:
     from compactor.trainer.config import PruneConfig
@@ -23,7 +23,7 @@ def identity_of(
     data: Path,
     evaluation: str | Path | None,
     teacher: str | Path | None,
-    settings: Settings,
+    settings: SpeedSettings,
     training: PruneConfig | None,
 ) -> dict[str, Any]:
     """What must be the same for a family to be gone on with."""

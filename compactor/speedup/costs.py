@@ -114,6 +114,16 @@ class Costs:
     error: float
     graphs: Sequence[tuple[float, float]]
 
+    def check_reach(self, speedup: float) -> None:
+        """Raises UsageError where a model with nothing left of any block would not be so many times as fast."""
+        most = self.dense_ms / max(self.fixed_ms, 1e-9)
+        if speedup >= most:
+            raise UsageError(
+                f"a speed-up of {speedup:g} is out of reach: with nothing left of any block it is "
+                f"{most:.3g}, and embedding and head take the rest",
+                todo=f"ask for less than {0.9 * most:.3g}",
+            )
+
     def times(self, unit: Unit, sizes: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float64]]:
         """(K,) milliseconds of a block with these sizes."""
         known, taken = zip(*self.tables[unit.shape], strict=True)
@@ -184,20 +194,19 @@ class Costs:
 
 
 def measure_costs(
-    subject: Subject, units: Sequence[Unit], linears: Linears, load: Load, whole: Path, say: Callable[[str], None]
+    subject: Subject, units: Sequence[Unit], load: Load, whole: Path, say: Callable[[str], None]
 ) -> Costs:
     """Export graphs with planted sizes, and time them.
 
     Args:
         subject: The model; it is as it was when this returns.
         units: Its blocks.
-        linears: Their weights.
         load: What is timed.
         whole: The graph of the model as it is.
         say: Told of each graph.
     """
     feeds = load.feeds(subject.spec)
-    planted = _plans(units)
+    planted, linears = _plans(units), Linears(subject.model, units)
     plans = [tuple(unit.count for unit in units), *planted]
     with tempfile.TemporaryDirectory(prefix="compactor-costs-") as temporary:
         graphs = [whole]

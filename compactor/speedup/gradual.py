@@ -8,10 +8,10 @@ from pathlib import Path
 
 from compactor.console import Progress
 from compactor.speedup.checker import Checker
-from compactor.speedup.promise import WHOLE
-from compactor.speedup.settings import Settings, name_of
+from compactor.speedup.settings import SpeedSettings, name_of
 from compactor.speedup.shop import Member, Shop
 from compactor.speedup.subject import Subject
+from compactor.speedup.units import find_units
 from compactor.trainer.config import PruneConfig
 from compactor.trainer.pruning import prune
 from compactor.trainer.records import RECORD
@@ -22,7 +22,7 @@ MEMBER = ".member.json"  # what surgery found, beside such a start
 
 @dataclasses.dataclass(frozen=True)
 class Gradual:
-    """What each training of a family has in common: as of ``prune_to_speed``."""
+    """What the trainings of a family have in common: as of ``prune_to_speed``."""
 
     model: Path
     data: Path
@@ -33,7 +33,9 @@ class Gradual:
     resume: bool
 
 
-def train_gradually(run: Gradual, shop: Shop, checker: Checker, settings: Settings, progress: Progress) -> list[Member]:
+def train_gradually(
+    run: Gradual, shop: Shop, checker: Checker, settings: SpeedSettings, progress: Progress
+) -> list[Member]:
     """One target after another: the model of the one before made smaller, then trained with its zeros held.
 
     Reference: Kurtić, Frantar and Alistarh (2023), Section 4.1, "gradual structured pruning".
@@ -50,7 +52,7 @@ def train_gradually(run: Gradual, shop: Shop, checker: Checker, settings: Settin
         else:
             if members:
                 subject = Subject.open(members[-1].folder, run.data, settings.seed)
-                shop = Shop(subject, settings, run.out, checker.graphs[WHOLE], progress, costs=shop.costs)
+                shop = Shop(subject, find_units(subject.model, subject.example), shop.costs, settings, progress)
             begun.parent.mkdir(exist_ok=True)
             (member,) = checker.keep_promises(shop, [shop.make(target, begun)])
             stated = {"sizes": member.sizes, "predicted": member.predicted, "loss": member.loss}

@@ -11,7 +11,7 @@ from typing import Any
 from compactor.benching.card import versions
 from compactor.speedup.costs import Costs
 from compactor.speedup.promise import FP32, TOLERANCE, WHOLE
-from compactor.speedup.settings import Settings
+from compactor.speedup.settings import SpeedSettings
 from compactor.speedup.shop import Member
 from compactor.speedup.subject import Subject
 from compactor.speedup.units import Unit
@@ -28,7 +28,7 @@ def make_record(
     data: Path,
     subject: Subject,
     units: Sequence[Unit],
-    settings: Settings,
+    settings: SpeedSettings,
     costs: Costs,
     members: Sequence[Member],
     whole_ms: float,

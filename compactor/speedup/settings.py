@@ -14,7 +14,7 @@ _MOST_TARGETS = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class SpeedSettings:
     """What is asked for.
 
     Attributes:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from compactor.errors import UsageError
-from compactor.speedup.costs import COSTS, Costs, measure_costs
+from compactor.speedup.costs import Costs
 from compactor.speedup.folders import replace_folder, write_folder
 from compactor.speedup.promise import Measured
 from compactor.speedup.repair import Repair
 from compactor.speedup.search import Choices, search
-from compactor.speedup.settings import Settings, name_of
+from compactor.speedup.settings import SpeedSettings, name_of
 from compactor.speedup.subject import Subject
 from compactor.speedup.surgeon import Surgeon
-from compactor.speedup.units import Linears, find_units
+from compactor.speedup.units import Linears, Unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Member:
         folder: Where it lies.
         sizes: Heads or neurons of each block.
         predicted: The speed-up by the sum of costs.
-        loss: How far its answers are from the whole model's.
+        loss: How far its answers are from the whole model's; None where a method of its own made it.
         corrected: Whether its sizes were chosen a second time, by the measured error.
         measured: Its speed.
     """
@@ -38,7 +37,7 @@ class Member:
     folder: Path
     sizes: tuple[int, ...]
     predicted: float
-    loss: float
+    loss: float | None
     corrected: bool = False
     measured: Measured | None = None
 
@@ -53,46 +52,27 @@ class Shop:
 
     Args:
         subject: The model, or one that was already made smaller.
+        units: Its blocks.
+        costs: Of the whole model's blocks.
         settings: What is asked for.
-        out: Where costs are kept.
-        whole: The graph of the whole model.
         say: Told of the progress.
-        costs: Of the whole model's blocks; None measures those of ``subject``, unless there is a file of them.
 
     Attributes:
         units: Its blocks.
         costs: Of them.
-
-    Raises:
-        UsageError: A target is out of reach, or the costs are of something else.
-        ModelDirectoryError: The model has no block that could be pruned.
     """
 
     def __init__(
         self,
         subject: Subject,
-        settings: Settings,
-        out: Path,
-        whole: Path,
+        units: Sequence[Unit],
+        costs: Costs,
+        settings: SpeedSettings,
         say: Callable[[str], None],
-        *,
-        costs: Costs | None = None,
     ) -> None:
         self._subject, self._settings, self._say = subject, settings, say
-        example = subject.search[-1]
-        self.units = find_units(subject.model, {name: tensor[:1] for name, tensor in example.items()})
+        self.units, self.costs = units, costs
         self._linears = Linears(subject.model, self.units)
-        if costs is None and settings.costs is not None:
-            costs = Costs.read(settings.costs, self.units, settings.load)
-        self.costs = costs or measure_costs(subject, self.units, self._linears, settings.load, whole, say)
-        (out / COSTS).write_text(json.dumps(self.costs.to_json(), indent=1) + "\n", encoding="utf-8")
-        most = self.costs.dense_ms / max(self.costs.fixed_ms, 1e-9)
-        if settings.speedups[-1] >= most:
-            raise UsageError(
-                f"a speed-up of {settings.speedups[-1]:g} is out of reach: with nothing left of any block it is "
-                f"{most:.3g}, and embedding and head take the rest",
-                todo=f"ask for less than {0.9 * most:.3g}",
-            )
         self._repair = Repair(subject, self.units)
         self._surgeon = Surgeon(subject, self.units, self._linears, say)
         self._weights = self._surgeon.sensitivities(say)

@@ -127,6 +127,11 @@ class Subject:
             len(examples),
         )
 
+    @property
+    def example(self) -> Batch:
+        """One text as the model takes it."""
+        return {name: tensor[:1] for name, tensor in self.search[-1].items()}
+
     @torch.no_grad()
     def answers(self, batches: Sequence[Batch]) -> list[Tensor]:
         """What the model gives now: log-probabilities (..., C) of real tokens or of examples, or vectors (B, D)."""

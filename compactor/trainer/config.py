@@ -84,6 +84,11 @@ class PruneConfig:
     )
     alpha_teacher: float = _setting(0.9, "weight of the teacher's answers", at_least=0)
     alpha_ce: float = _setting(0.1, "weight of the data's, beside a teacher", at_least=0)
+    alpha_hidden: float | None = _setting(
+        None,
+        "weight of the states of tokens after each layer, beside a teacher of MODEL's shape; by default the method's",
+        at_least=0,
+    )
     temperature: float = _setting(2.0, "of the teacher's answers and the student's", at_least=0.01)
     freeze_embeddings: bool = _setting(
         False, "leave the embeddings as they are: faster where they are most of the model"

@@ -1,10 +1,11 @@
-"""What the student loses against its teacher: the divergence of its softened answers.
+"""What the student loses against its teacher: the divergence of its softened answers, and the distance of its states.
 
-    L = α_ce CE + α_teacher T² KL(softmax(teacher / T) || softmax(student / T))
+    L = α_ce CE + α_teacher T² KL(softmax(teacher / T) || softmax(student / T)) + α_hidden mean (h_student - h_teacher)²
 
 Of a text's label that is one distribution, of a question two over the tokens (start and end), of a written text one
-over the vocabulary for each token. Reference: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network",
-2015; Lagunas et al. (2021), Section 4.
+over the vocabulary for each token. The last term is a mean over layers, tokens that are no padding, and channels.
+Reference: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015; Lagunas et al. (2021),
+Section 4; of the states, Kurtić, Frantar and Alistarh (2023), Section 3.3, "layer-wise token distillation".
 """
 
 from __future__ import annotations
@@ -52,6 +53,40 @@ def divergence(
         kept = inputs["labels"] != IGNORED
         ours, theirs = ours[kept], theirs[kept]
     return _kl(ours, theirs, temperature)
+
+
+def token_distance(student: Mapping[str, Any], teacher: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> Tensor:
+    """The mean square by which the student's states differ from the teacher's, after each layer.
+
+    Args:
+        student: A model's outputs with ``hidden_states``, a (B, S, D) of the embedding and one of each layer; of an
+            encoder-decoder, ``encoder_hidden_states`` and ``decoder_hidden_states`` (B, T, D).
+        teacher: The same of the teacher.
+        inputs: What both were given: padding is left out, and in a decoder tokens whose label is -100.
+
+    Raises:
+        UsageError: The two have states of different shape or number, or give none.
+    """
+    parts = []
+    for name in ("hidden_states", "encoder_hidden_states", "decoder_hidden_states"):
+        ours, theirs = student.get(name), teacher.get(name)
+        if ours is None or theirs is None:
+            continue
+        if [state.shape for state in ours] != [state.shape for state in theirs]:
+            raise UsageError(
+                f"the teacher has {len(theirs) - 1} layers of {theirs[-1].shape[-1]} channels, "
+                f"the model {len(ours) - 1} of {ours[-1].shape[-1]}: their states cannot be compared",
+                todo="leave out alpha_hidden, or give a teacher of the model's own shape",
+            )
+        kept = inputs["labels"] != IGNORED if name.startswith("decoder") else inputs.get("attention_mask")
+        for own, right in zip(ours[1:], theirs[1:], strict=True):
+            apart = (own.float() - right.float()).square().flatten(2).mean(-1)  # (B, S); of images S may be two axes
+            if kept is not None and kept.shape == apart.shape:
+                apart = apart[kept.bool()]
+            parts.append(apart.mean())
+    if not parts:
+        raise UsageError("model or teacher gives no states of its layers", todo="leave out alpha_hidden")
+    return torch.stack(parts).mean()
 
 
 def _kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -90,6 +90,7 @@ _LOGGED = (
     "loss",
     "task_loss",
     "distillation_loss",
+    "hidden_loss",
     "regularization",
     "threshold",
     "lambda",

@@ -164,6 +164,11 @@ class Member:
         blocks = blocks.T if self.transposed else blocks
         return blocks.any(1).repeat_interleave(self.rows, 0)[: self.shape[0]]
 
+    def live_cols(self, blocks: Tensor) -> Tensor:
+        """Bool, one for each column of the matrix: whether it has a live block."""
+        blocks = blocks.T if self.transposed else blocks
+        return blocks.any(0).repeat_interleave(self.cols, 0)[: self.shape[1]]
+
     def masked(self, matrix: Tensor, live: Tensor, *, out: Tensor | None = None) -> Tensor:
         """``matrix`` with zeros where its block does not live; written to ``out`` where that is given."""
         blocks = live.T if self.transposed else live

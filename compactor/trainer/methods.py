@@ -74,6 +74,7 @@ class Method:
         scoring: Where scores come from.
         second: What follows the pruning.
         default_lambda: λ where none is given: the middle of what the paper sweeps.
+        default_hidden: The weight of the teacher's states where none is given and they can be compared.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Method:
     scoring: Scoring = Scoring.MOVEMENT
     second: Second = Second.NONE
     default_lambda: float = 20.0
+    default_hidden: float = 0.0
 
     @property
     def prunes(self) -> bool:
@@ -155,6 +157,7 @@ METHODS: Mapping[str, Method] = {
             Shape.HEAD,
             Shape.DIM,
             second=Second.KEEP,
+            default_hidden=1.0,
         ),
         Method(
             "dense",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from compactor.errors import UsageError
 from compactor.positions import max_tokens
 from compactor.trainer.config import PruneConfig, steps_of
 from compactor.trainer.methods import Second, Shape
+from compactor.trainer.pacing import Timed
 from compactor.trainer.runs import CHECKPOINTS, Run, world_size
 
 USUAL_LENGTHS = {"text-classification": 128, "question-answering": 384, "summarization": 512}
@@ -103,6 +105,7 @@ def install_pruner(run: Run, model: Any, task_data: Any, steps: int) -> list[str
         scoring=preset.scoring,
         strength=preset.default_lambda if config.strength is None else config.strength,
         target_density=None if fixed else config.target_density,
+        timed=None if fixed else _timed(run, model),
         attention_lambda=preset.attention_lambda if config.attention_lambda is None else config.attention_lambda,
         feed_forward_lambda=preset.feed_forward_lambda
         if config.feed_forward_lambda is None
@@ -133,6 +136,38 @@ def install_pruner(run: Run, model: Any, task_data: Any, steps: int) -> list[str
     return notes
 
 
+def _timed(run: Run, model: Any) -> Timed | None:
+    """The run's time to reach, with ``model``'s own measurement: as it will be once its heads are filled, if they are.
+
+    Nothing that training draws is drawn by a measurement.
+    """
+    if run.pace is None:
+        return None
+    import torch
+
+    from compactor.trainer.folders import find_pruner, stock_copy
+    from compactor.trainer.refilling import grown
+
+    pace = run.pace
+
+    def measure() -> float:
+        pruner = find_pruner(model)
+        assert pruner is not None
+        run.progress("measuring what is left")
+        groups = list(pruner.all_groups)
+        before = [group.live.clone() for group in groups]
+        with tempfile.TemporaryDirectory(prefix="compactor-pace-") as folder, torch.random.fork_rng():
+            if run.fills:
+                for group, live in zip(groups, grown(pruner), strict=True):
+                    group.set_live(live)
+            stock_copy(model).save_pretrained(folder)
+            for group, live in zip(groups, before, strict=True):
+                group.live.copy_(live)
+            return pace.measure(Path(folder))
+
+    return Timed(pace.wanted, pace.share, measure)
+
+
 def _probe(model: Any, task_data: Any) -> dict[str, Any]:
     """A small batch for ``find_blocks``, with the decoder's own input apart from the encoder's."""
     import torch
@@ -149,6 +184,19 @@ def _probe(model: Any, task_data: Any) -> dict[str, Any]:
         batch["use_cache"] = False
     device = next(model.parameters()).device
     return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+
+
+def weight_of_states(config: PruneConfig, model: Any, teacher: Any) -> float:
+    """α_hidden: as set; else the method's, where the teacher has as many layers as the model, and as wide ones."""
+    if teacher is None:
+        if config.alpha_hidden:
+            raise UsageError("alpha_hidden holds states against a teacher's, and there is none", todo="leave it out")
+        return 0.0
+    if config.alpha_hidden is not None:
+        return config.alpha_hidden
+    names = ("hidden_size", "num_hidden_layers")
+    alike = all(getattr(model.config, name, None) == getattr(teacher.config, name, None) for name in names)
+    return config.preset.default_hidden if alike else 0.0
 
 
 def make_trainer(run: Run, model: Any, task_data: Any, tokenizer: Any, teacher: Any, history: Any, steps: int) -> Any:
@@ -203,6 +251,7 @@ def make_trainer(run: Run, model: Any, task_data: Any, tokenizer: Any, teacher: 
         facts={"method": config.method, "settings": config.to_json(), "processes": world_size()},
         teacher=teacher,
         history=history,
+        alpha_hidden=weight_of_states(config, model, teacher),
         model=model,
         args=arguments,
         train_dataset=task_data.train,

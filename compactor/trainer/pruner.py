@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,12 +32,14 @@ from compactor.trainer.masks import (
     live_elements,
 )
 from compactor.trainer.methods import Block, Scoring, Shape, Unit
+from compactor.trainer.pacing import CLOSE, LOOKS, Look, Timed, densest
 from compactor.trainer.schedule import Schedule, Steering
 from compactor.trainer.structure import AttentionMatrices, FeedForwardMatrices, Matrices
 from compactor.trainer.survivors import live_heads, live_neurons
 
 SUBMODULE = "compactor_pruning"  # its name in the model
 _RANKED_AT_ONCE = 1_000_000  # scores that are ranked at every step
+Choices = Callable[[float], tuple[list[Tensor], float]]  # of a density: what lives, by group, and the lowest score
 LEAST = 0.005  # the part of each group's scores that is kept, whatever they are
 
 
@@ -51,7 +53,8 @@ class Plan:
         schedule: When.
         scoring: By what.
         strength: λ_f.
-        target_density: The part of the linear weights to reach; None leaves it to λ.
+        target_density: The part of the linear weights to reach; None leaves it to λ, or to ``timed``.
+        timed: The time to reach; None where none is promised.
         attention_lambda: Multiple of λ for attention.
         feed_forward_lambda: Multiple of λ for feed-forward layers.
         decoder_lambda: Multiple of both in a decoder.
@@ -64,10 +67,16 @@ class Plan:
     scoring: Scoring = Scoring.MOVEMENT
     strength: float = 20.0
     target_density: float | None = None
+    timed: Timed | None = None
     attention_lambda: float = 1.0
     feed_forward_lambda: float = 1.0
     decoder_lambda: float = 2.0
     least: float = LEAST
+
+    @property
+    def aims(self) -> bool:
+        """Whether a density or a time is to be reached, and λ steered there."""
+        return self.target_density is not None or self.timed is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,9 +114,10 @@ class Pruner(nn.Module):
         self.settled = False
         self.fixed = False  # masks that were given, and never change
         self.steering: Steering | None = None
+        self.looks: list[Look] = []  # measurements on the way to a time
         self._linears: dict[str, nn.Linear] = {}
-        if plan.target_density is not None and plan.scoring is Scoring.MOVEMENT:
-            self.steering = Steering(plan.target_density, plan.strength, plan.strength)
+        if plan.aims and plan.scoring is Scoring.MOVEMENT:
+            self.steering = Steering(plan.strength, plan.strength)
 
     @classmethod
     def install(cls, model: nn.Module, blocks: Sequence[Matrices], plan: Plan) -> Pruner:
@@ -121,7 +131,7 @@ class Pruner(nn.Module):
         Raises:
             UsageError: A magnitude is to be pruned without a density, or a neuron in attention.
         """
-        if plan.scoring is Scoring.MAGNITUDE and plan.target_density is None:
+        if plan.scoring is Scoring.MAGNITUDE and not plan.aims:
             raise UsageError("magnitude pruning needs a density to reach", todo="pass --target-density, such as 0.3")
         pruner = cls(blocks, plan)
         linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
@@ -180,25 +190,28 @@ class Pruner(nn.Module):
         self.threshold = schedule.threshold(step)
         if schedule.phase(step) == "cool-down":
             self._settle()
-        elif plan.target_density is not None and schedule.phase(step) == "pruning":
-            self._keep_up(step, schedule.density(step, plan.target_density))
+        elif plan.aims and schedule.phase(step) == "pruning":
+            self._keep_up(step)
         else:
             self._keep_passing()
         if not self.settled and plan.scoring is Scoring.MOVEMENT:
             self.strength = schedule.strength(step) * (plan.strength if self.steering is None else self.steering.value)
 
-    def _keep_up(self, step: int, density: float) -> None:
-        """Let ``density`` live, no more and no less: the largest norms, or the highest scores."""
-        wanted = self._masked_target(density)
-        if self.plan.scoring is Scoring.MAGNITUDE:
-            self._keep_largest(wanted)
-            return
+    def _keep_up(self, step: int) -> None:
+        """Let live what the schedule has by ``step``, no more and no less: the largest norms, or the highest scores."""
+        plan = self.plan
         # Millions of scores take seconds to rank: their masks move only every few steps.
         if step % (1 + sum(group.scores.numel() for group in self.all_groups) // _RANKED_AT_ONCE):
             return
-        kept, cut = self._rank(wanted)
-        assert self.steering is not None
-        self.steering.move(cut, self.plan.schedule, step)
+        choose = self._choices()
+        if plan.timed is not None:
+            density = self._density_in(plan.schedule.density(step, plan.timed.wanted), choose)
+        else:
+            assert plan.target_density is not None
+            density = self._masked_target(plan.schedule.density(step, plan.target_density))
+        kept, cut = choose(density)
+        if self.steering is not None:
+            self.steering.move(cut, plan.schedule, step)
         self._keep(kept)  # also where the threshold would take more: what comes back at the end has stale weights
 
     def _keep_passing(self) -> None:
@@ -208,7 +221,7 @@ class Pruner(nn.Module):
     @torch.no_grad()
     def refresh(self) -> None:
         """Switch the blocks by the scores of now, such as before an evaluation; on the way to a target they stay."""
-        if not self.settled and self.plan.target_density is None:
+        if not self.settled and not self.plan.aims:
             self._keep_passing()
 
     @torch.no_grad()
@@ -222,16 +235,39 @@ class Pruner(nn.Module):
     @torch.no_grad()
     def _settle(self) -> None:
         self.threshold = self.plan.schedule.final_threshold
-        if self.plan.scoring is Scoring.MAGNITUDE:
-            assert self.plan.target_density is not None
-            self._keep_largest(self._masked_target(self.plan.target_density))
-        elif self.steering is not None:
-            kept, cut = self._rank(self._masked_target(self.steering.target))
-            self._keep(kept)
-            self.threshold = 1 / (1 + math.exp(-cut))
-        else:
+        if not self.plan.aims:
             self._keep_passing()
+        else:
+            choose = self._choices()
+            if self.plan.timed is not None:
+                density = self._look(self.plan.timed, choose)
+            else:
+                assert self.plan.target_density is not None
+                density = self._masked_target(self.plan.target_density)
+            kept, cut = choose(density)
+            self._keep(kept)
+            if self.steering is not None:
+                self.threshold = 1 / (1 + math.exp(-cut))
         self._freeze()
+
+    def _look(self, timed: Timed, choose: Choices) -> float:
+        """The density at which the model takes the wanted time: predicted, measured, and predicted better."""
+        wanted = timed.wanted
+        while True:
+            density = self._density_in(wanted, choose)
+            self._keep(choose(density)[0])
+            predicted = timed.share(self._sizes([group.live for group in self.all_groups]))
+            self.looks.append(Look(density, predicted, timed.measure()))
+            closest = min(self.looks, key=lambda look: abs(look.measured / timed.wanted - 1))
+            if len(self.looks) >= LOOKS or abs(closest.measured / timed.wanted - 1) <= CLOSE:
+                return closest.density
+            wanted = timed.wanted * predicted / self.looks[-1].measured
+
+    def _density_in(self, wanted: float, choose: Choices) -> float:
+        """The largest density of the masked matrices with which the model is predicted to take ``wanted``."""
+        timed = self.plan.timed
+        assert timed is not None
+        return densest(lambda density: timed.share(self._sizes(self._lived(choose(density)[0]))), wanted)
 
     def _freeze(self) -> None:
         self.settled = True
@@ -244,29 +280,66 @@ class Pruner(nn.Module):
         masked, everything = sum(group.count for group in self.all_groups), self.all_weights()
         return min(1.0, max(0.0, (target * everything - (everything - masked)) / masked)) if masked else 1.0
 
-    def _keep_largest(self, density: float) -> None:
-        for group in self.all_groups:
-            norms = group.norms()
-            group.scores.copy_(norms)
-            count = max(round(density * norms.numel()), int(self.plan.least * norms.numel()) + 1)
-            group.set_live(highest(norms, min(count, norms.numel())))
-
-    def _rank(self, density: float) -> tuple[list[Tensor], float]:
-        """The blocks with the highest scores that make up ``density``, by group; and the lowest of these scores."""
+    def _choices(self) -> Choices:
+        """What would live at a density of the masked matrices; scores are put in order once."""
+        if self.plan.scoring is Scoring.MAGNITUDE:
+            for group in self.all_groups:
+                group.scores.copy_(group.norms())
+            return self._largest
         groups = list(self.all_groups)
         scores = torch.cat([group.scores.flatten() for group in groups])
         weights = torch.cat([group.weights.flatten() for group in groups])
         order = scores.sort(descending=True, stable=True).indices
-        within = weights[order].cumsum(0) <= density * weights.sum()
-        kept = torch.zeros_like(within)
-        kept[order] = within
-        cut = float(scores[kept].min()) if bool(within.any()) else float(scores.max())
+        filled, everything = weights[order].cumsum(0), weights.sum()
         sizes = [group.scores.numel() for group in groups]
-        return list(kept.split(sizes)), cut  # type: ignore[no-untyped-call]
+
+        def ranked(density: float) -> tuple[list[Tensor], float]:
+            within = filled <= density * everything
+            kept = torch.zeros_like(within)
+            kept[order] = within
+            cut = float(scores[kept].min()) if bool(within.any()) else float(scores.max())
+            return list(kept.split(sizes)), cut  # type: ignore[no-untyped-call]
+
+        return ranked
+
+    def _largest(self, density: float) -> tuple[list[Tensor], float]:
+        """The same part of every group: the largest norms, which are its scores; no cut is common to all."""
+        counts = [round(density * group.scores.numel()) for group in self.all_groups]
+        return [highest(group.scores, count) for group, count in zip(self.all_groups, counts, strict=True)], 0.0
 
     def _keep(self, kept: Sequence[Tensor]) -> None:
-        for group, part in zip(self.all_groups, kept, strict=True):
-            group.set_live(keep_at_least(part.reshape(group.scores.shape), group.scores, self.plan.least))
+        for group, live in zip(self.all_groups, self._lived(kept), strict=True):
+            group.set_live(live)
+
+    def _lived(self, kept: Sequence[Tensor]) -> list[Tensor]:
+        """What would really live where ``kept`` was asked for, by group: the least part, and what is protected."""
+        return [
+            keep_at_least(part.reshape(group.scores.shape), group.scores, self.plan.least) | group.protected
+            for group, part in zip(self.all_groups, kept, strict=True)
+        ]
+
+    def _sizes(self, lives: Sequence[Tensor]) -> dict[str, int]:
+        """Heads or neurons of each block that would be left with these masks, by group; as ``layers`` counts them."""
+        masks = {
+            (member.name, member.start): (member, live)
+            for group, live in zip(self.all_groups, lives, strict=True)
+            for member in group.members
+        }
+
+        def alive(part: Part, *, rows: bool) -> NDArray[np.bool_]:
+            found = masks.get((part.module, 0 if part.whole else part.start))
+            if found is None:
+                return np.ones(part.rows if rows else self._linears[part.module].in_features, np.bool_)
+            member, live = found
+            return np.asarray((member.live_rows(live) if rows else member.live_cols(live)).cpu().numpy())
+
+        sizes = {}
+        for block in self.blocks:
+            made = {part: alive(part, rows=True)[None] for part in block.inputs}
+            live = {**made, block.output: alive(block.output, rows=False)[:, None]}
+            found = live_heads(block, live) if isinstance(block, AttentionMatrices) else live_neurons(block, live)
+            sizes[f"layers.{block.index}.{block.kind}"] = int(found.sum())
+        return sizes
 
     def penalty(self) -> Tensor | None:
         """λ times the mean sigmoid of the scores, summed over families and stacks; None where nothing is pushed down.
@@ -349,6 +422,7 @@ class Pruner(nn.Module):
             "settled": self.settled,
             "fixed": self.fixed,
             "steering": None if self.steering is None else self.steering.to_json(),
+            "looks": [dataclasses.asdict(look) for look in self.looks],
         }
 
     @torch.no_grad()
@@ -358,6 +432,7 @@ class Pruner(nn.Module):
         self.fixed = bool(state["fixed"])
         if state["steering"] is not None:
             self.steering = Steering.from_json(state["steering"])
+        self.looks = [Look(**look) for look in state.get("looks", ())]
         for group in self.all_groups:
             group.live.copy_(live[group.name])
         if state["settled"]:

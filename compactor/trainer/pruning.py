@@ -13,9 +13,18 @@ from compactor.checkpoint.config import read_json_object
 from compactor.console import Progress
 from compactor.errors import UsageError
 from compactor.trainer.config import PruneConfig, steps_of
-from compactor.trainer.methods import Second
+from compactor.trainer.methods import Block, Second, Shape
+from compactor.trainer.pacing import Pace
 from compactor.trainer.records import RECORD, make_record, write_record
-from compactor.trainer.runs import FIRST, Run, check_folder, claim_folder, is_first_process, last_checkpoint
+from compactor.trainer.runs import (
+    FIRST,
+    Run,
+    check_folder,
+    claim_folder,
+    is_first_process,
+    last_checkpoint,
+    world_size,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +52,7 @@ def prune(
     resume: bool = False,
     overwrite: bool = False,
     details: bool = False,
+    pace: Pace | None = None,
     command: str = "compactor.prune(...)",
     progress: Progress = lambda message: None,
 ) -> PruneResult:
@@ -60,6 +70,7 @@ def prune(
         resume: Go on from the last checkpoint in ``out``, or start where there is none.
         overwrite: Replace an earlier run in ``out``.
         details: Tell what is left of each layer at each evaluation.
+        pace: Stop at a time instead of a density (``compactor.speedup``).
         command: What was typed, for the page.
         progress: Told how it is going.
 
@@ -85,7 +96,10 @@ def prune(
         details=details,
         command=command,
         progress=progress,
+        pace=pace,
     )
+    if pace is not None:
+        check_pace(config)
     check_folder(run, overwrite=overwrite)
     second = config.preset.second
     alone = second in (Second.NONE, Second.KEEP)
@@ -94,7 +108,10 @@ def prune(
     if alone or run.first_run is not None:
         return _train(run, lambda: claim_folder(run))
     first = dataclasses.replace(
-        run, out=run.out / FIRST, config=dataclasses.replace(config, method="hybrid", **_kept_blocks(config))
+        run,
+        out=run.out / FIRST,
+        config=dataclasses.replace(config, method="hybrid", **_kept_blocks(config)),
+        fills=second is Second.FILL,
     )
     if not (resume and (first.out / RECORD).is_file()):
         progress(f"{config.method}: first a run of hybrid, in {FIRST}/")
@@ -105,6 +122,20 @@ def prune(
 
         _train(first, claim_both)
     return _train(dataclasses.replace(run, first_run=first.out), lambda: None)
+
+
+def check_pace(config: PruneConfig) -> None:
+    """Raises UsageError where the method cannot stop at a time."""
+    if config.target_density is not None:
+        raise UsageError("a density and a time cannot both be reached", todo="leave out the target density")
+    units = (config.attention, config.feed_forward)
+    if config.preset.second is Second.KEEP or Shape.NONE in units or Block(1, 1) in units:
+        raise UsageError(
+            f"the method '{config.method}' does not lead to a time: it takes away no heads and neurons",
+            todo="choose another: hybrid, hybrid-filled, struct, block, rewind or magnitude",
+        )
+    if world_size() > 1:
+        raise UsageError("a time is measured by one process", todo="run without torchrun")
 
 
 def _kept_blocks(config: PruneConfig) -> dict[str, Any]:

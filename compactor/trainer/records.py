@@ -61,6 +61,7 @@ def make_record(
             "seconds": 0.0 if history is None else history.seconds,
             "layers": layers,
         },
+        "looks": [] if pruner is None else [dataclasses.asdict(look) for look in pruner.looks],
         "notes": notes,
         "warnings": _warnings(config, pruner),
         "versions": versions(),

@@ -40,6 +40,22 @@ def fill(pruner: Pruner, survivors: Survivors, generator: torch.Generator) -> in
 
 
 @torch.no_grad()
+def grown(pruner: Pruner) -> list[Tensor]:
+    """By group the masks of now, with heads that are left as ``fill`` will leave them, which is whole."""
+    owners, left = _owners(pruner), dict(zip(pruner.blocks, pruner.layers(), strict=True))
+    lives = []
+    for group in pruner.all_groups:
+        block = owners[group.name]
+        if isinstance(block, AttentionMatrices):
+            survivors = Survivors({block.output.name: torch.tensor(left[block].heads)}, {})
+            alive = _heads_of(group.name, block, survivors)
+            lives.append(_blocks_of_heads(group.members[0], block, alive).to(group.live.device))
+        else:
+            lives.append(group.live.clone())
+    return lives
+
+
+@torch.no_grad()
 def keep(pruner: Pruner, survivors: Survivors) -> None:
     """Fix the masks of whole heads and neurons to the survivors.
 

@@ -25,6 +25,7 @@ from compactor.checkpoint.config import read_json_object
 from compactor.console import Progress
 from compactor.errors import OutputError, UsageError
 from compactor.trainer.config import PruneConfig
+from compactor.trainer.pacing import Pace
 
 CHECKPOINTS = "checkpoints"
 FIRST = "first"
@@ -47,6 +48,8 @@ class Run:
     details: bool
     command: str
     progress: Progress
+    pace: Pace | None = None
+    fills: bool = False  # whether the heads that it leaves are filled by the run after it
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -60,6 +63,7 @@ class Run:
             "evaluation": self.evaluation.name,
             "processes": world_size(),
             "settings": self.config.to_json(),
+            **({} if self.pace is None else {"wanted_time": self.pace.wanted}),
         }
 
 

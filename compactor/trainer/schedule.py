@@ -89,12 +89,10 @@ class Steering:
     cut are on and those under it off in any case, so the density follows the schedule also where scores do not.
 
     Attributes:
-        target: The wanted part of the linear weights, above 0 and below 1.
         value: λ_f now.
         first: λ_f at the start; it stays within a factor of ``_REACH`` of it, or the task would no longer count.
     """
 
-    target: float
     value: float
     first: float
 
@@ -113,4 +111,4 @@ class Steering:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Steering:
         """What ``to_json`` gave."""
-        return cls(float(content["target"]), float(content["value"]), float(content["first"]))
+        return cls(float(content["value"]), float(content["first"]))

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils.data import SequentialSampler
+from torch.utils.data import Sampler, SequentialSampler
 from transformers import Seq2SeqTrainer, TrainerCallback
 
 from compactor.errors import MeasurementError, TrainingError
 from compactor.trainer.config import PruneConfig
-from compactor.trainer.distillation import divergence
+from compactor.trainer.distillation import divergence, token_distance
 from compactor.trainer.folders import find_pruner, load_training_state, save_model, save_training_state
 from compactor.trainer.history import HISTORY_FILE, History
 from compactor.trainer.masks import recomputed_weights
@@ -34,6 +34,14 @@ _OTHER_OUTPUTS = ("past_key_values", "encoder_last_hidden_state", "hidden_states
 
 class OrderedTrainer(Seq2SeqTrainer):  # type: ignore[misc] # transformers is not followed by mypy
     """A ``Seq2SeqTrainer`` that evaluates in the order of the examples, also where training batches are by length."""
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        return (
+            EpochOrder(sampler, self.args.seed)
+            if hasattr(sampler, "generator") and sampler.generator is None
+            else sampler
+        )
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         # Several processes: accelerate deals the batches out itself, and gathers them in order.
@@ -59,6 +67,32 @@ class OrderedTrainer(Seq2SeqTrainer):  # type: ignore[misc] # transformers is no
             self.model.generation_config = own
 
 
+class EpochOrder(Sampler[int]):
+    """Another sampler, whose order follows from the seed and the number of the epoch alone.
+
+    Batches of like length are drawn from the random state that an epoch begins with, which a checkpoint within that
+    epoch does not hold: a run resumed from there would see some examples twice and others never.
+
+    Args:
+        sampler: Takes a ``generator``.
+        seed: Of the run.
+    """
+
+    def __init__(self, sampler: Any, seed: int) -> None:
+        self._sampler, self._seed, self._epoch = sampler, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The number of the epoch that begins, from 0."""
+        self._epoch = int(epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        self._sampler.generator = torch.Generator().manual_seed(self._seed + self._epoch)
+        return iter(self._sampler)
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+
 class PruningTrainer(OrderedTrainer):
     """An ``OrderedTrainer`` for a model with or without a pruner, and with or without a teacher.
 
@@ -67,6 +101,7 @@ class PruningTrainer(OrderedTrainer):
         facts: What is written beside every checkpoint.
         teacher: Answers every training batch; None for none.
         history: Told what each log line and each evaluation holds, on the first process.
+        alpha_hidden: The weight of the teacher's states; 0 does not ask for them.
         **kwargs: The ``Trainer``'s own.
     """
 
@@ -77,6 +112,7 @@ class PruningTrainer(OrderedTrainer):
         facts: Mapping[str, Any],
         teacher: nn.Module | None = None,
         history: History | None = None,
+        alpha_hidden: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -84,6 +120,7 @@ class PruningTrainer(OrderedTrainer):
         self.facts = dict(facts)
         self.teacher = None if teacher is None else teacher.to(self.args.device).eval().requires_grad_(False)
         self.history = history
+        self._alpha_hidden = 0.0 if teacher is None else alpha_hidden
         self.model_accepts_loss_kwargs = False  # our loss is a mean over the batch
         self._parts: dict[str, list[Tensor]] = {}
         self._teacher_takes = (
@@ -130,16 +167,22 @@ class PruningTrainer(OrderedTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Task loss, and in training the divergence from the teacher and the penalty on the scores."""
-        outputs = model(**inputs)
+        asked = {"output_hidden_states": True} if model.training and self._alpha_hidden > 0 else {}
+        outputs = model(**inputs, **asked)
         loss = outputs["loss"]
         if model.training:
             self._note("task_loss", loss)
             if self.teacher is not None:
                 with torch.no_grad():
-                    answers = self.teacher(**{name: inputs[name] for name in inputs if name in self._teacher_takes})
+                    taken = {name: inputs[name] for name in inputs if name in self._teacher_takes}
+                    answers = self.teacher(**taken, **asked)
                 apart = divergence(outputs, answers, inputs, self.config.temperature)
                 self._note("distillation_loss", apart)
                 loss = self.config.alpha_ce * loss + self.config.alpha_teacher * apart
+                if asked:
+                    states = token_distance(outputs, answers, inputs)
+                    self._note("hidden_loss", states)
+                    loss = loss + self._alpha_hidden * states
             penalty = None if self.pruner is None else self.pruner.penalty()
             if penalty is not None:
                 self._note("regularization", penalty)

@@ -34,7 +34,8 @@ _DENSITIES = {
 }
 _STEERED = {"threshold": Key(3, "", "threshold"), "lambda": Key(3, "", "λ")}
 _LOSSES = {
-    field: Key(5, "", field.removesuffix("_loss")) for field in ("task_loss", "distillation_loss", "regularization")
+    field: Key(5, "", field.removesuffix("_loss"))
+    for field in ("task_loss", "distillation_loss", "hidden_loss", "regularization")
 }
 _QUARTERS = (0, 25, 50, 75, 100)  # percent
 
@@ -74,7 +75,7 @@ def losses_figure(document: Training) -> Figure | None:
     height = 78.0 if len(shown) > 1 else 176.0
     panels = [  # in colours that no kind of layer has
         _Panel(key.text, height, [(dataclasses.replace(key, series=series), points)])
-        for series, (key, points) in enumerate(shown, 5)
+        for series, (key, points) in enumerate(shown, min(5, len(SERIES) - len(shown)))
     ]
     label = "Losses along the steps: " + "; ".join(
         f"{key.text} {digits(_last(points)[1])} at last" for key, points in shown

@@ -428,3 +428,27 @@ def test_what_cannot_be_compared_is_refused_in_one_line(
 def _text(path: Path, content: str) -> Path:
     path.write_text(content)
     return path
+
+
+def test_a_gate_that_is_passed_is_a_line_more(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("bench", "compact", "--gate", "answers=90,speed=1.1", "--data", "d.tsv", "-q") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("gate passed: compact int8: ") for line in lines)
+
+
+def test_a_gate_that_is_not_passed_ends_with_6(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("bench", "compact", "--gate", "speed=99", "-q") == 6
+    out, err = capsys.readouterr()
+    assert "gate failed: compact int8: " in out
+    assert err.startswith("error: gate failed: compact int8: ") and "(asked 99)" in err
+    assert run("bench", "compact", "--gate", "speed=99", "-q", "--json") == 6
+    assert json.loads(capsys.readouterr().out)["kind"], "stdout is the report alone"
+
+
+@pytest.mark.parametrize(
+    ("gate", "message"),
+    [("answers=99", "there are no texts"), ("fast", "asks for nothing"), ("speed=0", "cannot be 0")],
+)
+def test_a_gate_that_asks_for_nothing(gate: str, message: str, fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("bench", "compact", "--gate", gate) == 2
+    assert message in capsys.readouterr().err and fake.calls == 0

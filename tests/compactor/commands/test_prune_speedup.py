@@ -11,7 +11,7 @@ import pytest
 
 from compactor.errors import UsageError
 from compactor.speedup.costs import Load
-from compactor.speedup.settings import Settings
+from compactor.speedup.settings import SpeedSettings
 from compactor.trainer.config import PruneConfig
 from tests.compactor.fakes import replace_module, run
 
@@ -53,7 +53,12 @@ def asked(monkeypatch, tmp_path, model):
 
 def test_the_defaults(asked):
     assert run("prune", "model", "--speedup", "2,1.5", "--data", "t.tsv", "-o", "out", "-q") == 0
-    assert asked.given == (Path("model"), Path("t.tsv"), Path("out"), Settings((1.5, 2.0), Load(1, 128, None, "int8")))
+    assert asked.given == (
+        Path("model"),
+        Path("t.tsv"),
+        Path("out"),
+        SpeedSettings((1.5, 2.0), Load(1, 128, None, "int8")),
+    )
     assert asked.options["training"] is None and asked.options["evaluation"] is None
 
 
@@ -62,9 +67,16 @@ def test_all_options(asked):
     training = "--trials 3 --seed 5 --steps 9 --batch-size 4 --teacher model --resume"
     assert run("prune", "model", *typed.split(), *training.split(), "-q") == 0
     load = Load(8, None, Path("l.txt"), "fp32")
-    assert asked.given[3] == Settings((2.0,), load, costs=Path("c.json"), trials=3, seed=5)
+    assert asked.given[3] == SpeedSettings((2.0,), load, costs=Path("c.json"), trials=3, seed=5)
     assert asked.options["training"] == PruneConfig(method="tuned", steps=9, batch_size=4, seed=5)
     assert asked.options["teacher"] == Path("model") and asked.options["resume"]
+
+
+def test_a_method_of_the_paper(asked):
+    typed = "--speedup 3 --method hybrid --data t.tsv --eval d.tsv -o out --lambda 30 --block 16x16"
+    assert run("prune", "model", *typed.split(), "-q") == 0
+    expected = PruneConfig(method="hybrid", strength=30.0, attention_block="16x16")
+    assert asked.options["training"] == expected, "for three epochs, as without --speedup"
 
 
 def test_what_it_prints(asked, capsys):

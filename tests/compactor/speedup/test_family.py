@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,14 @@ from compactor.speedup import checker, family
 from compactor.speedup.costs import Costs, Load
 from compactor.speedup.family import prune_to_speed
 from compactor.speedup.promise import WHOLE, Measured
-from compactor.speedup.settings import Settings
+from compactor.speedup.settings import SpeedSettings
 from compactor.speedup.shop import Member
 from compactor.speedup.units import find_units
 from compactor.trainer.config import PruneConfig
-from tests.compactor.trainer.tiny import write_model, write_sentences
+from compactor.trainer.structure import find_blocks
+from compactor.trainer.survivors import find_survivors
+from tests.compactor import encoders
+from tests.compactor.trainer.tiny import write_model, write_sentences, write_tokenizer
 
 LOAD = Load(seq=16)
 
@@ -79,7 +83,7 @@ def make(place, *speedups, out="out", **options):
     costs = place / "costs.json"
     if not costs.is_file():
         write_costs(place / "model", costs)
-    settings = Settings(speedups, LOAD, costs=costs, trials=3)
+    settings = SpeedSettings(speedups, LOAD, costs=costs, trials=3)
     return prune_to_speed(place / "model", place / "texts.tsv", place / out, settings, **options)
 
 
@@ -123,7 +127,7 @@ def test_a_promise_that_is_broken_is_said_plainly(place, monkeypatch):
 
 
 def test_the_measured_times_of_a_real_export(place):
-    settings = Settings((1.01,), Load(seq=16, precision="fp32"), trials=1)
+    settings = SpeedSettings((1.01,), Load(seq=16, precision="fp32"), trials=1)
     result = prune_to_speed(place / "model", place / "texts.tsv", place / "out", settings, evaluation=place / "dev.tsv")
     costs = json.loads((place / "out" / "costs.json").read_text())
     assert costs["dense_ms"] > 0 and len(costs["graphs"]) > 2
@@ -159,6 +163,60 @@ def test_gradual(place, monkeypatch):
         make(place, 1.5, 2.5, resume=True, **options)
 
 
+@pytest.mark.parametrize("family_name", ["modernbert-biases", "eurobert-grouped", "gte"])
+def test_an_encoder_of_today(place, monkeypatch, family_name):
+    """Fused projections, gates and shared keys, from a folder to a folder that an export reads."""
+    model = encoders.build(family_name)
+    Clock(monkeypatch, 1.0)
+    shutil.rmtree(place / "model")
+    model.save_pretrained(place / "model")
+    write_tokenizer(place / "model")
+    result = make(place, 1.6)
+    (member,) = result.record["models"]
+    assert sum(member["sizes"]) < sum(block["count"] for block in result.record["blocks"])
+    made = type(model).from_pretrained(place / "out" / "1.6x").eval()
+    ids = torch.arange(4, 12).reshape(1, -1)
+    blocks = find_blocks(made, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    survivors = find_survivors(made, blocks)
+    alive = {**survivors.heads, **survivors.neurons}
+    assert [int(alive[block.output.name].sum()) for block in blocks] == member["sizes"]
+    if encoders.is_exported(family_name):  # uneven groups may be filled up with heads of zeros
+        assert all(left >= size for left, size in zip(left_in(place / "out" / "1.6x"), member["sizes"], strict=True))
+
+
+@pytest.mark.parametrize("method", ["hybrid", "hybrid-nt", "hybrid-filled"])
+def test_the_methods_of_the_paper_stop_at_a_time(place, monkeypatch, method):
+    clock = Clock(monkeypatch, 1.0)
+    monkeypatch.setattr(family, "judge", lambda *_: ("accuracy", {}))
+    monkeypatch.setattr(family, "graph_of", lambda *_: place)
+    settings = {"steps": 8, "batch_size": 4, "max_length": 16, "warm_up": 1, "cool_down": 3, "attention_block": "8x8"}
+    options = {"training": PruneConfig(method=method, **settings), "evaluation": place / "dev.tsv"}
+    result = make(place, 1.5, 2.0, **options)
+    out = place / "out"
+    for model in result.record["models"]:
+        record = json.loads((out / model["name"] / "training.json").read_text())
+        assert record["method"] == method
+        assert left_in(out / model["name"]) == model["sizes"]
+        assert model["predicted"] == pytest.approx(model["target"], rel=0.15), "heads and neurons are few here"
+        assert model["loss"] is None
+    assert sum(result.record["models"][1]["sizes"]) < sum(result.record["models"][0]["sizes"])
+    assert len(clock.measured) >= 3, "before masks settle, and in the end"
+    page = (out / "speedup.html").read_text()
+    assert "2.0x" in page and "nan" not in page.lower()
+
+    (out / "2.0x" / "training.json").unlink()
+    again = make(place, 1.5, 2.0, resume=True, **options)
+    assert [model["sizes"] for model in again.record["models"]] == [model["sizes"] for model in result.record["models"]]
+
+
+def test_a_density_and_a_speed_are_two_promises(place, monkeypatch):
+    clock = Clock(monkeypatch, 1.0)
+    options = {"training": PruneConfig(target_density=0.3, steps=9), "evaluation": place / "dev.tsv"}
+    with pytest.raises(UsageError, match="cannot both be reached"):
+        make(place, 1.5, **options)
+    assert not clock.exported and not (place / "out").exists()
+
+
 def test_an_embedding_model(place, monkeypatch):
     from transformers import BertModel
 
@@ -185,10 +243,11 @@ def test_an_embedding_model(place, monkeypatch):
 
 
 def test_out_of_reach(place, monkeypatch):
-    Clock(monkeypatch, 1.0)
     write_costs(place / "model", place / "costs.json", fixed=4.0)
+    clock = Clock(monkeypatch, 1.0)
     with pytest.raises(UsageError, match=r"a speed-up of 4 is out of reach: .* it is 3"):
         make(place, 4.0)
+    assert not clock.exported, "known costs are looked at first"
     assert not (place / "out").exists(), "nothing half-written"
 
 
@@ -204,7 +263,7 @@ def test_too_few_texts(place, rows, message):
 
 
 def test_longer_than_the_model_reads(place):
-    settings = Settings((1.5,), Load(seq=4000))
+    settings = SpeedSettings((1.5,), Load(seq=4000))
     with pytest.raises(UsageError, match="4000 tokens are more than the model takes"):
         prune_to_speed(place / "model", place / "texts.tsv", place / "out", settings)
     assert not (place / "out").exists()
@@ -215,7 +274,7 @@ def test_what_is_not_built(place):
     config["architectures"] = ["BartForConditionalGeneration"]
     (place / "model" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelDirectoryError, match="encoders of texts"):
-        prune_to_speed(place / "model", place / "texts.tsv", place / "out", Settings((1.5,)))
+        prune_to_speed(place / "model", place / "texts.tsv", place / "out", SpeedSettings((1.5,)))
 
 
 def test_folders_that_are_not_ours(place, monkeypatch):

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from compactor.errors import UsageError
 from compactor.speedup.costs import Load
-from compactor.speedup.settings import Settings, name_of, names_of, parse_speedups
+from compactor.speedup.settings import SpeedSettings, name_of, names_of, parse_speedups
 
 
 @pytest.mark.parametrize("text", ["1", "0.5", "nan", "inf", "-2", "0", "-inf", "1e400", "1.5,1", "2,nan"])
 def test_speedups_that_are_none(text):
     with pytest.raises(UsageError, match="is none") as caught:
-        Settings(parse_speedups(text))
+        SpeedSettings(parse_speedups(text))
     assert caught.value.todo and "--speedup" in caught.value.todo
 
 
@@ -38,29 +38,29 @@ def test_lists_of_numbers(text, found):
 @pytest.mark.parametrize("speedups", [(2, 2), (1.5, 2, 1.5), (2, 2.00004), (1.75, 1.7500001)])
 def test_the_same_twice(speedups):
     with pytest.raises(UsageError, match="the same"):
-        Settings(speedups)
+        SpeedSettings(speedups)
 
 
 @pytest.mark.parametrize("speedups", [(), tuple(range(2, 11))])
 def test_none_or_nine_of_them(speedups):
     with pytest.raises(UsageError, match=f"^{len(speedups)} speed-ups"):
-        Settings(speedups)
-    assert len(Settings(tuple(range(2, 10))).speedups) == 8
+        SpeedSettings(speedups)
+    assert len(SpeedSettings(tuple(range(2, 10))).speedups) == 8
 
 
 @pytest.mark.parametrize("load", [Load(batch=0), Load(batch=-1), Load(seq=0)])
 def test_loads_that_are_none(load):
     with pytest.raises(UsageError, match="below 1"):
-        Settings((2,), load)
+        SpeedSettings((2,), load)
 
 
 def test_no_trial():
     with pytest.raises(UsageError, match="trial"):
-        Settings((2,), trials=0)
+        SpeedSettings((2,), trials=0)
 
 
 def test_they_are_made_in_ascending_order():
-    assert Settings((3, 1.5, 2)).speedups == (1.5, 2, 3)
+    assert SpeedSettings((3, 1.5, 2)).speedups == (1.5, 2, 3)
 
 
 @pytest.mark.parametrize(

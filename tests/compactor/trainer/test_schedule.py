@@ -80,28 +80,28 @@ def test_the_threshold_never_falls_and_ends_where_it_should(
     ],
 )
 def test_lambda_grows_while_the_cut_is_above_its_line(cut: float, value: float) -> None:
-    steering = Steering(target=0.3, value=20.0, first=20.0)
+    steering = Steering(value=20.0, first=20.0)
     steering.move(cut, SCHEDULE, 45)
     assert steering.value == pytest.approx(value, abs=1e-4)
 
 
 def test_the_line_of_the_cut_falls_evenly_to_the_final_threshold() -> None:
     for step, line in ((20, 0.0), (30, -0.439445), (60, -1.757780), (70, -2.197225)):
-        steering = Steering(target=0.3, value=20.0, first=20.0)
+        steering = Steering(value=20.0, first=20.0)
         steering.move(line, SCHEDULE, step)
         assert steering.value == pytest.approx(20.0, abs=1e-5)
 
 
 @pytest.mark.parametrize(("cut", "bound"), [(2.0, 200.0), (-9.0, 2.0)])
 def test_lambda_stays_within_a_factor_of_ten_of_the_first(cut: float, bound: float) -> None:
-    steering = Steering(target=0.03, value=20.0, first=20.0)
+    steering = Steering(value=20.0, first=20.0)
     for step in range(20, 70):
         steering.move(cut, SCHEDULE, step)
     assert steering.value == pytest.approx(bound)
 
 
 def test_steering_goes_on_where_it_was() -> None:
-    steering = Steering(target=0.3, value=20.0, first=20.0)
+    steering = Steering(value=20.0, first=20.0)
     steering.move(-0.2, SCHEDULE, 45)
     assert steering.value > 20
     again = Steering.from_json(json.loads(json.dumps(steering.to_json())))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,28 @@ def test_tuned_trains_what_another_run_left(place, tmp_path):
     for name in weights:
         assert torch.equal(before[name].any(0), after[name].any(0)), "whole neurons stay zero"
         assert not torch.equal(before[name], after[name])
+
+
+def test_states_are_learned_where_asked_for_and_by_tuned(place, tmp_path):
+    plain = run(place, tmp_path / "plain", steps=4, warm_up=0, cool_down=0)
+    assert all(row["hidden_loss"] is None for row in plain.record["log"])
+    asked = run(place, tmp_path / "asked", steps=4, warm_up=0, cool_down=0, alpha_hidden=2.0)
+    assert asked.record["log"][-1]["hidden_loss"] > 0
+    config = PruneConfig(method="tuned", **FAST)
+    tuned = prune(asked.path, place / "train.tsv", place / "dev.tsv", tmp_path / "tuned", config=config)
+    assert tuned.record["log"][-1]["hidden_loss"] > 0, "MODEL is its own teacher, and has its states"
+
+
+def test_a_teacher_of_another_shape_has_no_states_to_learn(place, tmp_path):
+    write_model(tmp_path / "deeper", num_hidden_layers=3)
+    with pytest.raises(UsageError, match="3 layers of 32 channels, the model 2 of 32"):
+        run(place, tmp_path / "out", teacher=tmp_path / "deeper", steps=2, alpha_hidden=1.0, warm_up=0, cool_down=0)
+    config = PruneConfig(method="tuned", **{**FAST, "steps": 2})
+    options = {"config": config, "teacher": tmp_path / "deeper"}
+    tuned = prune(place / "model", place / "train.tsv", place / "dev.tsv", tmp_path / "tuned", **options)
+    assert tuned.record["log"][-1]["hidden_loss"] is None, "not asked for, it is left out"
+    with pytest.raises(UsageError, match="there is none"):
+        run(place, tmp_path / "alone", "hybrid-nt", alpha_hidden=1.0)
 
 
 def test_tuned_has_no_density_to_reach():
@@ -138,6 +161,22 @@ def test_a_resumed_run_gives_the_same_bits(place, tmp_path):
     steps = [row["step"] for row in resumed.record["log"]]
     assert steps == [row["step"] for row in straight.record["log"]]  # the page shows the whole run
     assert [row["density"] for row in resumed.record["log"]] == [row["density"] for row in straight.record["log"]]
+
+
+def test_a_run_resumed_in_a_later_epoch_gives_the_same_bits(place, tmp_path):
+    """The order of an epoch is that of its number, and not of a random state that no checkpoint holds."""
+    write_sentences(tmp_path / "few.tsv", 24, seed=1)
+    settings = {**FAST, "steps": 9, "batch_size": 8, "warm_up": 1, "cool_down": 3, "eval_steps": 5}
+    config = PruneConfig(method="hybrid", target_density=0.5, **settings)
+    where = (place / "model", tmp_path / "few.tsv", place / "dev.tsv")
+    straight = prune(*where, tmp_path / "straight", config=config)
+    shutil.copytree(tmp_path / "straight", tmp_path / "resumed")
+    for path in (tmp_path / "resumed" / "checkpoints").glob("checkpoint-*"):
+        if path.name != "checkpoint-5":
+            shutil.rmtree(path)
+    resumed = prune(*where, tmp_path / "resumed", config=config, resume=True)
+    ours, theirs = load_file(straight.path / "model.safetensors"), load_file(resumed.path / "model.safetensors")
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_a_checkpoint_opens_in_stock_transformers_with_its_zeros(place, tmp_path):
