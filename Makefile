@@ -72,7 +72,7 @@ $(MAIN): | .venv/bin/python
 
 # What a user installs, and no more: the first minute is for the first result.
 $(DEMO): | .venv/bin/python
-	.venv/bin/python -m pip install --quiet -c constraints.txt -e .
+	.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[export]'
 	touch $@
 
 $(PEERS): $(MAIN)
@@ -81,7 +81,7 @@ $(PEERS): $(MAIN)
 
 # The two distributions of ONNX Runtime fill the same folder: one leaves before the other comes.
 $(GPU): | .venv-gpu/bin/python
-	.venv-gpu/bin/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	.venv-gpu/bin/python -m pip install --quiet -c constraints.txt -e '.[bench,export]'
 	.venv-gpu/bin/python -m pip uninstall --quiet --yes onnxruntime
 	.venv-gpu/bin/python -m pip install --quiet -c constraints.txt 'onnxruntime-gpu[cuda,cudnn]>=1.24'
 	touch $@

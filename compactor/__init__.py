@@ -74,6 +74,7 @@ __all__ = [
     "verify",
 ]
 
+COMPILER = ("torch", "transformers", "onnxscript")  # what the extra ``export`` brings
 _HOMES = {
     "CompactorError": "errors",
     "ExportResult": "exporting.export",
@@ -111,7 +112,15 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         value: Any = importlib.import_module("importlib.metadata").version("compactor")
     elif name in _HOMES:
-        value = getattr(importlib.import_module(f"compactor.{_HOMES[name]}"), name)
+        try:
+            value = getattr(importlib.import_module(f"compactor.{_HOMES[name]}"), name)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] not in COMPILER:
+                raise
+            raise ImportError(
+                f"compactor.{name} needs '{error.name}': pip install 'compactor[export]', or [train] to prune",
+                name=error.name,
+            ) from error
     else:
         raise AttributeError(f"module 'compactor' has no attribute {name!r}")
     globals()[name] = value

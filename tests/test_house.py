@@ -52,7 +52,7 @@ WINGS: dict[str, set[str]] = {
     "predicting": {"evaluation"},
     "benching": {"checkpoint", "companions", "evaluation", "importing", "reporting"},
     "trainer": {"benching", "checkpoint", "evaluation", "reporting"},
-    "speedup": {"benching", "checkpoint", "companions", "evaluation", "exporting", "reporting", "trainer"},
+    "speedup": {"benching", "checkpoint", "companions", "evaluation", "exporting", "importing", "reporting", "trainer"},
     "commands": {"benching", "exporting", "predicting", "reporting", "speedup", "trainer"},
 }
 API = {"__init__.py", "__main__.py", "cli.py"}

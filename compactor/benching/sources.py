@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from compactor.benching.graphs import GraphFacts, read_graph
 from compactor.companions.sentence_modules import sentence_task
-from compactor.errors import ModelDirectoryError
+from compactor.errors import ModelDirectoryError, UsageError
 from compactor.manifest import MANIFEST_NAME, artefact_file_problems, load_manifest
 from compactor.runtime.decoding import ENCODER
 from compactor.tasks import GENERATION, IMAGE_FEATURES, TASKS, find_task
@@ -135,6 +136,12 @@ def _read_artefact(path: Path, label: str) -> Target:
 
 def _read_model_directory(path: Path, label: str) -> Target:
     """A Hugging Face model directory, by its config and the headers of its weights."""
+    if importlib.util.find_spec("torch") is None:
+        raise UsageError(
+            "a model directory runs in PyTorch, which is not installed",
+            where=str(path),
+            todo="pip install 'compactor[export]', or measure artefacts and graphs alone",
+        )
     from compactor.checkpoint.config import check_config, read_json_object
     from compactor.checkpoint.folder import find_model_folder
     from compactor.checkpoint.weights import open_weights

@@ -104,6 +104,11 @@ def require_model_dir(path: Path) -> None:
         )
 
 
+def require_compiler(needed_by: str) -> None:
+    """Raise UsageError where what opens and compiles model directories is missing, whole or in part."""
+    require_packages("torch", "transformers", "onnxscript", needed_by=needed_by, extra="export")
+
+
 def require_packages(*packages: str, needed_by: str, extra: str = "bench") -> None:
     """Raise UsageError where one of an extra's packages is missing: before an hour's work, not after it."""
     for package in packages:

@@ -23,6 +23,7 @@ _TIMES = ("variant", "case", ">before, ms", ">after, ms", "decided by", ">times 
 _RATES = ("variant", ">before, 1/s", ">after, 1/s", ">times as high", "verdict")
 _WITH_COMPARE = {"compare", "as_json", "quiet", "verbose"}
 _OF_MODELS = {"providers", "threads", "batch", "metric", "spinning", "profile", "profile_layers"}
+_RANKED = 6  # rounds from which on intervals come from ranks alone
 _LARGEST_BATCH = 16_384
 _LARGEST_LENGTH = 1_000_000
 _LARGEST_BEAMS = 64
@@ -238,6 +239,7 @@ def command(
     console = Console(quiet=quiet, verbose=verbose)
     if compare is not None:
         _refuse_beside_compare(ctx)
+        commands.require_packages("scipy", needed_by="--compare")
         _compare(console, *compare, as_json=as_json)
         return
     _refuse_contradictions(ctx)
@@ -246,6 +248,8 @@ def command(
         raise UsageError(
             "--gate asks for answers, and there are no texts", todo="add --data FILE, or leave out answers"
         )
+    if quick or (options["rounds"] or _RANKED) < _RANKED:
+        commands.require_packages("scipy", needed_by=f"an interval from fewer than {_RANKED} rounds")
     if out is not None:
         commands.require_packages("matplotlib", "jinja2", "scipy", needed_by="-o")
     if data is not None and not _only_urls(ctx):

@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from compactor.commands import debug_option, json_option
-from compactor.commands.summary import (
+from compactor.console import Console, Section
+from compactor.exporting.summary import (
     describe_layer,
     ledger_sections,
     loss_sentence,
@@ -20,7 +21,6 @@ from compactor.commands.summary import (
     unrecognised_sections,
     verification_section,
 )
-from compactor.console import Console, Section
 from compactor.manifest import load_manifest
 
 Manifest = dict[str, Any]

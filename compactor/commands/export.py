@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 
 from compactor import commands
-from compactor.commands.summary import export_sections
 from compactor.console import Console
 from compactor.exporting.artefact import ArtefactWriter
 from compactor.exporting.layouts import LayoutName
 from compactor.exporting.recipe import Recipe
+from compactor.exporting.summary import export_sections
 from compactor.exporting.targets import TARGETS
 from compactor.manifest import is_artefact
 from compactor.tasks import TASKS
@@ -87,6 +87,13 @@ def _split_commas(ctx: click.Context, param: click.Parameter, value: str | None)
     "--route", metavar="NAME", help="Of a sentence-transformers Router, the route to export, such as query or document."
 )
 @click.option("--embed", is_flag=True, help="Put a sentence-transformers folder's pooling and norms into the graph.")
+@click.option(
+    "--card",
+    type=click.Choice(["full", "none"]),
+    default="full",
+    show_default=True,
+    help="README.md as model pages read it: licence carried over, what was removed, how to open it.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export in OUT_DIR.")
 @commands.allow_pickle_option
 @commands.json_option
@@ -108,6 +115,7 @@ def command(
     threads: int | None,
     route: str | None,
     embed: bool,
+    card: str,
     overwrite: bool,
     allow_pickle: bool,
     as_json: bool,
@@ -125,6 +133,7 @@ def command(
     commands.require_model_dir(model_dir)
     # The export checks these itself; here they are answered before anything slow is loaded.
     if not is_artefact(model_dir):
+        commands.require_compiler("compactor export")
         Recipe(target=target, precision=precision, int8=int8, calibrate=calibrate, keep=keep).check()
     ArtefactWriter(out_dir, overwrite=overwrite, source=model_dir)
 
@@ -151,6 +160,7 @@ def command(
             threads=threads,
             route=route,
             embed=embed,
+            card=card == "full",
             progress=progress,
         )
     if as_json:

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from compactor import commands
-from compactor.commands.summary import Row, describe_layer, removed
 from compactor.console import Console, Section, format_bytes, format_count, format_ratio
+from compactor.exporting.summary import Row, describe_layer, removed
 
 
 @click.command(short_help="Show what an export would remove; takes seconds.")
@@ -25,6 +25,7 @@ def command(model_dir: Path, allow_pickle: bool, as_json: bool) -> None:
     and the parameters, bytes and multiply-adds that would go.
     """
     commands.require_model_dir(model_dir)
+    commands.require_compiler("compactor inspect")
     console = Console()
     with console.working() as progress:
         progress("reading the checkpoint")

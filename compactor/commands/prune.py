@@ -149,7 +149,7 @@ def command(
     commands.refuse_both(quiet, verbose)
     for folder in filter(None, (model, teacher, first_run)):
         commands.require_model_dir(folder)
-    commands.require_packages(*_NEEDED, needed_by="compactor prune", extra="train")
+    commands.require_packages("torch", "transformers", *_NEEDED, needed_by="compactor prune", extra="train")
     if resume and overwrite:
         raise UsageError("--resume and --overwrite contradict each other", todo="leave one out")
     family = {name: settings.pop(name) for name in _OF_A_FAMILY}

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from compactor import commands
-from compactor.commands.summary import verification_section
 from compactor.console import Console, Section
 from compactor.errors import VerificationError
+from compactor.exporting.summary import verification_section
 from compactor.manifest import artefact_file_problems, load_manifest, source_file_problems
 
 
@@ -28,6 +28,7 @@ def command(out_dir: Path, model_dir: Path, allow_pickle: bool, as_json: bool, q
     commands.refuse_both(quiet, verbose)
     manifest = load_manifest(out_dir)
     commands.require_model_dir(model_dir)
+    commands.require_compiler("compactor verify")
     console = Console(quiet=quiet, verbose=verbose)
     with console.working() as progress:
         progress("comparing files")

@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from compactor.checkpoint import Checkpoint
 from compactor.checkpoint.config import read_json_object
 from compactor.errors import ModelDirectoryError
 from compactor.positions import max_tokens
 from compactor.tasks import GENERATION
+
+if TYPE_CHECKING:
+    from compactor.checkpoint import Checkpoint
 
 FILE_NAME = "generation_config.json"
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from compactor.checkpoint import Checkpoint
 from compactor.companions.files import MEND, copy_file, inside, matching, read_json, write_json
 from compactor.errors import ModelDirectoryError
 from compactor.runtime.activation import activation_of
@@ -15,6 +14,9 @@ from compactor.runtime.sentences import Prompts, Roles, SentenceSettings, read_c
 from compactor.runtime.sentences.chain import read_modules
 from compactor.runtime.sentences.module import WEIGHTS
 from compactor.runtime.sentences.settings import CONFIG
+
+if TYPE_CHECKING:
+    from compactor.checkpoint import Checkpoint
 
 _SUFFIXES = (".json", ".txt", ".model")
 _PICKLED = "pytorch_model.bin"

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from compactor import COMPILER
 from compactor.errors import UsageError
 from compactor.exporting.artefact import ArtefactWriter
-from compactor.exporting.compiling import compile_checkpoint
+from compactor.exporting.card import write_card
 from compactor.exporting.layouts import Layout, LayoutName
 from compactor.exporting.recipe import Recipe
 from compactor.exporting.triton import Repository
@@ -47,6 +48,7 @@ def export(
     threads: int | None = None,
     route: str | None = None,
     embed: bool = False,
+    card: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> ExportResult:
     """Export a masked checkpoint as compact, verified ONNX.
@@ -74,6 +76,7 @@ def export(
         route: Of a Router of sentence-transformers, which of its chains of modules.
         embed: Put pooling and the other modules of a sentence-transformers folder into the graph, whose second output
             is then ``sentence_embedding``.
+        card: Write a ``README.md`` as model pages read it; a Triton repository has none.
         progress: Called with a line at each step.
 
     Raises:
@@ -104,11 +107,27 @@ def export(
         if is_artefact(source):
             manifest = form.copy(source, writer.directory, recipe, say)
         else:
+            compile_checkpoint = _compiler()
             with tempfile.TemporaryDirectory(prefix="compactor-") as scratch:
                 manifest = compile_checkpoint(source, recipe, form, writer.directory, Path(scratch), say)
         manifest = form.arrange(writer.directory, manifest)
+        if card and form.name != "triton":
+            write_card(writer.directory, manifest, recipe, source, name=Path(out_dir).resolve().name)
         write_manifest(writer.directory, manifest)
         return ExportResult(writer.publish(), manifest)
+
+
+def _compiler() -> Callable[..., dict[str, Any]]:
+    """What takes torch: an artefact is arranged without. Raises UsageError where the extra is not installed."""
+    try:
+        from compactor.exporting.compiling import compile_checkpoint
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in COMPILER:
+            raise
+        raise UsageError(
+            f"'{error.name}' is not installed, which an export needs", todo="pip install 'compactor[export]'"
+        ) from error
+    return compile_checkpoint
 
 
 def _layout(

@@ -50,10 +50,23 @@ def with_vectors(loaded: LoadedModel, folder: Path, settings: SentenceSettings) 
     Raises:
         UsageError: It makes vectors that no graph can: without the tokens of a prompt.
     """
-    steps = [_read(module) for module in _modules(folder)]
-    module = _Vectors(loaded.module, nn.ModuleList(step for step in steps if step is not None), settings.width)
+    module = _Vectors(loaded.module, nn.ModuleList(vector_steps(folder)), settings.width)
     task = dataclasses.replace(loaded.task, outputs=(*loaded.task.outputs, SENTENCE))
     return dataclasses.replace(loaded, module=module.eval().requires_grad_(False), task=task)
+
+
+def vector_steps(folder: Path) -> list[nn.Module]:
+    """What makes a text's vector of its tokens' states, module after module.
+
+    Each is called with a dictionary that holds ``TOKENS`` (B, S, D) and the mask (B, S), and adds to it; at last it has
+    ``SENTENCE`` (B, width).
+
+    Raises:
+        UsageError: It leaves out the tokens of a prompt, which no mask tells.
+        ModelDirectoryError: There is a module that is not built.
+        ArtefactError: One is damaged.
+    """
+    return [step for module in _modules(folder) if (step := _read(module)) is not None]
 
 
 def _modules(folder: Path) -> list[Module]:

@@ -21,16 +21,16 @@ class Checker:
         work: Where exports go.
         say: Told of the progress.
         graphs: By name, the whole model's first.
-        speeds: The graphs that were measured last, and what was found.
-        report: Of that measurement.
+        report: Of the last measurement, valid where all that what was asked for comes from are.
     """
 
     load: Load
     work: Path
     say: Callable[[str], None]
     graphs: dict[str, Path] = dataclasses.field(default_factory=dict)
-    speeds: tuple[dict[str, Path], dict[str, Measured]] | None = None
     report: dict[str, Any] = dataclasses.field(default_factory=dict)
+    _found: dict[Path, tuple[Measured, int]] = dataclasses.field(default_factory=dict)  # with the report's number
+    _reports: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     _artefacts: dict[str, Path] = dataclasses.field(default_factory=dict)
     _exports: int = 0
 
@@ -46,12 +46,20 @@ class Checker:
         return self._artefacts[name]
 
     def measure(self, names: Iterable[str]) -> dict[str, Measured]:
-        """The speed of some models; what was measured of the same graphs already is not measured again."""
+        """The speed of some models; a graph that was measured beside the whole model's is not measured again."""
         chosen = {name: self.graphs[name] for name in (WHOLE, *names)}
-        if self.speeds is None or self.speeds[0] != chosen:
-            found, self.report = measure(chosen, self.load, self.say)
-            self.speeds = chosen, found
-        return self.speeds[1]
+        new = {name: path for name, path in chosen.items() if name == WHOLE or path not in self._found}
+        if len(new) > 1 or not self._found:
+            found, report = measure(new, self.load, self.say)
+            self._reports.append(report)
+            self._found |= {path: (found[name], len(self._reports) - 1) for name, path in new.items()}
+        used = [self._reports[number] for number in sorted({self._found[path][1] for path in chosen.values()})]
+        verdict = {
+            "valid": all(report["verdict"]["valid"] for report in used),
+            "reasons": list(dict.fromkeys(reason for report in used for reason in report["verdict"]["reasons"])),
+        }
+        self.report = {**used[-1], "verdict": {**used[-1]["verdict"], **verdict}}
+        return {name: self._found[path][0] for name, path in chosen.items()}
 
     def keep_promises(self, shop: Shop, members: Sequence[Member]) -> list[Member]:
         """Measure models, and make those that miss their target once more, by what was measured."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,11 @@ from compactor.errors import ModelDirectoryError, UsageError
 from compactor.evaluation.datafiles import read_table
 from compactor.evaluation.inputs import InputSpec
 from compactor.evaluation.texts import tokenize
+from compactor.importing.sentence_vectors import vector_steps
 from compactor.runtime.bucketing import by_length
+from compactor.runtime.errors import ArtefactError
+from compactor.runtime.folder import MODULES
+from compactor.runtime.sentences.features import SENTENCE, TOKENS
 from compactor.tasks import FEATURES, Task, find_task
 
 LEAST_TEXTS = 32
@@ -49,7 +52,7 @@ class Subject:
         statistics: Padded batches that the inputs of layers are counted on.
         repair: Fewer, for what runs once for every block.
         search: Fewer still, for what runs once for every trial.
-        pools_first: Whether a vector is the state of the first token, and not the mean of all.
+        steps: What makes a vector of the tokens' states; empty takes their mean.
         texts: How many the file has.
     """
 
@@ -61,7 +64,7 @@ class Subject:
     statistics: Sequence[Batch]
     repair: Sequence[Batch]
     search: Sequence[Batch]
-    pools_first: bool
+    steps: Sequence[torch.nn.Module]
     texts: int
 
     @classmethod
@@ -123,7 +126,7 @@ class Subject:
             batches(int(_STATISTICS_TOKENS * max(share, 0.5))),
             batches(int(_REPAIR_TOKENS * max(share, 0.5))),
             batches(int(_SEARCH_TOKENS * max(share, 0.5))),
-            _pools_first(folder),
+            _vector_steps(folder) if task.name == FEATURES else (),
             len(examples),
         )
 
@@ -157,8 +160,11 @@ class Subject:
             return log_softmax(ends.masked_fill(~mask[:, None, :], lowest), dim=-1).double()
         if self.task.name == FEATURES:
             states: Tensor = outputs["last_hidden_state"]
-            if self.pools_first:
-                return states[:, 0].double()
+            features = {TOKENS: states}
+            for step in self.steps:
+                step(features, batch["attention_mask"])
+            if SENTENCE in features:
+                return features[SENTENCE].double()
             weight = mask[:, :, None].to(states.dtype)
             return ((states * weight).sum(1) / weight.sum(1)).double()
         logits: Tensor = outputs["logits"]
@@ -196,13 +202,11 @@ def _open_model(home: Path, task: Task) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def _pools_first(folder: Path) -> bool:
-    """Whether a sentence-transformers folder takes the first token's state; the mean stands for all other ways."""
-    for path in sorted(folder.glob("*_Pooling/config.json")):
-        try:
-            stated = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-        if isinstance(stated, dict):
-            return bool(stated.get("pooling_mode_cls_token")) or stated.get("pooling_mode") == "cls"
-    return False
+def _vector_steps(folder: Path) -> list[torch.nn.Module]:
+    """The modules of a sentence-transformers folder; none where there are none, or no mask tells what they count."""
+    if not (folder / MODULES).is_file():
+        return []
+    try:
+        return vector_steps(folder)
+    except (UsageError, ModelDirectoryError, ArtefactError):  # its mean stands for what cannot be told
+        return []

@@ -110,7 +110,8 @@ def not_run_reason(engine: str, provider: str) -> str | None:
     if engine == "onnxruntime":
         return ort_reason(provider)
     if importlib.util.find_spec(engine) is None:
-        return f"not run: {engine} is not installed"
+        extra = "export" if engine == "torch" else "peers"
+        return f"not run: {engine} is not installed: pip install 'compactor[{extra}]'"
     if provider == "cuda" and not count_cuda_devices():
         return "not run: no CUDA device"
     return None

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from compactor.commands.explain import explanation
-from compactor.commands.summary import export_sections, loss_sentence, unrecognised_sections
+from compactor.exporting.summary import export_sections, loss_sentence, unrecognised_sections
 from compactor.exporting.unrecognised import find_unrecognised
 from compactor.manifest import load_manifest
 from compactor.passes.pipeline import canonicalisation

@@ -54,7 +54,7 @@ def subject(model: Any, texts: Sequence[dict[str, Tensor]] | None = None, *, tas
     texts = batches() if texts is None else texts
     count = sum(len(batch["input_ids"]) for batch in texts)
     here = Path("model")
-    return Subject(here, here, TASKS[task], cast(Any, None), model, texts, texts, texts, False, count)
+    return Subject(here, here, TASKS[task], cast(Any, None), model, texts, texts, texts, (), count)
 
 
 def surgery_on(one: Any) -> tuple[tuple[Unit, ...], Linears, Surgeon]:

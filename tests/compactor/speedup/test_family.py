@@ -120,6 +120,24 @@ def test_a_target_that_is_missed_is_corrected_once(place, monkeypatch):
     assert len(clock.measured) == 2 and [path.name for path in clock.exported] == ["model", "1.5x", "1.5x"]
 
 
+def test_only_what_was_made_again_is_measured_again(place, monkeypatch):
+    clock = Clock(monkeypatch, 1.0)
+    plain = clock.measure
+
+    def measure(graphs, load, say):
+        found, report = plain(graphs, load, say)
+        if len(clock.measured) == 1:
+            found["2.0x"] = dataclasses.replace(found["2.0x"], speedup=1.7)
+            report["verdict"] = {"valid": False, "reasons": ["it was busy"]}
+        return found, report
+
+    monkeypatch.setattr(checker, "measure", measure)
+    result = make(place, 1.5, 2.0)
+    assert clock.measured == [["1.5x", "2.0x", "whole"], ["2.0x", "whole"]]
+    assert [model["corrected"] for model in result.record["models"]] == [False, True] and not result.missed
+    assert result.record["verdict"] == {"valid": False, "reasons": ["it was busy"]}, "1.5x was measured then"
+
+
 def test_a_promise_that_is_broken_is_said_plainly(place, monkeypatch):
     Clock(monkeypatch, 0.8)
     result = make(place, 1.5)

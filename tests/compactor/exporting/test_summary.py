@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compactor.commands.summary import layer_rows
+from compactor.exporting.summary import layer_rows
 
 
 def attention(path: str, left: int) -> dict[str, Any]:

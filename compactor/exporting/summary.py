@@ -176,6 +176,12 @@ def export_sections(manifest: dict[str, Any], path: Path, *, shown_as: Path) -> 
         path: The artefact.
         shown_as: The artefact, as the user calls it.
     """
+    written = Section(f"Written to {shown_as}", next_steps(manifest, path, shown_as=shown_as))
+    return [*made_sections(manifest), written, *unrecognised_sections(manifest)]
+
+
+def made_sections(manifest: dict[str, Any]) -> list[Section]:
+    """What became of the checkpoint."""
     source, loss = manifest["source"], removed(manifest["layers"])
     origin = f"{source['path_name']} ({source['format']}, {manifest['task']})"
     notes = [f"  {note}" for note in source["notes"]]
@@ -185,8 +191,7 @@ def export_sections(manifest: dict[str, Any], path: Path, *, shown_as: Path) -> 
     sections += [stages_section(manifest), verification_section(manifest["verification"])]
     if (line := ledger_line(manifest)) is not None:
         sections.append(Section("Answers", [line]))
-    sections.append(Section(f"Written to {shown_as}", _next_steps(manifest, path, shown_as=shown_as)))
-    return sections + unrecognised_sections(manifest)
+    return sections
 
 
 def loss_sentence(manifest: dict[str, Any]) -> str:
@@ -269,7 +274,7 @@ def verification_section(verification: dict[str, Any]) -> Section:
     )
 
 
-def _next_steps(manifest: dict[str, Any], path: Path, *, shown_as: Path) -> list[str]:
+def next_steps(manifest: dict[str, Any], path: Path, *, shown_as: Path) -> list[str]:
     """How to open the artefact with the tools that people have: its last, most compact stage."""
     last = f"layer by layer:  compactor explain {shlex.quote(str(shown_as))}"
     if manifest["task"] == GENERATION:
