@@ -4,8 +4,10 @@
 
 PYTHON ?= python3
 # Two test processes for two cores; each runs its kernels on one thread, so they do not fight over the cores.
+# A file's tests stay in one process, which makes what they share once.
 WORKERS ?= 2
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+PYTEST := -m pytest -n $(WORKERS) --dist loadfile
 
 SOURCES := compactor passes runtime benchmarks examples tests
 hash = $(shell cat pyproject.toml $(1) | sha256sum | cut -c1-16)
@@ -17,7 +19,7 @@ TRANSFORMERS4 := .venv-transformers4/setup-$(call hash,constraints-transformers4
 V2 := .venv-v2/setup-$(shell sha256sum < constraints-v2.txt | cut -c1-16)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-transformers4 test-v2 lint types fix wheel bench bench-gpu clean
+.PHONY: help setup demo test test-slow test-transformers4 test-v2 lint types fix wheel bench bench-gpu clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,11 +29,14 @@ setup: $(MAIN) ## install the project, its tests and its linters into .venv
 demo: $(DEMO) ## export the bundled checkpoint; show what went, its accuracy and its latency
 	.venv/bin/python examples/demo.py
 
-test: $(MAIN) ## run the tests with transformers 5
-	$(TEST_ENV) .venv/bin/python -m pytest -n $(WORKERS)
+test: $(MAIN) ## run the quick tests with transformers 5
+	$(TEST_ENV) .venv/bin/python $(PYTEST) -m "not slow"
+
+test-slow: $(MAIN) ## run the slow tests: the same ways with more settings
+	$(TEST_ENV) .venv/bin/python $(PYTEST) -m slow
 
 test-transformers4: $(TRANSFORMERS4) ## run the export, answer and consumer tests with transformers 4.57, optimum and sentence-transformers
-	$(TEST_ENV) .venv-transformers4/bin/python -m pytest -n $(WORKERS) tests/compactor tests/answers tests/consumers
+	$(TEST_ENV) .venv-transformers4/bin/python $(PYTEST) tests/compactor tests/answers tests/consumers
 
 test-v2: $(MAIN) $(V2) ## check a Triton repository by Triton's proto, and serve it with MLServer
 	$(TEST_ENV) .venv/bin/python -m pytest tests/consumers_v2

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import importlib.util
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,26 @@ collect_ignore = [] if importlib.util.find_spec("optimum") else ["consumers"]
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector off all that is imported by now: each export collects twice."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)  # tracing allocates by the million
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _traced_once() -> Iterator[None]:
+    """See ``tests/traces.py``."""
+    if "torch" not in sys.modules:  # then no test of this run exports
+        yield
+        return
+    from tests.traces import trace_once
+
+    with pytest.MonkeyPatch.context() as patch:
+        trace_once(patch)
+        yield
 
 
 def pytest_runtest_setup() -> None:
@@ -63,7 +85,6 @@ def pruned_bart(tmp_path_factory: pytest.TempPathFactory) -> PrunedBart:
     module = families.build_encoder_decoder("bart", seed=2)  # one that has much to say
     module.save_pretrained(folder / "model")
     with pytest.MonkeyPatch.context() as patch:
-        traces.trace_once(patch)
         traces.treat_small_as_large(patch)
         result = export(folder / "model", folder / "out", precision=["fp32", "int8"])
     return PrunedBart(module, folder / "model", result.path, result.manifest)

@@ -25,7 +25,7 @@ from compactor.exporting.layers import Sizes, measure_layers, pair_layers
 from compactor.exporting.ledger import Ledger, choose_int8
 from compactor.exporting.recipe import Recipe
 from compactor.exporting.serialization import write_graph, write_graphs
-from compactor.exporting.stages import count_operators, describe_masked, describe_stage
+from compactor.exporting.stages import count_executed, describe_masked, describe_stage
 from compactor.exporting.unrecognised import find_unrecognised
 from compactor.exporting.verifying import (
     EXACT,
@@ -168,7 +168,7 @@ def build(job: Job) -> Built:
     for each in written:
         for name, stage in each.stages.items():
             with onnxruntime_failures(each.files.stage):
-                count_operators(stage, each.files.paths[name])
+                count_executed(stage, each.files.paths[name])
             check_emission(stage, target=target, attentions=attentions[name], quantized=each.quantized[name])
             stages.append(stage)
 

@@ -32,15 +32,14 @@ def describe_stage(
         "bytes": path.stat().st_size + (data.stat().st_size if data.exists() else 0) + shared,
         "macs_per_token": macs,
         "parameters": count_parameters(model),
-        "operators": {},
+        "operators": dict(sorted(saved_operators(model).items())),
         "executed_operators": None,
         **({"shared_bytes": shared, "graph": graph} if graph else {}),
     }
 
 
-def count_operators(stage: dict[str, Any], path: Path) -> None:
-    """Count the file's operators, and what ONNX Runtime makes of them. Both read the weights: free the graphs first."""
-    stage["operators"] = dict(sorted(saved_operators(path).items()))
+def count_executed(stage: dict[str, Any], path: Path) -> None:
+    """Count what ONNX Runtime makes of a file's operators. It reads the weights: free the graphs first."""
     stage["executed_operators"] = dict(sorted(executed_operators(path).items()))
 
 

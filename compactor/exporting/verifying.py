@@ -99,6 +99,12 @@ def _open(paths: Sequence[Path], *, optimize: bool) -> Callable[[Case], Outputs]
     return decode
 
 
+def _compare_all(paths: Sequence[Path], expected: References, *, optimize: bool) -> list[Comparison]:
+    """Every case. The sessions are gone when it returns: the next ones need the room."""
+    run = _open(paths, optimize=optimize)
+    return [comparison for case, outputs in expected for comparison in compare(case, outputs, run(case))]
+
+
 @contextlib.contextmanager
 def onnxruntime_failures(stage: str) -> Iterator[None]:
     """Tell a failure inside of ONNX Runtime as one; any other passes.
@@ -144,8 +150,7 @@ def verify_files(task: Task, references: Mapping[str, References], stages: Seque
         for files, optimize in itertools.product(stages, (True, False)):
             stage, tolerance = files.stage, files.tolerance
             with onnxruntime_failures(stage):
-                run = _open([files.paths[name] for name in names], optimize=optimize)
-                found = [comparison for case, outputs in expected for comparison in compare(case, outputs, run(case))]
+                found = _compare_all([files.paths[name] for name in names], expected, optimize=optimize)
             entries += [{"stage": stage, "optimizations": optimize, **comparison.to_json()} for comparison in found]
             failures += [(stage, comparison) for comparison in found if not math.isfinite(comparison.max_abs_diff)]
             if tolerance is not None:

@@ -11,7 +11,7 @@ import importlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,6 @@ import compactor.runtime
 from compactor.errors import ModelDirectoryError
 from tests.answers.references import SENTENCE_FOLDERS, agree, ours, reference, save_roberta, save_scorer
 from tests.consumers.folders import save_text_model
-
-pytestmark = pytest.mark.usefixtures("traced_once")
 
 ROOT = Path(__file__).parents[2]
 
@@ -295,7 +293,13 @@ def names(keys: Sequence[tuple[str, str]]) -> list[str]:
     return [f"{file}:{key}" for file, key in keys]
 
 
-@pytest.mark.parametrize("key", HONOURED, ids=names(list(HONOURED)))
+def first_of_each_file_is_quick(keys: Iterable[tuple[str, str]]) -> list[Any]:
+    first = {key[0]: key for key in reversed([*keys])}
+    marks = {key: () if first[key[0]] == key else pytest.mark.slow for key in keys}
+    return [pytest.param(key, marks=mark, id=":".join(key)) for key, mark in marks.items()]
+
+
+@pytest.mark.parametrize("key", first_of_each_file_is_quick(HONOURED))
 def test_honoured_as_the_reference_does(key, bases, tmp_path):
     probe = HONOURED[key]
     folder = prepare(bases, probe, key, tmp_path)
@@ -307,7 +311,7 @@ def test_honoured_as_the_reference_does(key, bases, tmp_path):
         assert agree(expected, reference(probe.kind, bases(probe.kind)), probe.tolerance) != probe.changes
 
 
-@pytest.mark.parametrize("key", INERT, ids=names(list(INERT)))
+@pytest.mark.parametrize("key", first_of_each_file_is_quick(INERT))
 def test_inert_in_the_reference_and_here(key, bases, tmp_path):
     probe = INERT[key]
     folder = prepare(bases, probe, key, tmp_path)

@@ -30,8 +30,7 @@ import compactor.runtime
 from compactor.errors import ModelDirectoryError, UsageError
 from compactor.runtime.answers import Embedded
 from tests.answers.sentences import SIX, TEXTS, WIDTH, edit, load, save
-
-pytestmark = pytest.mark.usefixtures("traced_once")
+from tests.slow import slow_after_first
 
 
 def check(model: compactor.runtime.Model, reference: SentenceTransformer, texts: list[str] = TEXTS, **options: Any):
@@ -201,7 +200,6 @@ def test_routes(base, tmp_path):
 
 
 INSIDE = {
-    **{mode: [Pooling(WIDTH, pooling_mode=mode)] for mode in MODES},
     "all": [
         Dense(WIDTH, 16, module_input_name="token_embeddings", activation_function=nn.GELU()),
         Pooling(16, pooling_mode=("cls", "max", "lasttoken")),
@@ -210,10 +208,11 @@ INSIDE = {
         Dense(48, 12, activation_function=nn.SiLU()),
         Normalize(),
     ],
+    **{mode: [Pooling(WIDTH, pooling_mode=mode)] for mode in MODES},
 }
 
 
-@pytest.mark.parametrize("name", INSIDE)
+@pytest.mark.parametrize("name", slow_after_first(INSIDE))
 def test_vectors_inside_of_the_graph(base, tmp_path, name):
     """``--embed``: the graph's own second output is the vector, on batches padded on either side."""
     reference = save(tmp_path / "masked", base("BertModel"), *INSIDE[name], truncate_dim=10)

@@ -25,8 +25,7 @@ import compactor.runtime
 from compactor.errors import UsageError
 from compactor.runtime.answers import Classified, Refused, Sparse, TokenVectors
 from tests.answers.sentences import SIX, TEXTS, WIDTH, load
-
-pytestmark = pytest.mark.usefixtures("traced_once")
+from tests.slow import slow_after_first
 
 PAIRS = [("is it good ?", TEXTS[0]), ("Who", TEXTS[3]), (TEXTS[1], "no")]
 
@@ -35,7 +34,9 @@ PAIRS = [("is it good ?", TEXTS[0]), ("Who", TEXTS[3]), (TEXTS[1], "no")]
 
 
 @pytest.mark.parametrize("labels", [1, 3])
-@pytest.mark.parametrize("activation", [None, nn.Identity(), nn.Sigmoid(), nn.Tanh(), nn.ReLU(), nn.Softmax(dim=-1)])
+@pytest.mark.parametrize(
+    "activation", slow_after_first([None, nn.Identity(), nn.Sigmoid(), nn.Tanh(), nn.ReLU(), nn.Softmax(dim=-1)])
+)
 def test_cross_encoders(base, tmp_path, example_checkpoint, labels, activation):
     if labels == 1 and isinstance(activation, nn.Softmax):
         pytest.skip("of one number it is always 1")
@@ -100,8 +101,8 @@ def test_the_default_prompt_of_a_cross_encoder(base, tmp_path):
 
 
 @pytest.mark.parametrize("strategy", ["max", "sum"])
-@pytest.mark.parametrize("activation", ["relu", "log1p_relu"])
-@pytest.mark.parametrize("active", [None, 7])
+@pytest.mark.parametrize("activation", slow_after_first(["log1p_relu", "relu"]))
+@pytest.mark.parametrize("active", slow_after_first([7, None]))
 def test_sparse_vectors(base, tmp_path, strategy, activation, active):
     from sentence_transformers.sparse_encoder.modules import MLMTransformer
 

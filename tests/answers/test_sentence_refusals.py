@@ -16,8 +16,6 @@ import compactor.runtime
 from compactor.errors import ModelDirectoryError
 from tests.answers.sentences import WIDTH, edit, save
 
-pytestmark = pytest.mark.usefixtures("traced_once")
-
 
 @pytest.mark.parametrize(
     ("file", "changes", "says"),

@@ -14,6 +14,7 @@ import compactor
 import compactor.runtime
 from compactor.errors import ModelDirectoryError
 from compactor.runtime.answers import Refused, Written
+from tests.slow import slow_after_first
 
 POSITIONS = 40
 TEXTS = ["the old film is good", "a plot", "The CAST is  great and the end is poor"]
@@ -109,12 +110,14 @@ def _written(folder: Path, text: str) -> str:
 
 @pytest.mark.parametrize(
     ("file", "changes", "prefix"),
-    [
-        ("config.json", {"prefix": "a new "}, "a new "),
-        ("tokenizer_config.json", {"clean_up_tokenization_spaces": True}, ""),
-        ("generation_config.json", {"repetition_penalty": 1.4, "num_beams": 3, "length_penalty": 0.3}, ""),
-        ("generation_config.json", None, ""),
-    ],
+    slow_after_first(
+        [
+            ("config.json", {"prefix": "a new "}, "a new "),
+            ("tokenizer_config.json", {"clean_up_tokenization_spaces": True}, ""),
+            ("generation_config.json", {"repetition_penalty": 1.4, "num_beams": 3, "length_penalty": 0.3}, ""),
+            ("generation_config.json", None, ""),
+        ]
+    ),
     ids=["prefix", "clean-up", "search", "search in config.json"],
 )
 def test_settings_of_writing(marian, tmp_path, file, changes, prefix):

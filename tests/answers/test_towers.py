@@ -18,6 +18,7 @@ from compactor.runtime.answers import Embedded, Refused
 from compactor.runtime.serving import protocol
 from tests.consumers.folders import TOKENIZER_FILES
 from tests.runtime.pictures import picture
+from tests.slow import slow_after_first
 
 TEXTS = ["a gripping film", "Two  spaces, and (punctuation)!", "bleak", "it is what it is , and no more than that"]
 SIZES = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32}
@@ -47,7 +48,7 @@ def with_tokenizer(folder: Path, source: Path) -> Any:
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("class_name", ["CLIPTextModelWithProjection", "CLIPTextModel"])
+@pytest.mark.parametrize("class_name", slow_after_first(["CLIPTextModelWithProjection", "CLIPTextModel"]))
 def test_a_text_of_clip(class_name: str, tmp_path: Path, example_checkpoint: Path) -> None:
     """Its vector is made at the token that ends a text: the projected one, else the pooled one."""
     ending = transformers.AutoTokenizer.from_pretrained(example_checkpoint).convert_tokens_to_ids(SEPARATOR)

@@ -106,6 +106,7 @@ def test_the_planted_model_has_the_zeros_of_its_plan_and_no_zero_bias(plan: Plan
     assert model.state_dict()["final_logits_bias"].any()
 
 
+@pytest.mark.slow
 def test_an_artefact_with_other_sizes_is_refused(work: Path) -> None:
     shop = bart.Bart(work, PRUNED)
     manifest = json.loads((shop.artefact() / "compactor.json").read_text(encoding="utf-8"))
@@ -169,6 +170,7 @@ def test_options_that_contradict_each_other_are_refused(
 # What is timed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["onnxruntime", "torch"])
 def test_a_process_times_both_cases_and_splits_a_generation(
     engine: str, work: Path, inputs: Path, tmp_path: Path
@@ -188,6 +190,7 @@ def test_a_process_times_both_cases_and_splits_a_generation(
         np.testing.assert_array_equal(answers["tokens"], reference["tokens"])
 
 
+@pytest.mark.slow
 def test_what_is_watched_works_as_before_afterwards(work: Path, inputs: Path) -> None:
     model = _generation.Model("onnxruntime", bart.Bart(work, PRUNED).artefact(), threads=1)
     ids = np.load(inputs)["ids"]
@@ -197,6 +200,7 @@ def test_what_is_watched_works_as_before_afterwards(work: Path, inputs: Path) ->
     np.testing.assert_array_equal(model.generate(ids, WORKLOAD), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", bart.PRECISIONS)
 def test_the_profile_of_a_step_tells_its_parts(precision: str, work: Path) -> None:
     found = _generation.profile_step(bart.Bart(work, PRUNED).artefact(), precision, WORKLOAD, 1)
@@ -234,6 +238,7 @@ def out(work: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_report_is_one_of_the_harness(out: Path) -> None:
     result = json.loads(out.read_text(encoding="utf-8"))
     report = result["reports"]["tiny"]
@@ -251,6 +256,7 @@ def test_the_report_is_one_of_the_harness(out: Path) -> None:
     assert result["details"]["tiny"]["errors"]["tiny-2.0-fp32"] < 1e-4
 
 
+@pytest.mark.slow
 def test_the_page_tells_speed_and_where_the_time_goes(out: Path) -> None:
     page = out.with_suffix(".md").read_text(encoding="utf-8")
     for line in (
@@ -263,6 +269,7 @@ def test_the_page_tells_speed_and_where_the_time_goes(out: Path) -> None:
         assert line in page, line
 
 
+@pytest.mark.slow
 def test_another_size_keeps_what_was_measured(out: Path, work: Path) -> None:
     earlier = json.loads(out.read_text(encoding="utf-8"))
     result = {"kind": earlier["kind"], "workload": earlier["workload"], "reports": {}, "details": {}}
@@ -273,6 +280,7 @@ def test_another_size_keeps_what_was_measured(out: Path, work: Path) -> None:
     assert other["reports"] == {}, "of another workload"
 
 
+@pytest.mark.slow
 def test_each_size_says_how_it_was_measured(out: Path) -> None:
     result = json.loads(out.read_text(encoding="utf-8"))
     result["reports"]["other"] = {**result["reports"]["tiny"], "command": "another command"}
@@ -282,6 +290,7 @@ def test_each_size_says_how_it_was_measured(out: Path) -> None:
     assert "`another command`" in second and f"{result['reports']['tiny']['command']}`" not in second
 
 
+@pytest.mark.slow
 def test_the_bar_is_judged_by_the_ratio(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))["reports"]["tiny"]
     monkeypatch.setattr(_bart_page, "BAR_PLAN", PRUNED.name)
@@ -291,6 +300,7 @@ def test_the_bar_is_judged_by_the_ratio(out: Path, monkeypatch: pytest.MonkeyPat
     assert _bart_page.bar_line(report, "int8", 1.0) is None
 
 
+@pytest.mark.slow
 def test_wrong_answers_fail_the_row(work: Path, inputs: Path) -> None:
     shop = bart.Bart(work, PRUNED)
     row, measured = bart.make_rows([shop], None, build=True)[0], bart.Measured()
@@ -302,6 +312,7 @@ def test_wrong_answers_fail_the_row(work: Path, inputs: Path) -> None:
     assert details == {"errors": {}, "tokens": {row.id: WORKLOAD.tokens}}
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_is_a_row_that_says_so(work: Path) -> None:
     def fail() -> dict[str, Any]:
         raise FileNotFoundError("there is no such model")

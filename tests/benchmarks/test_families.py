@@ -166,6 +166,7 @@ def test_tables_that_are_read_by_position_are_right_already() -> None:
     assert model.SerializeToString() == before
 
 
+@pytest.mark.slow
 def test_the_plain_export_of_images_takes_every_batch_and_is_quantized_without_its_convolution(work: Path) -> None:
     shop = FamilyModel(work, TINY["vit"], pruned=False)
     model = _graphs.load_torch(shop.checkpoint())
@@ -252,6 +253,7 @@ def out(work: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_report_is_one_of_the_harness(out: Path) -> None:
     entry = json.loads(out.read_text(encoding="utf-8"))["families"]["tiny-modernbert"]
     report = entry["report"]
@@ -270,6 +272,7 @@ def test_the_report_is_one_of_the_harness(out: Path) -> None:
     assert "--work" not in report["command"]
 
 
+@pytest.mark.slow
 def test_exports_are_timed_and_their_sizes_told(out: Path) -> None:
     entry = json.loads(out.read_text(encoding="utf-8"))["families"]["tiny-modernbert"]
     assert entry["planted"] == {"heads": [8, 4], "neurons": [96, 32]}
@@ -281,6 +284,7 @@ def test_exports_are_timed_and_their_sizes_told(out: Path) -> None:
     assert cost["model_bytes"] > 50_368 * 32 * 4
 
 
+@pytest.mark.slow
 def test_profiles_tell_where_the_time_of_ours_goes(out: Path) -> None:
     report = json.loads(out.read_text(encoding="utf-8"))["families"]["tiny-modernbert"]["report"]
     blocks = {variant["id"]: variant["profiles"] for variant in report["variants"] if variant["profiles"]}
@@ -291,6 +295,7 @@ def test_profiles_tell_where_the_time_of_ours_goes(out: Path) -> None:
     assert "| pruned: ours int8, SST-2 |" in page
 
 
+@pytest.mark.slow
 def test_another_family_keeps_what_was_measured(out: Path) -> None:
     earlier = json.loads(out.read_text(encoding="utf-8"))
     result: dict[str, Any] = {"families": {}}

@@ -153,6 +153,7 @@ def test_there_is_no_figure_of_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "none.svg").exists()
 
 
+@pytest.mark.slow
 def test_the_whole_way_from_shapes_to_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = dataclasses.replace(ENTRY, hidden=32, kept_heads=(2,), kept_ffn=(7,), attention_nnz=(512,))
     monkeypatch.setattr(plant, "read_entries", lambda: [tiny])

@@ -200,6 +200,7 @@ def test_the_command_names_no_place_of_this_machine(tmp_path: Path) -> None:
     assert command == "python benchmarks/sst2.py --data DATA --dense DENSE --peer PEER --steps 600"
 
 
+@pytest.mark.slow
 def test_a_tiny_study_from_data_to_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

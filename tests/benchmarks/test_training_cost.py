@@ -33,6 +33,7 @@ def test_tensors_that_share_their_storage_count_once() -> None:
     assert training_cost.tensor_bytes([tensor, tensor[:5], torch.zeros(3)]) == 400 + 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [PLAIN, HYBRID])
 def test_a_process_times_its_steps_and_prunes_where_it_should(name: str) -> None:
     found = training_cost.time_steps(name, TINY, 6, torch.get_num_threads())
@@ -42,6 +43,7 @@ def test_a_process_times_its_steps_and_prunes_where_it_should(name: str) -> None
     assert (found["density"] < 1) == (name == HYBRID)
 
 
+@pytest.mark.slow
 def test_the_counted_memory_holds_scores_and_activations() -> None:
     plain, hybrid = (training_cost.count_memory(name, TINY, torch.get_num_threads()) for name in (PLAIN, HYBRID))
     for found in (plain, hybrid):
@@ -51,6 +53,7 @@ def test_the_counted_memory_holds_scores_and_activations() -> None:
     assert hybrid["standing_bytes"] - plain["standing_bytes"] >= 4 * (scores + moments)
 
 
+@pytest.mark.slow
 def test_frozen_embeddings_have_no_moments() -> None:
     frozen = {**TINY, "frozen": True}
     free, fixed = (training_cost.count_memory(PLAIN, shape, 1)["standing_bytes"] for shape in (TINY, frozen))

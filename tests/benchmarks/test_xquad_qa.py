@@ -51,6 +51,7 @@ def test_both_runs_differ_in_the_pruning_alone() -> None:
     assert differing == {"method", "target_density"}
 
 
+@pytest.mark.slow
 def test_a_tiny_run_from_data_to_table(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 import compactor.runtime
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = ["a moving and funny film", "dull", "the plot is thin , but the acting saves it"]
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.compactor.exporting import traces
 from tests.consumers.folders import save_text_model
 
 TextArtefact = Callable[[str], tuple[Path, Path]]
@@ -25,8 +24,6 @@ def text_artefact(tmp_path_factory: pytest.TempPathFactory, example_checkpoint: 
             return example_checkpoint, export(example_checkpoint, tmp_path_factory.mktemp("example") / "compact").path
         folder = tmp_path_factory.mktemp(class_name)
         save_text_model(folder / "masked", class_name, example_checkpoint)
-        with pytest.MonkeyPatch.context() as patch:
-            traces.trace_once(patch)
-            return folder / "masked", export(folder / "masked", folder / "compact").path
+        return folder / "masked", export(folder / "masked", folder / "compact").path
 
     return make

@@ -388,6 +388,7 @@ def test_resuming_a_finished_run_gives_it_again(place: Path, capsys: pytest.Capt
     assert (place / "done" / "pruning.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_filled_goes_on_from_a_finished_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prune(place, "filled", "--method", "hybrid-filled", "--first-run", place / "done") == 0
     assert "surviving heads were filled with small random weights" in capsys.readouterr().out
@@ -411,6 +412,7 @@ def test_output_inside_of_the_model_is_refused(place: Path, capsys: pytest.Captu
     assert not (place / "model" / "out").exists()
 
 
+@pytest.mark.slow
 def test_nothing_pruned_is_a_warning_and_a_block_that_does_not_divide_a_note(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -422,6 +424,7 @@ def test_nothing_pruned_is_a_warning_and_a_block_that_does_not_divide_a_note(
     assert "note: blocks do not divide 8 matrices" in out
 
 
+@pytest.mark.slow
 def test_dense_makes_a_teacher(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prune(place, tmp_path / "teacher", "--method", "dense", "-q") == 0
     out = capsys.readouterr().out

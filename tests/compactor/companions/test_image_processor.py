@@ -24,6 +24,7 @@ from compactor.runtime.images import ImageCollator, ImageEncoder
 from compactor.runtime.model import load
 from tests.compactor import families
 from tests.runtime.pictures import picture
+from tests.slow import slow_after_first
 
 SIZE = 24
 SQUARE = {"height": SIZE, "width": SIZE}
@@ -297,12 +298,14 @@ def test_what_is_built_here_is_tried_against_the_reference(tmp_path: Path, monke
 
 @pytest.mark.parametrize(
     ("family", "settings"),
-    [
-        ("DeiT", of("DeiT", size={"height": 40, "width": 36}, crop_size={"height": 32, "width": 32})),
-        ("Beit", of("Beit", size={"height": 32, "width": 32}, do_center_crop=False)),
-        ("Dinov2", of("Bit", size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32})),
-        ("Swin", vit(size={"height": 32, "width": 32})),
-    ],
+    slow_after_first(
+        [
+            ("DeiT", of("DeiT", size={"height": 40, "width": 36}, crop_size={"height": 32, "width": 32})),
+            ("Beit", of("Beit", size={"height": 32, "width": 32}, do_center_crop=False)),
+            ("Dinov2", of("Bit", size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32})),
+            ("Swin", vit(size={"height": 32, "width": 32})),
+        ]
+    ),
 )
 def test_other_families_have_the_pipelines_answers(tmp_path: Path, family: str, settings: dict[str, Any]) -> None:
     torch.manual_seed(0)

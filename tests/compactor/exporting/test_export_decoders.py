@@ -34,7 +34,6 @@ FILES = [f"{name}{suffix}.onnx" for suffix in ("", "_quantized") for name in GRA
 
 @pytest.fixture(autouse=True)
 def _small_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    traces.trace_once(monkeypatch)
     traces.treat_small_as_large(monkeypatch)
 
 

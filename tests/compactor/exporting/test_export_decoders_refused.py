@@ -22,7 +22,6 @@ from tests.conftest import PrunedBart
 
 @pytest.fixture(autouse=True)
 def _small_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    traces.trace_once(monkeypatch)
     traces.treat_small_as_large(monkeypatch)
 
 

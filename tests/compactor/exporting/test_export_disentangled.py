@@ -15,8 +15,9 @@ import transformers
 
 from compactor.exporting.export import export
 from compactor.runtime.verification import Case, text_cases
-from tests.compactor.exporting.traces import quantize_small_weights, save_once, trace_once
+from tests.compactor.exporting.traces import quantize_small_weights, save_once
 from tests.independence import assert_independent_of_mates
+from tests.slow import slow_after_first, slow_unless
 
 WIDTH, HEADS, SIZE, NEURONS, POSITIONS = 32, 4, 8, 48, 40
 DEAD_HEAD, DEAD_NEURONS = 1, 10
@@ -58,6 +59,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
     ),
     "eurobert-grouped": ("EuroBertForSequenceClassification", {**SIZES, "num_key_value_heads": 2}, 0),
 }
+
+QUICK = {"deberta", "deberta-v3", "eurobert-grouped"}
 
 
 def make(family: str) -> Any:
@@ -116,8 +119,8 @@ def largest_difference(model: Any, graph: Path) -> float:
     return found
 
 
-@pytest.mark.parametrize("target", ["cpu", "portable", "cuda"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("target", slow_after_first(["cpu", "portable", "cuda"]))
+@pytest.mark.parametrize("family", slow_unless(QUICK.__contains__, FAMILIES))
 def test_is_compacted_and_exact(
     family: str,
     target: str,
@@ -126,7 +129,6 @@ def test_is_compacted_and_exact(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, folder = saved(family)
-    trace_once(monkeypatch)
 
     result = export(folder, tmp_path / "out", target=target, precision=["fp32"])
 
@@ -146,7 +148,7 @@ def test_is_compacted_and_exact(
     assert largest_difference(model, result.path / "onnx" / "model.onnx") < 5e-5
 
 
-@pytest.mark.parametrize("target", ["cpu", "portable"])
+@pytest.mark.parametrize("target", slow_after_first(["cpu", "portable"]))
 @pytest.mark.parametrize("family", ["deberta", "deberta-v3", "eurobert-grouped"])
 def test_int8_takes_every_linear_layer(
     family: str,
@@ -156,7 +158,6 @@ def test_int8_takes_every_linear_layer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, folder = saved(family)
-    trace_once(monkeypatch)
     quantize_small_weights(monkeypatch)
 
     by_token = {"int8": "token"} if target == "cpu" else {}

@@ -20,7 +20,7 @@ from compactor.exporting.export import export
 from compactor.passes.graph import liveness
 from compactor.passes.structure import remove_dead_heads
 from tests.compactor import families
-from tests.compactor.exporting.traces import quantize_small_weights, trace_once
+from tests.compactor.exporting.traces import quantize_small_weights
 from tests.compactor.fakes import run
 
 
@@ -31,7 +31,6 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _small_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    trace_once(monkeypatch)
     quantize_small_weights(monkeypatch)
 
 

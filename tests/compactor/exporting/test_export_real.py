@@ -60,6 +60,7 @@ def test_the_bundled_checkpoint(
     _check(example_checkpoint, tmp_path / "out", sentences, source="plain", correct=760, heads=[4, 3, 4])
 
 
+@pytest.mark.slow
 def test_the_larger_checkpoint(shared_dir: Path, tmp_path: Path, sentences: tuple[list[str], np.ndarray]) -> None:
     folder = shared_dir / "checkpoints" / "sst2-minilm-hybrid"
     _check(folder, tmp_path / "out", sentences, source="nn_pruning", correct=759, heads=[8, 7, 5, 2, 1, 6])

@@ -16,8 +16,9 @@ from torch import nn
 
 from compactor.exporting.export import export
 from compactor.runtime.verification import Case, text_cases
-from tests.compactor.exporting.traces import quantize_small_weights, save_once, trace_once
+from tests.compactor.exporting.traces import quantize_small_weights, save_once
 from tests.independence import assert_independent_of_mates
+from tests.slow import slow_after_first, slow_unless
 
 WIDTH, HEADS, SIZE, NEURONS, POSITIONS = 32, 4, 8, 48, 40
 SIZES = {
@@ -47,6 +48,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "eurobert": ("EuroBertForSequenceClassification", SIZES),
     "esm": ("EsmForTokenClassification", ESM),
 }
+
+QUICK = set(FAMILIES) - {"modernbert-biases", "eurobert"}  # eurobert: test_export_disentangled.py
 
 
 def make(family: str) -> Any:
@@ -98,8 +101,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any
     return save_once(make, tmp_path_factory)
 
 
-@pytest.mark.parametrize("target", ["cpu", "portable", "cuda"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("target", slow_after_first(["cpu", "portable", "cuda"]))
+@pytest.mark.parametrize("family", slow_unless(QUICK.__contains__, FAMILIES))
 def test_is_compacted_and_exact(
     family: str,
     target: str,
@@ -108,7 +111,6 @@ def test_is_compacted_and_exact(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, folder = saved(family)
-    trace_once(monkeypatch)
     quantize_small_weights(monkeypatch)
 
     result = export(folder, tmp_path / "out", target=target, int8="token" if target == "cpu" else None)

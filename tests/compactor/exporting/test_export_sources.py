@@ -16,7 +16,7 @@ from compactor.exporting.export import ExportResult, export
 from compactor.exporting.inspecting import inspect
 from tests.compactor import checkpoints, families
 from tests.compactor.checkpoints import HEAD_DIM, HEADS, LAYERS, NEURONS, VOCABULARY, WIDTH
-from tests.compactor.exporting.traces import trace_once
+from tests.slow import slow_after_first
 
 DEAD_HEADS = {0: [1], 1: [0, 3]}
 DEAD_NEURONS = {0: [0, 5, 23], 1: list(range(20))}
@@ -98,9 +98,8 @@ def test_zeros_masks_and_pruned_heads_are_the_same_model(tmp_path: Path) -> None
         assert config["num_attention_heads"] == HEADS
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", slow_after_first([torch.float16, torch.bfloat16]))
 def test_weights_stored_in_half(dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trace_once(monkeypatch)
     model = families.build("bert").to(dtype)
     model.save_pretrained(tmp_path / "model", max_shard_size="6KB")
     assert len(list((tmp_path / "model").glob("*.safetensors"))) > 1
@@ -136,7 +135,6 @@ def _pairs(layers: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str,
 
 
 def test_inspect_and_export_count_the_same_multiply_adds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trace_once(monkeypatch)
     model = families.save(tmp_path / "model", "bert")
     masked, compact = export(model, tmp_path / "out", precision=["fp32"]).manifest["stages"]
     assert inspect(model).macs_per_token == (masked["macs_per_token"], compact["macs_per_token"])

@@ -18,7 +18,7 @@ from compactor.passes.lowering.pack_tokens import FILL_LOGITS
 from compactor.passes.pipeline import PASSES
 from compactor.runtime.verification import compare
 from tests.compactor import families
-from tests.compactor.exporting.traces import quantize_small_weights, trace_once
+from tests.compactor.exporting.traces import quantize_small_weights
 from tests.compactor.fakes import run
 from tests.compactor.families import PLANTED
 
@@ -32,7 +32,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _small_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    trace_once(monkeypatch)
     quantize_small_weights(monkeypatch)
 
 

@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from compactor.exporting.export import export
+from tests.slow import slow_after_first
 
 SIZE, IMAGE = 8, 16
 TOWER = {
@@ -39,7 +40,7 @@ def make(family: str) -> Any:
     return model
 
 
-@pytest.mark.parametrize("family", ["CLIP", "Siglip"])
+@pytest.mark.parametrize("family", slow_after_first(["Siglip", "CLIP"]))
 def test_the_size_of_images_is_found_in_the_towers_config(family: str, tmp_path: Path) -> None:
     model = make(family)
     model.save_pretrained(tmp_path / "model")

@@ -16,6 +16,7 @@ from compactor.trainer.following import Part
 from compactor.trainer.structure import AttentionMatrices, Matrices, find_blocks
 from tests.compactor import encoders
 from tests.compactor.encoders import HEADS, IMAGE, LAYERS, NEURONS, SIZE, WIDTH
+from tests.slow import slow_after_first
 
 GATED = ("modernbert", "gte", "nomic", "eurobert")
 
@@ -97,7 +98,8 @@ def told(found: Inspection) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "family", ["modernbert-biases", "gte", "nomic", "esm", "deberta", "deberta-unshared", "eurobert-grouped"]
+    "family",
+    slow_after_first(["modernbert-biases", "gte", "nomic", "esm", "deberta", "deberta-unshared", "eurobert-grouped"]),
 )
 def test_it_tells_what_an_export_removes(family, tmp_path):
     model, blocks = build(family)

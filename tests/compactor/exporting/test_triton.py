@@ -18,7 +18,7 @@ from compactor.exporting.verifying import verify
 from compactor.manifest import artefact_file_problems, load_manifest
 from compactor.runtime.artefacts import Artefact
 from tests.compactor import families
-from tests.compactor.exporting.traces import quantize_small_weights, trace_once
+from tests.compactor.exporting.traces import quantize_small_weights
 from tests.compactor.fakes import run
 from tests.conftest import PrunedBart
 
@@ -34,14 +34,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _small_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    trace_once(monkeypatch)
     quantize_small_weights(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def exported(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        trace_once(patch)
         quantize_small_weights(patch)
         return export(model, tmp_path_factory.mktemp("exported") / "out").path
 

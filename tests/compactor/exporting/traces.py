@@ -1,49 +1,20 @@
-"""What makes small models fit for tests of an export: one trace for many exports, and what is done to large weights."""
+"""What makes small models fit for tests of an export: saved once, and treated as large ones are."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
 import pytest
 
 import compactor.exporting.serialization
 import compactor.passes.pipeline
-from compactor.importing.encoder import LoadedModel
-from compactor.importing.encoder_decoder import LoadedEncoderDecoder
 from compactor.passes.finishing.share_transposed_weights import ShareTransposedWeightsPass
 from compactor.passes.precision.quantize_embeddings import QuantizeEmbeddingsPass
 from compactor.passes.precision.quantize_linears import QuantizeLinearsPass
 from compactor.passes.precision.quantize_linears_by_token import QuantizeLinearsByTokenPass
-
-_kept: dict[tuple[str, str, str], ir.Model] = {}
-
-
-def trace_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make ``export`` trace each model directory once for a task; its folder must not change meanwhile.
-
-    Tracing is most of the time of a small export.
-    """
-
-    trace, trace_decoder = LoadedModel.trace, LoadedEncoderDecoder.trace
-
-    def traced(loaded: LoadedModel, beside: Sequence[ir.Model] = ()) -> ir.Model:
-        key = (loaded.where, loaded.task.name, type(loaded.module).__name__)
-        if key not in _kept:
-            _kept[key] = trace(loaded, beside)
-        return _kept[key].clone()
-
-    def decoder_traced(loaded: LoadedEncoderDecoder, beside: Sequence[ir.Model] = ()) -> ir.Model:
-        key = (loaded.where, loaded.task.name, "decoder")
-        if key not in _kept:
-            _kept[key] = trace_decoder(loaded, [*beside, *_kept.values()])
-        return _kept[key].clone()
-
-    monkeypatch.setattr(LoadedModel, "trace", traced)
-    monkeypatch.setattr(LoadedEncoderDecoder, "trace", decoder_traced)
 
 
 def save_once(

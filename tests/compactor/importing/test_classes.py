@@ -21,6 +21,7 @@ from compactor.importing.encoder import load_model
 from compactor.runtime.verification import Case
 from compactor.tasks import find_task
 from tests.compactor.stock import change_config, change_weights
+from tests.slow import slow_unless
 
 WIDTH, VOCABULARY = 16, 60
 TEXT = {
@@ -56,6 +57,7 @@ TRACED = {
     "UMT5EncoderModel",
     "XLNetForSequenceClassification",
 }
+QUICK = {"CLIPVisionModelWithProjection", "UMT5EncoderModel", "XLNetForSequenceClassification"}  # exported here alone
 STATES, POOLED = ("last_hidden_state",), ("last_hidden_state", "pooler_output")
 
 # The class, its config's class, what the config says, and the outputs of its graph.
@@ -108,7 +110,11 @@ def assert_real_tokens_agree(case: Case, found: NDArray[Any], expected: NDArray[
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-@pytest.mark.parametrize(("name", "config_name", "config", "outputs"), FAMILIES, ids=[each[0] for each in FAMILIES])
+@pytest.mark.parametrize(
+    ("name", "config_name", "config", "outputs"),
+    slow_unless(lambda family: family[0] not in TRACED or family[0] in QUICK, FAMILIES),
+    ids=[each[0] for each in FAMILIES],
+)
 def test_a_graph_gives_the_numbers_of_the_class_that_is_named(
     name: str, config_name: str, config: dict[str, Any], outputs: tuple[str, ...], tmp_path: Path
 ) -> None:

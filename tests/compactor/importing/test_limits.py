@@ -15,6 +15,7 @@ import compactor
 import compactor.runtime
 from compactor.runtime.answers import Refused
 from tests.compactor import families
+from tests.slow import slow_after_first
 
 TEXT_FAMILIES = [family for family in families.CLASSES if family != "vit"]
 
@@ -47,7 +48,7 @@ def check(folder: Path, out: Path, longest: int | None, reference: Any) -> None:
         torch.testing.assert_close(torch.from_numpy(answer.scores), expected, atol=2e-4, rtol=0)
 
 
-@pytest.mark.parametrize("family", TEXT_FAMILIES)
+@pytest.mark.parametrize("family", slow_after_first(TEXT_FAMILIES))
 def test_the_longest_text_is_answered_and_no_longer_one(family: str, tmp_path: Path) -> None:
     folder = families.save(tmp_path / "masked", family)
     model = families.build(family)

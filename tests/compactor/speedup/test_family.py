@@ -25,6 +25,7 @@ from compactor.trainer.structure import find_blocks
 from compactor.trainer.survivors import find_survivors
 from tests.compactor import encoders
 from tests.compactor.trainer.tiny import write_model, write_sentences, write_tokenizer
+from tests.slow import slow_after_first
 
 LOAD = Load(seq=16)
 
@@ -181,7 +182,7 @@ def test_gradual(place, monkeypatch):
         make(place, 1.5, 2.5, resume=True, **options)
 
 
-@pytest.mark.parametrize("family_name", ["modernbert-biases", "eurobert-grouped", "gte"])
+@pytest.mark.parametrize("family_name", slow_after_first(["modernbert-biases", "eurobert-grouped", "gte"]))
 def test_an_encoder_of_today(place, monkeypatch, family_name):
     """Fused projections, gates and shared keys, from a folder to a folder that an export reads."""
     model = encoders.build(family_name)
@@ -202,7 +203,7 @@ def test_an_encoder_of_today(place, monkeypatch, family_name):
         assert all(left >= size for left, size in zip(left_in(place / "out" / "1.6x"), member["sizes"], strict=True))
 
 
-@pytest.mark.parametrize("method", ["hybrid", "hybrid-nt", "hybrid-filled"])
+@pytest.mark.parametrize("method", slow_after_first(["hybrid", "hybrid-nt", "hybrid-filled"]))
 def test_the_methods_of_the_paper_stop_at_a_time(place, monkeypatch, method):
     clock = Clock(monkeypatch, 1.0)
     monkeypatch.setattr(family, "judge", lambda *_: ("accuracy", {}))

@@ -19,6 +19,7 @@ from compactor.trainer.structure import AttentionMatrices, find_blocks
 from compactor.trainer.survivors import find_survivors
 from tests.compactor import encoders
 from tests.compactor.trainer.tiny import write_sentences, write_tokenizer
+from tests.slow import slow_after_first
 
 FAST: dict[str, Any] = {
     "steps": 8,
@@ -82,14 +83,16 @@ def check_masks(folder: Path, family: str) -> None:
 
 @pytest.mark.parametrize(
     ("family", "settings"),
-    [
-        pytest.param("modernbert-biases", {"attention_block": "4x4"}, id="modernbert-hybrid"),
-        pytest.param("modernbert", {"method": "block", **BLOCKS}, id="modernbert-block"),
-        pytest.param("gte", STRUCT, id="gte"),
-        pytest.param("esm", STRUCT, id="esm"),
-        pytest.param("deberta", STRUCT, id="deberta"),
-        pytest.param("eurobert-grouped", STRUCT, id="eurobert-grouped"),
-    ],
+    slow_after_first(
+        [
+            pytest.param("modernbert-biases", {"attention_block": "4x4"}, id="modernbert-hybrid"),
+            pytest.param("modernbert", {"method": "block", **BLOCKS}, id="modernbert-block"),
+            pytest.param("gte", STRUCT, id="gte"),
+            pytest.param("esm", STRUCT, id="esm"),
+            pytest.param("deberta", STRUCT, id="deberta"),
+            pytest.param("eurobert-grouped", STRUCT, id="eurobert-grouped"),
+        ]
+    ),
 )
 def test_a_pruned_model_is_a_stock_model_and_is_exported_exactly(family, settings, tmp_path):
     result = run(tmp_path, family, **settings)

@@ -12,6 +12,7 @@ from compactor.checkpoint.pruning_record import read_record_file
 from compactor.trainer.config import PruneConfig
 from compactor.trainer.pruning import prune
 from tests.compactor.trainer.tiny import BAD, GOOD, OTHER, write_model, write_sentences, write_tokenizer
+from tests.slow import slow_after_first
 
 VOCABULARY = 4 + len((*GOOD, *BAD, *OTHER))
 FAST = {"steps": 6, "batch_size": 8, "eval_steps": 6, "score_learning_rate": 0.5, "learning_rate": 1e-3}
@@ -79,7 +80,7 @@ def check_zeros(folder: Path, auto_class: str) -> None:
         assert torch.equal(weight != 0, matrix.expand(record.live[matrix.group], tuple(weight.shape)))
 
 
-@pytest.mark.parametrize("family", ["roberta", "electra", "distilbert", "bart"])
+@pytest.mark.parametrize("family", slow_after_first(["bart", "roberta", "electra", "distilbert"]))
 def test_families_are_pruned_by_structure(tmp_path, family):
     model = write_family(tmp_path / "model", family)
     train = write_sentences(tmp_path / "train.tsv", 40)

@@ -16,6 +16,7 @@ from compactor.trainer.pruning import prune
 from compactor.trainer.refilling import grown
 from tests.compactor.trainer.test_pruner import model_and_pruner, spread_scores
 from tests.compactor.trainer.tiny import HEADS, LAYERS, NEURONS, write_model, write_sentences
+from tests.slow import slow_after_first
 
 WHOLE = LAYERS * (HEADS + NEURONS)
 FAST = {"steps": 12, "batch_size": 8, "max_length": 16, "warm_up": 2, "cool_down": 4, "learning_rate": 1e-3}
@@ -131,7 +132,7 @@ def run(place, out, method="hybrid", *, pace, **settings):
     return prune(place / "model", place / "train.tsv", place / "dev.tsv", out, config=config, pace=pace)
 
 
-@pytest.mark.parametrize("method", ["hybrid", "struct", "magnitude", "hybrid-filled", "rewind"])
+@pytest.mark.parametrize("method", slow_after_first(["hybrid", "struct", "magnitude", "hybrid-filled", "rewind"]))
 def test_a_run_stops_at_the_time(place, tmp_path, method):
     pace = Pace(0.6)
     result = run(place, tmp_path / "out", method, pace=pace)

@@ -18,6 +18,7 @@ from compactor.trainer.config import PruneConfig
 from compactor.trainer.methods import METHODS
 from compactor.trainer.pruning import prune
 from tests.compactor.trainer.tiny import write_model, write_sentences
+from tests.slow import slow_after_first
 
 # Scores that move fast enough for a run of seconds; the paper's 1e-2 needs hundreds of steps.
 FAST = {
@@ -94,7 +95,7 @@ def test_tuned_has_no_density_to_reach():
         PruneConfig(method="tuned", target_density=0.3)
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("dense", "tuned")])
+@pytest.mark.parametrize("method", slow_after_first(name for name in METHODS if name not in ("dense", "tuned")))
 def test_each_method_learns_prunes_and_exports_exactly(place, tmp_path, method):
     result = run(place, tmp_path / "out", method)
     record = result.record
