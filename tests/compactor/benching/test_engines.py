@@ -508,8 +508,8 @@ def test_ctranslate2_refuses_a_folder_that_it_did_not_write(tmp_path):
         ("torch", "cuda", 1, True, None),
         ("torch", "torch", 0, True, None),
         ("openvino", "openvino", 0, True, None),
-        ("openvino", "openvino", 0, False, "not run: openvino is not installed"),
-        ("ctranslate2", "cpu", 0, False, "not run: ctranslate2 is not installed"),
+        ("openvino", "openvino", 0, False, "not run: openvino is not installed: pip install 'compactor[peers]'"),
+        ("ctranslate2", "cpu", 0, False, "not run: ctranslate2 is not installed: pip install 'compactor[peers]'"),
     ],
 )
 def test_says_why_a_row_has_no_numbers(monkeypatch, engine, provider, devices, installed, reason):

@@ -57,7 +57,13 @@ def test_cpu(model: Path, tmp_path: Path) -> None:
     result = export(model, tmp_path / "out")
     stages = _stages(result.manifest)
     assert list(stages) == ["masked", "compact", "int8"]
-    assert _files(result.path) == {"config.json", "compactor.json", "onnx/model.onnx", "onnx/model_quantized.onnx"}
+    assert _files(result.path) == {
+        "README.md",
+        "config.json",
+        "compactor.json",
+        "onnx/model.onnx",
+        "onnx/model_quantized.onnx",
+    }
     assert (result.manifest["recipe"]["pack"], result.manifest["recipe"]["opset"]) == (True, 23)
     assert any(rule["pass"] == "pack-tokens" for rule in result.manifest["rules"])
 
@@ -176,7 +182,7 @@ def test_portable(model: Path, tmp_path: Path) -> None:
 
 def test_flat_layout(model: Path, tmp_path: Path) -> None:
     result = export(model, tmp_path / "out", layout="flat")
-    assert _files(result.path) == {"config.json", "compactor.json", "model.onnx", "model_quantized.onnx"}
+    assert _files(result.path) == {"README.md", "config.json", "compactor.json", "model.onnx", "model_quantized.onnx"}
     assert [stage["file"] for stage in result.manifest["stages"]] == [None, "model.onnx", "model_quantized.onnx"]
 
 

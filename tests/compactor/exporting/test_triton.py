@@ -99,7 +99,7 @@ def test_the_tokenizer_of_an_artefact_travels_as_it_is(
 
 
 def test_of_an_artefact_nothing_is_traced(artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compactor.exporting.export.compile_checkpoint", None)
+    monkeypatch.setattr("compactor.exporting.export._compiler", None)
     assert export(artefact, tmp_path / "out", layout="triton").path.is_dir()
 
 
@@ -222,7 +222,7 @@ def test_a_damaged_manifest(artefact: Path, ends: Callable[..., str]) -> None:
 def test_a_name_that_is_none(
     model: Path, ends: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compactor.exporting.export.compile_checkpoint", None)  # it is refused before anything slow
+    monkeypatch.setattr("compactor.exporting.export._compiler", None)  # it is refused before anything slow
     odd = tmp_path / "my model"
     shutil.copytree(model, odd)
     said = ends(2, odd, "--layout", "triton")
