@@ -76,6 +76,7 @@ def test_a_worker_that_dies_with_its_answer_loses_and_doubles_nothing(
     assert (tmp_path / "out.parquet").read_bytes() == mine.out.read_bytes()
 
 
+@pytest.mark.slow
 def test_workers_that_are_killed_half_way_lose_and_double_nothing(
     small: Path, mine: Scored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +102,7 @@ def test_workers_that_are_killed_half_way_lose_and_double_nothing(
     assert (tmp_path / "out.parquet").read_bytes() == mine.out.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_chunk_that_kills_every_worker_ends_the_run_and_the_rest_is_kept(
     small: Path, mine: Scored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +151,7 @@ def test_what_a_user_can_mend_comes_back_from_a_worker(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.tsv"]
 
 
+@pytest.mark.slow
 def test_a_cluster_is_joined_and_left_running(small: Path, scored: Scored, tmp_path: Path) -> None:
     address = ray.get_runtime_context().gcs_address
     out = tmp_path / "out.parquet"
@@ -162,6 +165,7 @@ def test_a_cluster_is_joined_and_left_running(small: Path, scored: Scored, tmp_p
     assert ray.cluster_resources()["CPU"] == WORKERS
 
 
+@pytest.mark.slow
 def test_one_worker_gets_all_cores(small: Path, scored: Scored, tmp_path: Path) -> None:
     """A Ray of its own, started and stopped by the command."""
     out = tmp_path / "out.parquet"

@@ -102,6 +102,7 @@ def test_clients_at_the_same_time_get_their_own_answers(server, expected):
         assert reply["outputs"][0]["score"] == pytest.approx(expected[which].score, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_int8_by_token_answers_a_text_as_among_63_others(token_artefact, film_texts):
     with Server(token_artefact, "--precision", "int8", "--max-texts", "64", "--max-batch", "64") as server:
         status, reply = server.post("/predict", {"inputs": film_texts})
@@ -231,6 +232,7 @@ def test_overload_is_answered_503_at_once_and_recovers(artefact):
         assert server.post("/predict", {"inputs": "good"})[0] == 200
 
 
+@pytest.mark.slow
 def test_replicas_are_added_under_load(artefact):
     with Server(artefact, "--max-replicas", "2") as server:
         assert len(server.replicas()) == 1
@@ -241,6 +243,7 @@ def test_replicas_are_added_under_load(artefact):
             assert set(found.count_statuses()) == {200}
 
 
+@pytest.mark.slow
 def test_what_takes_too_long_is_answered_504(artefact):
     with Server(artefact, "--timeout", "0.0001") as server:
         status, reply = server.post("/predict", {"inputs": ["slow " * 100] * 50})
@@ -248,6 +251,7 @@ def test_what_takes_too_long_is_answered_504(artefact):
         assert server.get("/v2/health/live")[0] == 200
 
 
+@pytest.mark.slow
 def test_clients_who_leave_cost_nothing(artefact):
     """Twenty ask for 128 long texts each and hang up: most of those are never run."""
     with Server(artefact, "--precision", "fp32") as server:
@@ -266,6 +270,7 @@ def test_clients_who_leave_cost_nothing(artefact):
         assert server.metric("batch_size_sum") < 20 * 128 / 2
 
 
+@pytest.mark.slow
 def test_an_end_loses_no_accepted_request(artefact):
     with Server(artefact) as server:
         ended = []

@@ -85,6 +85,7 @@ def test_no_cluster_of_somebody_else_is_joined(artefact, monkeypatch):
     assert given["address"] == "local"
 
 
+@pytest.mark.slow
 def test_two_nodes_run_the_same_application(artefact, tmp_path):
     """One replica on each, behind the proxies that a cluster has by default."""
     port = free_port()
@@ -133,6 +134,7 @@ def test_no_artefact(tmp_path):
     assert done.returncode == 3 and "no compactor.json" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_taken_port_is_said(artefact):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
