@@ -62,14 +62,14 @@ class Checker:
         return {name: self._found[path][0] for name, path in chosen.items()}
 
     def keep_promises(self, shop: Shop, members: Sequence[Member]) -> list[Member]:
-        """Measure models, and make those that miss their target once more, by what was measured."""
+        """Measure models, and make those that surely miss their target once more, by what was measured."""
         for member in members:
             self.export(member.folder.name, member.folder)
         speeds = self.measure(member.folder.name for member in members)
         done = []
         for member in members:
             found = speeds[member.folder.name]
-            if not found.keeps(member.target):
+            if found.breaks(member.target):
                 self.say(f"{member.folder.name}: measured {found.speedup:.2f}, so sizes are chosen again")
                 member = shop.make(member.target, member.folder, factor=member.target / found.speedup)
                 self.export(member.folder.name, member.folder)

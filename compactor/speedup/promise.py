@@ -40,6 +40,11 @@ class Measured:
         """Whether it is within ``TOLERANCE`` of ``target``."""
         return abs(self.speedup / target - 1) <= TOLERANCE
 
+    def breaks(self, target: float) -> bool:
+        """Whether it is not, beyond what noise explains: on a busy machine a correction would follow the noise."""
+        within = self.low is not None and self.high is not None and self.low <= target <= self.high
+        return not self.keeps(target) and not within
+
 
 def measure(
     graphs: Mapping[str, Path], load: Load, say: Callable[[str], None]

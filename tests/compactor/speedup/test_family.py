@@ -127,7 +127,7 @@ def test_only_what_was_made_again_is_measured_again(place, monkeypatch):
     def measure(graphs, load, say):
         found, report = plain(graphs, load, say)
         if len(clock.measured) == 1:
-            found["2.0x"] = dataclasses.replace(found["2.0x"], speedup=1.7)
+            found["2.0x"] = dataclasses.replace(found["2.0x"], speedup=1.7, low=1.6, high=1.8)
             report["verdict"] = {"valid": False, "reasons": ["it was busy"]}
         return found, report
 
@@ -312,6 +312,19 @@ def test_folders_that_are_not_ours(place, monkeypatch):
 def test_training_needs_labels_to_be_judged_on(place):
     with pytest.raises(UsageError, match="--eval"):
         make(place, 1.5, training=PruneConfig(method="tuned", steps=1))
+
+
+@pytest.mark.parametrize(
+    ("measured", "breaks"),
+    [
+        (Measured(1.7, 1.65, 1.75, 9.0, True), True),
+        (Measured(1.7, 1.2, 2.4, 9.0, False), False),
+        (Measured(1.7, None, None, 9.0, True), True),
+        (Measured(1.96, 1.95, 1.97, 9.0, True), False),
+    ],
+)
+def test_what_noise_explains_is_not_corrected(measured, breaks):
+    assert measured.breaks(2.0) == breaks
 
 
 def test_a_member_keeps_its_promise_within_a_twentieth(tmp_path):
