@@ -83,7 +83,7 @@ def prune_to_speed(
         The folder, and what happened; models that miss their target are among ``missed``.
 
     Raises:
-        UsageError: SpeedSettings, texts and model do not fit, or a target is out of reach.
+        UsageError: Settings, texts and model do not fit, or a target is out of reach.
         ModelDirectoryError: The model cannot be read, or is of a kind that this is not built for.
         OutputError: ``out`` holds something else, or cannot be written.
         VerificationError: An export of one of the models differs from it.

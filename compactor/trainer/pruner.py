@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from compactor.errors import UsageError
+from compactor.trainer.choosing import Choices, by_norm, by_score, sizes_left
 from compactor.trainer.following import Part
 from compactor.trainer.masks import (
     FAMILIES,
@@ -27,7 +28,6 @@ from compactor.trainer.masks import (
     MaskedBias,
     MaskedWeight,
     Member,
-    highest,
     keep_at_least,
     live_elements,
 )
@@ -39,7 +39,6 @@ from compactor.trainer.survivors import live_heads, live_neurons
 
 SUBMODULE = "compactor_pruning"  # its name in the model
 _RANKED_AT_ONCE = 1_000_000  # scores that are ranked at every step
-Choices = Callable[[float], tuple[list[Tensor], float]]  # of a density: what lives, by group, and the lowest score
 LEAST = 0.005  # the part of each group's scores that is kept, whatever they are
 
 
@@ -281,31 +280,8 @@ class Pruner(nn.Module):
         return min(1.0, max(0.0, (target * everything - (everything - masked)) / masked)) if masked else 1.0
 
     def _choices(self) -> Choices:
-        """What would live at a density of the masked matrices; scores are put in order once."""
-        if self.plan.scoring is Scoring.MAGNITUDE:
-            for group in self.all_groups:
-                group.scores.copy_(group.norms())
-            return self._largest
         groups = list(self.all_groups)
-        scores = torch.cat([group.scores.flatten() for group in groups])
-        weights = torch.cat([group.weights.flatten() for group in groups])
-        order = scores.sort(descending=True, stable=True).indices
-        filled, everything = weights[order].cumsum(0), weights.sum()
-        sizes = [group.scores.numel() for group in groups]
-
-        def ranked(density: float) -> tuple[list[Tensor], float]:
-            within = filled <= density * everything
-            kept = torch.zeros_like(within)
-            kept[order] = within
-            cut = float(scores[kept].min()) if bool(within.any()) else float(scores.max())
-            return list(kept.split(sizes)), cut  # type: ignore[no-untyped-call]
-
-        return ranked
-
-    def _largest(self, density: float) -> tuple[list[Tensor], float]:
-        """The same part of every group: the largest norms, which are its scores; no cut is common to all."""
-        counts = [round(density * group.scores.numel()) for group in self.all_groups]
-        return [highest(group.scores, count) for group, count in zip(self.all_groups, counts, strict=True)], 0.0
+        return by_norm(groups) if self.plan.scoring is Scoring.MAGNITUDE else by_score(groups)
 
     def _keep(self, kept: Sequence[Tensor]) -> None:
         for group, live in zip(self.all_groups, self._lived(kept), strict=True):
@@ -319,27 +295,8 @@ class Pruner(nn.Module):
         ]
 
     def _sizes(self, lives: Sequence[Tensor]) -> dict[str, int]:
-        """Heads or neurons of each block that would be left with these masks, by group; as ``layers`` counts them."""
-        masks = {
-            (member.name, member.start): (member, live)
-            for group, live in zip(self.all_groups, lives, strict=True)
-            for member in group.members
-        }
-
-        def alive(part: Part, *, rows: bool) -> NDArray[np.bool_]:
-            found = masks.get((part.module, 0 if part.whole else part.start))
-            if found is None:
-                return np.ones(part.rows if rows else self._linears[part.module].in_features, np.bool_)
-            member, live = found
-            return np.asarray((member.live_rows(live) if rows else member.live_cols(live)).cpu().numpy())
-
-        sizes = {}
-        for block in self.blocks:
-            made = {part: alive(part, rows=True)[None] for part in block.inputs}
-            live = {**made, block.output: alive(block.output, rows=False)[:, None]}
-            found = live_heads(block, live) if isinstance(block, AttentionMatrices) else live_neurons(block, live)
-            sizes[f"layers.{block.index}.{block.kind}"] = int(found.sum())
-        return sizes
+        features = {name: linear.in_features for name, linear in self._linears.items()}
+        return sizes_left(self.blocks, list(self.all_groups), lives, features)
 
     def penalty(self) -> Tensor | None:
         """λ times the mean sigmoid of the scores, summed over families and stacks; None where nothing is pushed down.
