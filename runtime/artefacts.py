@@ -17,7 +17,8 @@ MANIFEST = "compactor.json"
 PRECISIONS: Mapping[str, str] = {"compact": "fp32", "int8": "int8", "fp16": "fp16"}
 """The precision of each stage of the manifest."""
 
-_EXACT_INT8 = {"amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp"}  # int8 products that cannot saturate
+EXACT_INT8 = frozenset({"amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp"})
+"""Instruction sets whose int8 products cannot saturate."""
 _FAST_INT8 = {"avx2", "avx512f"}  # faster than fp32, and exact where the graph's own sums cannot saturate
 _EXPORT = "give a folder that 'compactor export' wrote"
 
@@ -139,7 +140,7 @@ class Artefact:
             return Choice(precision, provider, f"{precision} on the GPU, for which the artefact was lowered")
         machine = machine or describe_machine()
         int8 = describe_int8(machine)
-        exact = _EXACT_INT8 if self.saturates else _EXACT_INT8 | _FAST_INT8
+        exact = EXACT_INT8 if self.saturates else EXACT_INT8 | _FAST_INT8
         if "int8" in self.graphs and set(machine.isa or ()) & exact:
             return Choice("int8", "cpu", f"int8 on this CPU. {int8}")
         if "fp32" not in self.graphs:

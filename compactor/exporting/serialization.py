@@ -1,7 +1,7 @@
 """Write a graph as one ONNX file without holding its weights in memory twice; or several that share one of weights.
 
 ``SerializeToString`` wants a copy of all weights in the message and another in the bytes. Here every initializer is
-encoded and written alone; the file is the same message, field by field.
+written alone, and a weight goes to the file from where it lies; the file is the same message, field by field.
 
 Graphs of one model that lie in one folder, such as the two steps of a decoder, may keep their weights in one external
 file: equal bytes are written once, and each graph says where they are. That needs no links, and every reader of ONNX
@@ -20,6 +20,7 @@ import onnx_ir as ir
 _LENGTH_DELIMITED = 2  # protobuf's wire type of messages and bytes
 _GRAPH = onnx.ModelProto.DESCRIPTOR.fields_by_name["graph"].number
 _INITIALIZER = onnx.GraphProto.DESCRIPTOR.fields_by_name["initializer"].number
+_RAW_DATA = onnx.TensorProto.DESCRIPTOR.fields_by_name["raw_data"].number
 _SMALLEST_EXTERNAL = 1024  # bytes; smaller ones stay in the graph
 _PAGE, _WORD = 4096, 64  # what a reader that maps the file into memory likes large and small weights to be aligned to
 _LARGEST_FILE = 1_900_000_000  # bytes; protobuf ends at 2 GiB
@@ -39,15 +40,20 @@ def write_graph(model: ir.Model, path: Path) -> None:
         model.graph.initializers.update(initializers)
     graph = frame.graph.SerializeToString()
     frame.ClearField("graph")
-    sizes = [_encoded(value).ByteSize() for value in values]
+    tensors = [(_before_bytes(value), value.const_value) for value in values if value.const_value is not None]
+    sizes = [len(before) + tensor.nbytes for before, tensor in tensors]
     length = len(graph) + sum(len(_header(_INITIALIZER, size)) + size for size in sizes)
     with path.open("wb") as file:
         file.write(frame.SerializeToString())
         file.write(_header(_GRAPH, length))
         file.write(graph)
-        for value, size in zip(values, sizes, strict=True):
+        for (before, tensor), size in zip(tensors, sizes, strict=True):
             file.write(_header(_INITIALIZER, size))
-            file.write(_encoded(value).SerializeToString())
+            file.write(before)
+            if tensor.numpy().flags.c_contiguous:
+                tensor.tofile(file)
+            else:  # numpy would write number by number
+                file.write(tensor.tobytes())
 
 
 def write_graphs(models: Mapping[Path, ir.Model], data: Path) -> dict[str, int]:
@@ -86,12 +92,15 @@ def write_graphs(models: Mapping[Path, ir.Model], data: Path) -> dict[str, int]:
     return referred
 
 
-def _encoded(value: ir.Value) -> onnx.TensorProto:
-    """An initializer by its own name: a tensor that an optimizer made may have none, or another's."""
-    assert value.const_value is not None
-    proto: onnx.TensorProto = ir.to_proto(value.const_value)
-    proto.name = value.name or ""
-    return proto
+def _before_bytes(value: ir.Value) -> bytes:
+    """An initializer up to the bytes of its numbers, which end it.
+
+    It goes by its own name: a tensor that an optimizer made may have none, or another's.
+    """
+    tensor = value.const_value
+    assert tensor is not None
+    proto = onnx.TensorProto(data_type=tensor.dtype.value, dims=tensor.shape.numpy(), name=value.name or "")
+    return proto.SerializeToString() + _header(_RAW_DATA, tensor.nbytes)
 
 
 def _header(field: int, length: int) -> bytes:

@@ -18,6 +18,7 @@ from compactor.passes.graph.matching import Array
 PAIR = 128
 """The most that the codes of two neighbours of one sign are together."""
 
+_BLOCK = 1 << 21  # elements that are rounded at once: rounding needs several times their memory
 _TINY = 1e-10  # scale of an all-zero column: any positive number
 
 
@@ -30,7 +31,16 @@ def quantize_weight(matrix: Array) -> tuple[NDArray[np.int8], NDArray[np.float32
     Returns:
         The codes (in, out), of which rows 2j and 2j+1 are ``PAIR`` together at most, sign by sign; the scales (out,).
     """
-    values = matrix.astype(np.float32)
+    rows, columns = matrix.shape
+    codes, scale = np.empty_like(matrix, np.int8), np.empty(columns, np.float32)
+    step = max(1, _BLOCK // max(1, rows))
+    for start in range(0, columns, step):
+        block = slice(start, start + step)
+        codes[:, block], scale[block] = _quantize_columns(matrix[:, block].astype(np.float32, copy=False))
+    return codes, scale
+
+
+def _quantize_columns(values: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     largest = np.abs(values).max(axis=0, initial=0) / 127
     scale = np.maximum(np.maximum(largest, pair_sums(values).max(axis=0, initial=0) / PAIR), _TINY).astype(np.float32)
     codes = np.clip(np.rint(values / scale), -127, 127).astype(np.int16)

@@ -20,7 +20,7 @@ from compactor.importing.classes import stock_class
 from compactor.importing.encoder import load_model
 from compactor.runtime.verification import Case
 from compactor.tasks import find_task
-from tests.compactor.stock import change_config, change_weights
+from tests.compactor.stock import align, change_config, change_weights
 from tests.slow import slow_unless
 
 WIDTH, VOCABULARY = 16, 60
@@ -120,6 +120,7 @@ def test_a_graph_gives_the_numbers_of_the_class_that_is_named(
 ) -> None:
     model = build(name, config_name, config, tmp_path / "model")
     loaded = load_model(read_checkpoint(tmp_path / "model"))
+    align(loaded.module), align(model)
     assert type(loaded.module).__name__ == name
     assert loaded.task.outputs == outputs
     references = [(case, loaded.run(case)) for case in loaded.cases]
@@ -138,6 +139,7 @@ def test_an_encoder_whose_config_calls_itself_an_encoder_decoder(tmp_path: Path)
     model = build("T5EncoderModel", "T5Config", T5, tmp_path / "model")
     change_config(tmp_path / "model", is_encoder_decoder=True)
     loaded = load_model(read_checkpoint(tmp_path / "model"))
+    align(loaded.module), align(model)
     ids = torch.arange(1, 9)[None]
     assert torch.equal(loaded.module(input_ids=ids).last_hidden_state, model(input_ids=ids).last_hidden_state)
 
@@ -195,6 +197,7 @@ def test_a_decoder_that_looks_both_ways_is_an_encoder(tmp_path: Path) -> None:
     # Version 4 halves the window that it saved when it reads it again.
     model = transformers.Gemma3TextModel.from_pretrained(tmp_path / "model").eval().requires_grad_(False)
     loaded = load_model(read_checkpoint(tmp_path / "model"))
+    align(loaded.module), align(model)
     assert loaded.task.name == "feature-extraction"
     for case in loaded.cases:
         expected = model(**{key: torch.from_numpy(array) for key, array in case.feeds.items()}).last_hidden_state
@@ -225,6 +228,7 @@ def test_dynamic_angles_are_those_of_the_beginning(tmp_path: Path) -> None:
     config = {**TEXT, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}}
     model = build("NomicBertModel", "NomicBertConfig", config, tmp_path / "model")
     loaded = load_model(read_checkpoint(tmp_path / "model"))
+    align(loaded.module), align(model)
     assert max(case.feeds["input_ids"].shape[1] for case in loaded.cases) == loaded.max_tokens == 40
     for case in loaded.cases:
         expected = model(**{key: torch.from_numpy(array) for key, array in case.feeds.items()}).last_hidden_state

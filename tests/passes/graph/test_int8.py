@@ -52,3 +52,15 @@ def test_lone_and_opposite_neighbours_keep_eight_bits():
 def test_a_column_of_zeros_has_a_scale():
     codes, scale = quantize_weight(np.zeros((4, 2)))
     assert not codes.any() and (scale > 0).all()
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_large_weight_is_rounded_a_few_columns_at_once(order, monkeypatch):
+    """Each column stands alone, so the codes are the same; and they lie in memory as the weight does."""
+    matrix = np.asarray(np.random.default_rng(1).standard_normal((6, 11)), order=order)
+    whole, scale = quantize_weight(matrix)
+    monkeypatch.setattr("compactor.passes.graph.int8._BLOCK", 13)
+    codes, scales = quantize_weight(matrix)
+    np.testing.assert_array_equal(codes, whole)
+    np.testing.assert_array_equal(scales, scale)
+    assert codes.strides == tuple(step // matrix.itemsize for step in matrix.strides)
