@@ -173,6 +173,7 @@ FAMILIES: tuple[Family, ...] = (
         neurons=("mlp.fc1",),
         neurons_output="mlp.fc2",
     ),
+    Family("bert", "BERT-base", "BertForSequenceClassification", _BERT_SIZES, "bert.encoder.layer.{}", **_BERT_BLOCKS),
 )
 
 

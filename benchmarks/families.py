@@ -1,4 +1,4 @@
-"""The encoders that people deploy today: ours beside the plain export, optimum and OpenVINO, dense and pruned.
+"""The encoders that people deploy today: ours beside PyTorch, plain export, optimum and OpenVINO, dense and pruned.
 
     python benchmarks/families.py [--only modernbert,esm-dense-ours] [--work DIR [--build-only]] [--rounds 8]
                                   [--threads 2] [--sentences 128] [--data FILE] [--optimum-python PATH] [--tiny]
@@ -149,6 +149,7 @@ def make_rows(work: Path, family: Family, optimum: str | None) -> list[Row]:
 
     return [
         row("plain-fp32", "plain export, ONNX Runtime fp32", dense, dense.plain, "fp32"),
+        row("torch", "PyTorch eager", dense, dense.checkpoint, "fp32", engine="torch", provider="torch"),
         row("plain-int8", "plain export, ONNX Runtime int8", dense, quantized(dense.plain), "int8"),
         row("optimum-fp32", "optimum, ONNX Runtime fp32", dense, from_optimum, "fp32", missing=no_optimum),
         row(

@@ -88,6 +88,12 @@ def _split_commas(ctx: click.Context, param: click.Parameter, value: str | None)
 )
 @click.option("--embed", is_flag=True, help="Put a sentence-transformers folder's pooling and norms into the graph.")
 @click.option(
+    "--decoder",
+    type=click.Choice(["split", "merged"]),
+    help="Of an encoder-decoder: a graph for the first step and one for the others, or one for all, as transformers.js"
+    " reads it (default: split).",
+)
+@click.option(
     "--card",
     type=click.Choice(["full", "none"]),
     default="full",
@@ -115,6 +121,7 @@ def command(
     threads: int | None,
     route: str | None,
     embed: bool,
+    decoder: str | None,
     card: str,
     overwrite: bool,
     allow_pickle: bool,
@@ -160,6 +167,7 @@ def command(
             threads=threads,
             route=route,
             embed=embed,
+            decoder=decoder,
             card=card == "full",
             progress=progress,
         )

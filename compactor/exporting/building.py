@@ -23,9 +23,10 @@ from compactor.exporting.emission import check_emission
 from compactor.exporting.graphs import STAGES, graphs_of
 from compactor.exporting.layers import Sizes, measure_layers, pair_layers
 from compactor.exporting.ledger import Ledger, choose_int8
+from compactor.exporting.merging import merge_steps
 from compactor.exporting.recipe import Recipe
 from compactor.exporting.serialization import write_graph, write_graphs
-from compactor.exporting.stages import count_executed, describe_masked, describe_stage
+from compactor.exporting.stages import count_executed, describe_masked, describe_stage, merge_described
 from compactor.exporting.unrecognised import find_unrecognised
 from compactor.exporting.verifying import (
     EXACT,
@@ -51,7 +52,7 @@ from compactor.passes.pipeline import (
     structure,
 )
 from compactor.passes.runner import Record, run_passes
-from compactor.runtime.decoding import SUFFIXES
+from compactor.runtime.decoding import FIRST, MERGED, NEXT, SUFFIXES
 from compactor.runtime.verification import Tolerance
 from compactor.tasks import TASKS, Task
 
@@ -141,6 +142,8 @@ def build(job: Job) -> Built:
         unrecognised += find_unrecognised(half, own_first)
     before = _measure(traced)
     stages = [describe_masked(graph, name) for name, graph in _graphs(traced, job).items()]
+    if job.recipe.merges:
+        stages = [stages[0], merge_described(*stages[1:], graph=MERGED)]
     for half in traced.values():
         run_passes(half, structure(), record)
     layers = pair_layers(before, _measure(traced))
@@ -151,6 +154,8 @@ def build(job: Job) -> Built:
     del traced, half
     macs = {name: macs_per_token(graph) for name, graph in graphs.items()}
     attentions = {name: _count_attentions(graph) for name, graph in graphs.items()}
+    if job.recipe.merges:
+        macs[MERGED], attentions[MERGED] = macs[NEXT], attentions[FIRST] + attentions[NEXT]
     for name, graph in graphs.items():
         run_passes(graph, lowering(target, pack=_padding(name, job)), record)
     gc.collect()  # the masked weights
@@ -211,19 +216,22 @@ def _write(
 ) -> _Written:
     """Write the lowered ``graphs`` in a number format; several keep their weights in one file."""
     target, stage, suffix = job.recipe.chosen_target.name, STAGES[precision], SUFFIXES[precision]
-    paths = {name: job.folder / f"{name or 'model'}{suffix}.onnx" for name in graphs}
     models, quantized = {}, {}
     for name, graph in graphs.items():
         models[name], emitted = graph.clone(), Record()
         keep = () if ledger is None else ledger.keep
         format_ = precision_passes(precision, target, scales=job.recipe.int8_scales, keep=keep)
         run_passes(models[name], [*format_, *finishing()], emitted)
-        models[name].producer_name = "compactor"
-        models[name].producer_version = importlib.metadata.version("compactor")
         quantized[name] = emitted.count("int8-linear")
         record.add(emitted)
-    shared, weights = dict.fromkeys(graphs, 0), None
-    if len(models) == 1:
+    if job.recipe.merges:
+        models[MERGED] = merge_steps(models.pop(FIRST), models.pop(NEXT))
+        quantized[MERGED] = quantized.pop(FIRST) + quantized.pop(NEXT)
+    for model in models.values():
+        model.producer_name, model.producer_version = "compactor", importlib.metadata.version("compactor")
+    paths = {name: job.folder / f"{name or 'model'}{suffix}.onnx" for name in models}
+    shared, weights = dict.fromkeys(models, 0), None
+    if len(models) == 1 or job.recipe.merges:
         for name, model in models.items():
             write_graph(model, paths[name])
     else:

@@ -69,6 +69,8 @@ def compile_checkpoint(
     images = read_image_processor(home) if task.image else None
     if task.generates:
         check_generation_settings(checkpoint)
+    elif recipe.decoder is not None:
+        raise UsageError(f"a model for {task.name} has no decoder", where=str(checkpoint.path), todo="leave --decoder")
     vectors = None
     if recipe.embed:
         settings = require_vectors(sentences, checkpoint.path)
@@ -151,6 +153,7 @@ def _manifest(checkpoint: Checkpoint, task: str, recipe: Recipe, layout: Layout,
             "passes": built.record.passes,
             "opset": built.opset,
             **({"embed": True} if recipe.embed else {}),
+            **({"decoder": recipe.decoder} if recipe.merges else {}),
         },
         "layers": built.layers,
         "unrecognised": built.unrecognised,

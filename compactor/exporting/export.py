@@ -48,6 +48,7 @@ def export(
     threads: int | None = None,
     route: str | None = None,
     embed: bool = False,
+    decoder: str | None = None,
     card: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> ExportResult:
@@ -76,6 +77,8 @@ def export(
         route: Of a Router of sentence-transformers, which of its chains of modules.
         embed: Put pooling and the other modules of a sentence-transformers folder into the graph, whose second output
             is then ``sentence_embedding``.
+        decoder: Of an encoder-decoder: ``split`` (None) is a graph for the first step and one for every next one, of
+            weights in one file; ``merged`` is one graph, ``decoder_model_merged.onnx``, and no file beside it.
         card: Write a ``README.md`` as model pages read it; a Triton repository has none.
         progress: Called with a line at each step.
 
@@ -97,6 +100,7 @@ def export(
         int8_budget=int8_budget,
         route=route,
         embed=embed,
+        decoder=decoder,
         precision=precision,
         allow_pickle=allow_pickle,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from compactor.importing.parts import DECODER, ENCODER, WHOLE
 from compactor.passes.caching.attach_caches import Step
@@ -35,6 +35,19 @@ _THREE = {
 }
 
 
+_MERGED = {decoding.ENCODER: Origin(ENCODER), decoding.MERGED: Origin(DECODER)}
+
+
 def graphs_of(task: Task) -> Mapping[str, Origin]:
-    """The graphs of a model for ``task``, by name; the only graph of a model has none."""
+    """The graphs that a model for ``task`` is built as, by name; the only graph of a model has none."""
     return _THREE if task.generates else _ONE
+
+
+def files_of(task: Task, written: Iterable[str]) -> Mapping[str, Origin]:
+    """The same of the graphs that an artefact holds.
+
+    Args:
+        task: What the model is for.
+        written: Names of graphs that are there, perhaps not all: one tells whether a decoder's two are merged.
+    """
+    return _MERGED if decoding.MERGED in written else graphs_of(task)

@@ -27,6 +27,7 @@ class Recipe:
         int8_budget: What int8 may differ by, as a share of the largest output.
         route: Of a Router of sentence-transformers, which of its chains of modules.
         embed: Whether the modules of a sentence-transformers folder go into the graph.
+        decoder: Of an encoder-decoder: ``split`` into a first step and every next one, else ``merged`` into one graph.
         precision: Number formats, else those of the target.
         allow_pickle: Whether pickled weights are read, with ``weights_only``.
     """
@@ -40,6 +41,7 @@ class Recipe:
     int8_budget: float | None = None
     route: str | None = None
     embed: bool = False
+    decoder: str | None = None
     precision: Sequence[str] | None = None
     allow_pickle: bool = False
 
@@ -57,6 +59,11 @@ class Recipe:
     def int8_scales(self) -> str:
         """What a scale of int8 activations is for: a ``token``, or the whole ``tensor``."""
         return self.int8 or "tensor"
+
+    @property
+    def merges(self) -> bool:
+        """Whether a decoder's two graphs are written as one, and each file holds its own weights."""
+        return self.decoder == "merged"
 
     @property
     def kept_share(self) -> float | None:

@@ -50,9 +50,9 @@ def write_graph(model: ir.Model, path: Path) -> None:
         for (before, tensor), size in zip(tensors, sizes, strict=True):
             file.write(_header(_INITIALIZER, size))
             file.write(before)
-            if tensor.numpy().flags.c_contiguous:
+            if isinstance(tensor, ir.Tensor) and tensor.numpy().flags.c_contiguous:
                 tensor.tofile(file)
-            else:  # numpy would write number by number
+            else:  # of strided numbers numpy would write one by one
                 file.write(tensor.tobytes())
 
 
@@ -100,7 +100,7 @@ def _before_bytes(value: ir.Value) -> bytes:
     tensor = value.const_value
     assert tensor is not None
     proto = onnx.TensorProto(data_type=tensor.dtype.value, dims=tensor.shape.numpy(), name=value.name or "")
-    return proto.SerializeToString() + _header(_RAW_DATA, tensor.nbytes)
+    return bytes(proto.SerializeToString()) + _header(_RAW_DATA, tensor.nbytes)
 
 
 def _header(field: int, length: int) -> bytes:

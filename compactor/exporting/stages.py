@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +57,9 @@ def describe_masked(model: ir.Model, graph: str) -> dict[str, Any]:
         "executed_operators": None,
         **({"graph": graph} if graph else {}),
     }
+
+
+def merge_described(first: Mapping[str, Any], following: Mapping[str, Any], *, graph: str) -> dict[str, Any]:
+    """One entry for a decoder's two graphs: the first step's, which has all weights, with the operators of both."""
+    operators = collections.Counter(first["operators"]) + collections.Counter(following["operators"])
+    return {**first, "operators": dict(sorted(operators.items())), "graph": graph}

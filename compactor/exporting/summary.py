@@ -17,6 +17,7 @@ Layer = dict[str, Any]
 LAYER_COLUMNS = ("layer", ">heads", ">QK width", ">V width", ">neurons")
 STAGE_COLUMNS = ("stage", "file", ">size", ">smaller", ">MACs/token", ">fewer", ">weights")
 CHECK_COLUMNS = ("stage", ">comparisons", ">largest error", ">relative", ">same answers")
+_IN_JAVASCRIPT = ("text-classification", "feature-extraction")  # what is tested there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,10 +279,11 @@ def next_steps(manifest: dict[str, Any], path: Path, *, shown_as: Path) -> list[
     """How to open the artefact with the tools that people have: its last, most compact stage."""
     last = f"layer by layer:  compactor explain {shlex.quote(str(shown_as))}"
     if manifest["task"] == GENERATION:
-        precision = manifest["recipe"]["precision"][-1]
+        precision, merged = manifest["recipe"]["precision"][-1], manifest["recipe"].get("decoder") == "merged"
         return [
             f"generate:  compactor.runtime.generation.EncoderDecoder.open({str(shown_as)!r}, precision={precision!r})",
             f"optimum:  ORTModelForSeq2SeqLM.from_pretrained({str(shown_as)!r})",
+            *([_in_javascript("AutoModelForSeq2SeqLM.from_pretrained", (shown_as,), precision)] if merged else []),
             last,
         ]
     file = next(stage["file"] for stage in reversed(manifest["stages"]) if stage["file"])
@@ -306,7 +308,15 @@ def next_steps(manifest: dict[str, Any], path: Path, *, shown_as: Path) -> list[
     elif manifest["task"] in TASKS:
         head = TASKS[manifest["task"]].auto_class.removeprefix("AutoModel") or "ForFeatureExtraction"
         lines.append(f"optimum:  ORTModel{head}.from_pretrained({str(shown_as)!r}, {subfolder}file_name={name!r})")
+    if manifest["task"] in _IN_JAVASCRIPT and folder and manifest["target"] != "cuda":
+        lines.append(_in_javascript("pipeline", (manifest["task"], shown_as), manifest["recipe"]["precision"][-1]))
     return [*lines, last]
+
+
+def _in_javascript(function: str, arguments: Iterable[object], precision: str) -> str:
+    """How transformers.js opens it, which names precisions in its own way."""
+    dtype = {"int8": "q8"}.get(precision, precision)
+    return f"transformers.js:  {function}({', '.join(repr(str(each)) for each in arguments)}, {{ dtype: {dtype!r} }})"
 
 
 def _change(pair: list[int]) -> str:

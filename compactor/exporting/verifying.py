@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from compactor.checkpoint import read_checkpoint
 from compactor.companions.sentence_modules import copy_modules
 from compactor.errors import ModelDirectoryError, VerificationError, describe_failure
-from compactor.exporting.graphs import graphs_of
+from compactor.exporting.graphs import files_of
 from compactor.importing.encoder_decoder import PROMPT
 from compactor.importing.parts import load_parts
 from compactor.importing.sentence_vectors import with_vectors
 from compactor.manifest import load_manifest
-from compactor.runtime.decoding import CachedDecoder
+from compactor.runtime.decoding import CachedDecoder, is_merged
 from compactor.runtime.sentences import SentenceSettings
 from compactor.runtime.sessions import open_session
 from compactor.runtime.verification import Case, Comparison, Tolerance, check, compare, run_case
@@ -83,11 +83,11 @@ class Files:
 def _open(paths: Sequence[Path], *, optimize: bool) -> Callable[[Case], Outputs]:
     """What runs the graphs of a part on a case, with ONNX Runtime's own optimizations or without.
 
-    Two graphs are a decoder's first step and every next one: the first tokens of a case are decoded at once, the
-    others one by one.
+    Of a decoder, which is two graphs or one that is both, the first tokens of a case are decoded at once, the others
+    one by one.
     """
     sessions = [open_session(path, optimize=optimize, allow_spinning=False) for path in paths]
-    if len(sessions) == 1:
+    if len(sessions) == 1 and not is_merged(sessions[0]):
         return lambda case: run_case(sessions[0], case)
     decoder = CachedDecoder(*sessions)
 
@@ -144,8 +144,9 @@ def verify_files(task: Task, references: Mapping[str, References], stages: Seque
     """
     entries: list[dict[str, Any]] = []
     largest: dict[str, float] = {}
+    written = files_of(task, stages[0].paths)
     for part, expected in references.items():
-        names = [name for name, origin in graphs_of(task).items() if origin.part == part]
+        names = [name for name, origin in written.items() if origin.part == part]
         failures: list[tuple[str, Comparison]] = []
         for files, optimize in itertools.product(stages, (True, False)):
             stage, tolerance = files.stage, files.tolerance
@@ -223,7 +224,7 @@ def _files(out_dir: Path, manifest: dict[str, Any], task: Task) -> list[Files]:
         if stage["file"] is not None:
             stages.setdefault(stage["name"], {})[stage.get("graph", "")] = out_dir / stage["file"]
     for name, paths in stages.items():
-        for graph in graphs_of(task).keys() - paths.keys():
+        for graph in files_of(task, paths).keys() - paths.keys():
             raise ModelDirectoryError(
                 f"the manifest names no '{graph}' of the stage '{name}'",
                 where=str(out_dir),

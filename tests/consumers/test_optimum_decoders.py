@@ -45,6 +45,13 @@ def test_int8_graphs_by_their_names(pruned_bart):
     assert torch.equal(model.generate(**options), own.generate(**options))
 
 
+def test_a_merged_decoder_is_what_it_takes_where_it_finds_one(pruned_bart, tmp_path):
+    artefact = compactor.export(pruned_bart.folder, tmp_path / "out", precision=["fp32"], decoder="merged").path
+    model = ORTModelForSeq2SeqLM.from_pretrained(artefact)
+    assert model.use_merged
+    assert_same_tokens(pruned_bart.module, model)
+
+
 def test_the_first_layer_no_longer_looks_at_the_text(tmp_path):
     """Then the first cache of cross-attention is the second layer's; optimum pairs caches by their place."""
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime: the three graphs of an encoder-decoder, and what is generated with them.
+"""ONNX Runtime: the graphs of an encoder-decoder, and what is generated with them.
 
 Caches stay with the session from step to step (``compactor.runtime.decoding``), and text is searched for by
 transformers' ``generate`` over the sessions (``compactor.runtime.generation``): what a user of the artefact runs.
@@ -23,20 +23,21 @@ from compactor.benching.engines.torch import set_threads, set_wait_policy
 from compactor.benching.parts import DECODER_TOKENS
 from compactor.benching.plan import Part, Variant
 from compactor.errors import ModelDirectoryError
-from compactor.runtime.decoding import ENCODER, FIRST, NEXT, CachedDecoder, graph_path, run_on
+from compactor.runtime.decoding import ENCODER, CachedDecoder, decoder_paths, graph_path, run_on
 from compactor.runtime.providers import Provider
 
 _SOURCE = {"input_ids": np.int64, "attention_mask": np.int64}
 
 
 def graph_files(variant: Variant) -> dict[str, Path]:
-    """The files of the three graphs, by name.
+    """The files of its graphs, by name: the encoder first.
 
     Raises:
         ModelDirectoryError: One is missing.
     """
     try:
-        return {graph: graph_path(variant.path, graph, variant.precision) for graph in (ENCODER, FIRST, NEXT)}
+        encoder = graph_path(variant.path, ENCODER, variant.precision)
+        return {ENCODER: encoder, **decoder_paths(variant.path, variant.precision)}
     except FileNotFoundError as error:
         raise ModelDirectoryError(str(error)) from error
 
@@ -76,7 +77,8 @@ class OrtGenerator:
         self.sessions = {graph: opener(path) for graph, path in graph_files(variant).items()}
         device = "cuda" if provider.needs_gpu else "cpu"
         try:
-            self._decoder = CachedDecoder(self.sessions[FIRST], self.sessions[NEXT], device=device)
+            decoders = (session for graph, session in self.sessions.items() if graph != ENCODER)
+            self._decoder = CachedDecoder(*decoders, device=device)
         except ValueError as error:
             raise ModelDirectoryError(str(error), where=self._where) from error
         settings = transformers.GenerationConfig.from_model_config(config)

@@ -27,7 +27,7 @@ def test_export_passes_its_options_on(model: Path, tmp_path: Path, fake_export: 
     fake_export(export)
     out = tmp_path / "out"
     options = "--task fill-mask --target cuda --precision fp16,fp32 --layout triton --no-pack --int8-budget 0.5"
-    options += " --model-name served --threads 3 --route query --embed --card none"
+    options += " --model-name served --threads 3 --route query --embed --decoder merged --card none"
     assert run("export", model, out, *options.split(), "--allow-pickle") == 0
     seen.pop("progress")
     assert seen == {
@@ -48,6 +48,7 @@ def test_export_passes_its_options_on(model: Path, tmp_path: Path, fake_export: 
         "threads": 3,
         "route": "query",
         "embed": True,
+        "decoder": "merged",
         "card": False,
     }
 
