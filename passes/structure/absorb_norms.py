@@ -219,8 +219,8 @@ def _balance(scales: dict[Stream, Scale], runs: Mapping[Stream, NDArray[np.int_]
 def _narrow(link: Link, walk: _Walk) -> bool:
     """Leave in the product what stays. Returns whether that is less, or another number."""
     stays, old = walk.stays[link], link.factors
-    kept = old * walk.scales[link.source] / walk.scales[link.target]
-    new = np.where(stays, kept, 1.0)
+    between = walk.scales[link.source] / walk.scales[link.target]  # exactly 1 where both are one stream
+    new = np.where(stays, old * between, 1.0)
     if (new == old).all():
         return False
     link.slot.refill(new.reshape(link.slot.array.shape))
